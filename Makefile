@@ -1,0 +1,29 @@
+# one environment for every target and every clone; VENV= points elsewhere
+VENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmrednet/venv
+PYTHON := $(VENV)/bin/python
+export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
+
+.PHONY: help env demo demo-conv test lint
+
+help:
+	@echo 'make demo       train, evaluate and draw a small RedNet detector'
+	@echo 'make demo-conv  the same with 3x3 convolutions in place of involution'
+	@echo 'make test       the test suite'
+	@echo 'make lint       ruff and mypy'
+	@echo 'make env        only the environment, at VENV=$(VENV)'
+
+env:
+	@requirements/install.sh $(VENV)
+
+demo: env
+	@$(PYTHON) tools/demo.py
+
+demo-conv: env
+	@$(PYTHON) tools/demo.py --config configs/shapes/faster-rcnn_r26_fpn_shapes.py
+
+test: env
+	@$(PYTHON) -m pytest tests
+
+lint: env
+	@$(VENV)/bin/ruff check .
+	@$(PYTHON) -m mypy

@@ -1,0 +1,7 @@
+"""Backbones: an image to a pyramid of feature maps."""
+
+from .base import PyramidBackbone
+from .rednet import RedNet
+from .resnet import SpatialResNet
+
+__all__ = ['PyramidBackbone', 'RedNet', 'SpatialResNet']

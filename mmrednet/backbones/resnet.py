@@ -1,0 +1,137 @@
+"""Deep Residual Learning (He et al., CVPR 2016), with any spatial operator in place of the 3x3 convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch.utils.checkpoint
+from mmcv.cnn import build_conv_layer, build_norm_layer
+from mmengine.model import BaseModule, Sequential
+from torch import Tensor, nn
+
+from ..layers.spatial import SpatialConfig, build_spatial
+from ..registry import MODELS
+from .base import PyramidBackbone
+
+
+class Bottleneck(BaseModule):
+    """1x1 convolution, spatial operator, 1x1 convolution, each with a norm, added to the input.
+
+    Args:
+        in_channels: of the input.
+        width: of the spatial operator; the output has ``4 * width`` channels.
+        stride: of the block.
+        dilation: of the spatial operator.
+        style: 'pytorch' strides in the spatial operator, 'caffe' in the first convolution.
+        spatial_cfg: the operator, see :func:`mmrednet.layers.build_spatial`.
+        norm_cfg: of all norms.
+        with_cp: whether the block is computed again in the backward pass.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, *, stride: int, dilation: int, style: str,
+                 spatial_cfg: SpatialConfig, norm_cfg: dict, with_cp: bool) -> None:
+        # the last norm starts at zero: every block begins as the identity
+        super().__init__(dict(type='Constant', val=0, override=dict(name='bn3')))
+        self.with_cp = with_cp
+        out_channels = width * self.expansion
+        first_stride, spatial_stride = (stride, 1) if style == 'caffe' else (1, stride)
+        self.conv1 = build_conv_layer(None, in_channels, width, 1, stride=first_stride, bias=False)
+        self.bn1 = build_norm_layer(norm_cfg, width)[1]
+        self.conv2 = build_spatial(spatial_cfg, width, stride=spatial_stride, dilation=dilation, norm_cfg=norm_cfg)
+        self.bn2 = build_norm_layer(norm_cfg, width)[1]
+        self.conv3 = build_conv_layer(None, width, out_channels, 1, bias=False)
+        self.bn3 = build_norm_layer(norm_cfg, out_channels)[1]
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride > 1 or in_channels != out_channels:
+            self.downsample = Sequential(
+                build_conv_layer(None, in_channels, out_channels, 1, stride=stride, bias=False),
+                build_norm_layer(norm_cfg, out_channels)[1])
+
+    def _forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, 4 * width, ceil(H / stride), ceil(W / stride))."""
+        if self.with_cp and x.requires_grad:
+            return torch.utils.checkpoint.checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+
+@MODELS.register_module()
+class SpatialResNet(PyramidBackbone):
+    """ResNet whose 3x3 convolutions may be any spatial operator. Other arguments: see :class:`PyramidBackbone`.
+
+    With ``spatial_cfg=None`` it is mmdet's ResNet, in names and in values.
+
+    Args:
+        depth: 26, 38, 50, 101 or 152.
+        spatial_cfg: one operator for all stages, or a list with one per stage; None is the 3x3 convolution.
+        in_channels: of the image.
+        base_channels: width of the first stage; it doubles from stage to stage.
+        num_stages: how many stages to build.
+        strides: of the stages.
+        dilations: of the stages.
+        style: 'pytorch' strides in the spatial operator, 'caffe' in the convolution before it.
+        norm_cfg: of all norms, those inside the operators included.
+
+    Raises:
+        ValueError: an argument has no such value, or not one entry per stage.
+    """
+
+    block_counts = {26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+    def __init__(self, depth: int = 50, spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = None, *,
+                 in_channels: int = 3, base_channels: int = 64, num_stages: int = 4,
+                 strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
+                 style: str = 'pytorch', norm_cfg: dict = dict(type='BN'),
+                 init_cfg: dict | list[dict] | None = None, **kwargs: Any) -> None:
+        super().__init__(init_cfg=init_cfg or [
+            dict(type='Kaiming', layer='Conv2d'),
+            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])], **kwargs)
+        if depth not in self.block_counts:
+            raise ValueError(f'depth must be one of {sorted(self.block_counts)}, got {depth}.')
+        if style not in ('pytorch', 'caffe'):
+            raise ValueError(f"style must be 'pytorch' or 'caffe', got {style!r}.")
+        if not 1 <= num_stages <= 4:
+            raise ValueError(f'num_stages must be from 1 to 4, got {num_stages}.')
+        per_stage = spatial_cfg if isinstance(spatial_cfg, (list, tuple)) else [spatial_cfg] * num_stages
+        for name, values in (('spatial_cfg', per_stage), ('strides', strides), ('dilations', dilations)):
+            if len(values) != num_stages:
+                raise ValueError(f'{name} must have one entry per stage, {num_stages}, got {values}.')
+        self.check_stages(num_stages)
+        self.in_channels, self.norm_cfg = in_channels, norm_cfg
+        self.make_stem(base_channels)
+        channels = base_channels
+        for index in range(num_stages):
+            width = base_channels << index
+            block: dict[str, Any] = dict(
+                dilation=dilations[index], style=style, spatial_cfg=per_stage[index], norm_cfg=norm_cfg,
+                with_cp=self.with_cp)
+            stage = [Bottleneck(channels, width, stride=strides[index], **block)]
+            channels = width * Bottleneck.expansion
+            stage += [Bottleneck(channels, width, stride=1, **block)
+                      for _ in range(1, self.block_counts[depth][index])]
+            self.add_stage(f'layer{index + 1}', Sequential(*stage))
+        self._freeze()
+
+    def make_stem(self, channels: int) -> None:
+        """Build the stem, a 7x7 convolution of stride 2 and a pooling of stride 2, with this many output channels."""
+        self.conv1 = build_conv_layer(None, self.in_channels, channels, 7, stride=2, padding=3, bias=False)
+        self.bn1 = build_norm_layer(self.norm_cfg, channels)[1]
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+
+    def stem_modules(self) -> Iterable[nn.Module]:
+        """Return the modules of the stem."""
+        return self.conv1, self.bn1
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, base_channels, H / 4, W / 4)."""
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))

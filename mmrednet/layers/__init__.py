@@ -1,0 +1,6 @@
+"""The operators as modules: (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
+
+from .involution import Involution
+from .spatial import build_spatial
+
+__all__ = ['Involution', 'build_spatial']

@@ -1,0 +1,46 @@
+"""The contract of a spatial operator, what may stand in place of a 3x3 convolution, and how a config names one.
+
+An operator is a registered module ``Layer(channels, *, stride=1, dilation=1, norm_cfg=..., ...)`` that maps
+(B, channels, H, W) to (B, channels, ceil(H / stride), ceil(W / stride)) for any H and W.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from mmcv.cnn import build_conv_layer
+from torch import nn
+
+from ..registry import MODELS
+
+SpatialConfig = dict | None
+
+
+def build_spatial(cfg: SpatialConfig, channels: int, *, stride: int = 1, dilation: int = 1,
+                  norm_cfg: dict | None = None, bias: bool = False) -> nn.Module:
+    """Build the spatial operator that a config names.
+
+    Args:
+        cfg: ``dict(type='Involution', kernel_size=7)``, say; None is the 3x3 convolution.
+        channels: C, of the input and of the output.
+        stride: distance of neighbouring outputs.
+        dilation: distance of neighbouring taps.
+        norm_cfg: the norm that the network around it uses; for operators that have norms, unless ``cfg`` states one.
+        bias: whether the 3x3 convolution, for which no norm stands in, has one.
+
+    Raises:
+        TypeError: ``cfg`` is not a dict with a ``type``.
+        KeyError: no operator is registered under that type.
+    """
+    if cfg is None:
+        return build_conv_layer(None, channels, channels, 3, stride=stride, padding=dilation, dilation=dilation,
+                                bias=bias)
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise TypeError(f"spatial_cfg must be None (a 3x3 convolution) or a dict with the key 'type', got {cfg!r}.")
+    layer = MODELS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+    if layer is None:
+        raise KeyError(f"spatial_cfg.type must be a registered operator such as 'Involution', got {cfg['type']!r}.")
+    arguments = dict(cfg, type=layer, channels=channels, stride=stride, dilation=dilation)
+    if norm_cfg is not None and 'norm_cfg' in inspect.signature(layer).parameters:
+        arguments.setdefault('norm_cfg', norm_cfg)
+    return MODELS.build(arguments)

@@ -1,0 +1,84 @@
+"""The kernels in plain torch: one tap at a time, on any device and in any dtype.
+
+Each tap is a strided slice of the input times a slice of the weights, so nothing is unfolded and nothing is padded:
+memory stays at inputs and outputs, plus one product of the output's size in ``correlate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .window import Window
+
+
+def sum_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the dtype in which sums over these tensors are taken: float32 or wider."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def empty_in_layout_of(like: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised dense tensor whose dimensions lie in memory in the order of those of ``like``.
+
+    Channels-last input thus gives channels-last output, and interleaved groups stay interleaved.
+    """
+    strides = like.stride()
+    order = sorted(range(like.dim()), key=lambda dim: -strides[dim])
+    empty = torch.empty([size[dim] for dim in order], dtype=dtype, device=like.device)
+    return empty.permute([order.index(dim) for dim in range(like.dim())])
+
+
+def _axis_slices(tap: int, stride: int, dilation: int, padding: int, size: int, out: int) -> tuple[slice, slice]:
+    """Return the outputs that see an input through this tap, and those inputs, along one axis."""
+    offset = tap * dilation - padding
+    first = max(0, -(offset // stride))
+    last = min(out, (size - 1 - offset) // stride + 1)
+    if first >= last:
+        return slice(0, 0), slice(0, 0)
+    start = first * stride + offset
+    return slice(first, last), slice(start, start + (last - first - 1) * stride + 1, stride)
+
+
+def _tap_slices(window: Window, size: Sequence[int], out: Sequence[int]) -> Iterator[tuple[int, tuple, tuple]]:
+    """Yield (tap, index of the outputs, index of the inputs) for the taps that fall on the map."""
+    kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, padding_h, padding_w = window
+    for row in range(kernel_h):
+        rows_out, rows_in = _axis_slices(row, stride_h, dilation_h, padding_h, size[0], out[0])
+        for column in range(kernel_w):
+            columns_out, columns_in = _axis_slices(column, stride_w, dilation_w, padding_w, size[1], out[1])
+            yield row * kernel_w + column, (..., rows_out, columns_out), (..., rows_in, columns_in)
+
+
+def aggregate(value: Tensor, weight: Tensor, window: Window) -> Tensor:
+    """See :func:`mmrednet.ops.local_aggregate`."""
+    dtype = sum_dtype(value, weight)
+    result = empty_in_layout_of(value, (*value.shape[:3], *weight.shape[-2:]), dtype).zero_()
+    wide = value.to(dtype)
+    for tap, outputs, inputs in _tap_slices(window, value.shape[-2:], weight.shape[-2:]):
+        result[outputs].addcmul_(wide[inputs], weight[:, :, tap, None][outputs].to(dtype))
+    return result.to(value.dtype)
+
+
+def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Window) -> Tensor:
+    """See :func:`mmrednet.ops.local_scatter`."""
+    dtype = sum_dtype(grad, weight)
+    result = empty_in_layout_of(grad, (*grad.shape[:3], *size), dtype).zero_()
+    wide = grad.to(dtype)
+    for tap, outputs, inputs in _tap_slices(window, size, grad.shape[-2:]):
+        result[inputs].addcmul_(wide[outputs], weight[:, :, tap, None][outputs].to(dtype))
+    return result.to(grad.dtype)
+
+
+def correlate(query: Tensor, key: Tensor, window: Window) -> Tensor:
+    """See :func:`mmrednet.ops.local_correlate`."""
+    dtype = sum_dtype(query, key)
+    result = empty_in_layout_of(query, (*query.shape[:2], window.taps, *query.shape[-2:]), query.dtype).zero_()
+    wide_query, wide_key = query.to(dtype), key.to(dtype)
+    for tap, outputs, inputs in _tap_slices(window, key.shape[-2:], query.shape[-2:]):
+        result[:, :, tap][outputs] = (wide_query[outputs] * wide_key[inputs]).sum(2)
+    return result

@@ -1,0 +1,216 @@
+"""Arithmetic over a sliding window: three faces of one trilinear form.
+
+    T(q, k, w) = sum over b, g, d, i, j of  w[b, g, j, i] * q[b, g, d, i] * k[b, g, d, i + j]
+
+``local_correlate`` is dT/dw, ``local_aggregate`` is dT/dq and ``local_scatter`` is dT/dk, so that the gradient of each
+is made of the other two. In the shapes B is the batch, G the groups, D the channels of a group, K the taps of the
+window, (H, W) the map and (Ho, Wo) the output positions. Tensors may have any strides: a view of contiguous channels
+is ``x.unflatten(1, (G, D))``, one of interleaved channels ``x.unflatten(1, (D, G)).transpose(1, 2)``.
+
+Sums are taken in float32 or wider and returned in the dtype and the memory layout of the first argument. Under
+autocast float32 arguments are cast to the autocast dtype, as those of a convolution are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from . import _torch
+from .window import Window
+
+__all__ = ['local_aggregate', 'local_correlate', 'local_scatter']
+
+
+def local_aggregate(value: Tensor, weight: Tensor, window: Window) -> Tensor:
+    """Sum the neighbours of every position, each times its own weight.
+
+        result[b, g, d, i] = sum over j of  weight[b, g, j, i] * value[b, g, d, i + j]
+
+    Args:
+        value: (B, G, D, H, W); the D channels of a group share their weights.
+        weight: (B, G, K, Ho, Wo), one weight per tap of the window.
+        window: the neighbourhood; ``window.output_size(H, W)`` must be (Ho, Wo).
+
+    Returns:
+        (B, G, D, Ho, Wo).
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: a shape does not match.
+    """
+    value, weight = _checked(value=value, weight=weight)
+    _check_taps('weight', weight, window)
+    _check_same('value', value, 'weight', weight, dims=2)
+    _check_output('weight', weight, 'value', value.shape[-2:], window)
+    return _aggregate(value, weight, list(window))
+
+
+def local_correlate(query: Tensor, key: Tensor, window: Window) -> Tensor:
+    """Multiply every position with each of its neighbours: the logits of local attention.
+
+        result[b, g, j, i] = sum over d of  query[b, g, d, i] * key[b, g, d, i + j]
+
+    Args:
+        query: (B, G, D, Ho, Wo).
+        key: (B, G, D, H, W).
+        window: the neighbourhood; ``window.output_size(H, W)`` must be (Ho, Wo).
+
+    Returns:
+        (B, G, K, Ho, Wo); zero where the neighbour lies outside the map.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: a shape does not match.
+    """
+    query, key = _checked(query=query, key=key)
+    _check_same('query', query, 'key', key, dims=3)
+    _check_output('query', query, 'key', key.shape[-2:], window)
+    return _correlate(query, key, list(window))
+
+
+def local_scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Window) -> Tensor:
+    """Add every position to its neighbours, each time with its own weight: the adjoint of ``local_aggregate``.
+
+        result[b, g, d, i + j]  +=  weight[b, g, j, i] * grad[b, g, d, i]        for every i and j
+
+    Args:
+        grad: (B, G, D, Ho, Wo).
+        weight: (B, G, K, Ho, Wo), one weight per tap of the window.
+        size: (H, W), the map to write to.
+        window: the neighbourhood; ``window.output_size(H, W)`` must be (Ho, Wo).
+
+    Returns:
+        (B, G, D, H, W).
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: a shape does not match.
+    """
+    grad, weight = _checked(grad=grad, weight=weight)
+    if len(size) != 2:
+        raise ValueError(f'size must be (H, W), got {size=}.')
+    _check_taps('weight', weight, window)
+    _check_same('grad', grad, 'weight', weight, dims=2)
+    _check_output('weight', weight, 'size', size, window)
+    _check_output('grad', grad, 'size', size, window)
+    return _scatter(grad, weight, list(size), list(window))
+
+
+def _checked(**tensors: Tensor) -> tuple[Tensor, ...]:
+    """Check rank, dtype and device of the arguments, and cast them as autocast asks."""
+    (first_name, first), *_ = tensors.items()
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f'{name} must be a floating-point tensor, got {got}.')
+        if tensor.dim() != 5:
+            raise ValueError(f'{name} must have 5 dimensions (batch, groups, channels or taps, height, width), '
+                             f'got {name}.shape={tuple(tensor.shape)}.')
+        if tensor.device != first.device:
+            raise ValueError(f'{first_name} and {name} must be on one device, got {first.device} and {tensor.device}.')
+    device = first.device.type
+    if not torch.is_autocast_enabled(device):
+        return tuple(tensors.values())
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors.values())
+
+
+def _check_same(first_name: str, first: Tensor, name: str, tensor: Tensor, *, dims: int) -> None:
+    if first.shape[:dims] != tensor.shape[:dims]:
+        what = ('batch', 'groups', 'channels per group')[:dims]
+        raise ValueError(f'{first_name} and {name} must agree in {", ".join(what)}, got '
+                         f'{first_name}.shape={tuple(first.shape)}, {name}.shape={tuple(tensor.shape)}.')
+
+
+def _check_taps(name: str, tensor: Tensor, window: Window) -> None:
+    if tensor.shape[2] != window.taps:
+        raise ValueError(f'{name} must have one entry per tap, {window.taps} for kernel {window.kernel}, '
+                         f'in dimension 2, got {name}.shape={tuple(tensor.shape)}.')
+
+
+def _check_output(name: str, tensor: Tensor, source: str, size: Sequence[int], window: Window) -> None:
+    expected = window.output_size(size[0], size[1])
+    if tuple(tensor.shape[-2:]) != expected:
+        raise ValueError(f'{name} must end in the output size {expected} of {window} on a map ({source}) of '
+                         f'{tuple(size)}, got {name}.shape={tuple(tensor.shape)}.')
+
+
+@custom_op('mmrednet::aggregate', mutates_args=())
+def _aggregate(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:
+    return _torch.aggregate(value, weight, Window.from_flat(window))
+
+
+@custom_op('mmrednet::correlate', mutates_args=())
+def _correlate(query: Tensor, key: Tensor, window: Sequence[int]) -> Tensor:
+    return _torch.correlate(query, key, Window.from_flat(window))
+
+
+@custom_op('mmrednet::scatter', mutates_args=())
+def _scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[int]) -> Tensor:
+    return _torch.scatter(grad, weight, size, Window.from_flat(window))
+
+
+@_aggregate.register_fake
+def _(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:
+    return _torch.empty_in_layout_of(value, (*value.shape[:3], *weight.shape[-2:]), value.dtype)
+
+
+@_correlate.register_fake
+def _(query: Tensor, key: Tensor, window: Sequence[int]) -> Tensor:
+    size = (*query.shape[:2], window[0] * window[1], *query.shape[-2:])
+    return _torch.empty_in_layout_of(query, size, query.dtype)
+
+
+@_scatter.register_fake
+def _(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[int]) -> Tensor:
+    return _torch.empty_in_layout_of(grad, (*grad.shape[:3], *size), grad.dtype)
+
+
+def _widened(first: Tensor, result_like: Tensor) -> Tensor:
+    """Return ``first`` in a dtype that holds ``result_like`` too: an op rounds its sums to the dtype of its first."""
+    return first.to(torch.promote_types(first.dtype, result_like.dtype))
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.window = inputs[-1]
+
+
+def _aggregate_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    value, weight = ctx.saved_tensors
+    grad_value = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_value = _scatter(grad, weight, value.shape[-2:], ctx.window)
+    if ctx.needs_input_grad[1]:
+        grad_weight = _correlate(_widened(grad, weight), value, ctx.window).to(weight.dtype)
+    return grad_value, grad_weight, None
+
+
+def _correlate_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    query, key = ctx.saved_tensors
+    grad_query = grad_key = None
+    if ctx.needs_input_grad[0]:
+        grad_query = _aggregate(_widened(key, query), grad, ctx.window).to(query.dtype)
+    if ctx.needs_input_grad[1]:
+        grad_key = _scatter(_widened(query, key), grad, key.shape[-2:], ctx.window).to(key.dtype)
+    return grad_query, grad_key, None
+
+
+def _scatter_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    source, weight = ctx.saved_tensors
+    grad_source = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_source = _aggregate(grad, weight, ctx.window)
+    if ctx.needs_input_grad[1]:
+        grad_weight = _correlate(_widened(source, weight), grad, ctx.window).to(weight.dtype)
+    return grad_source, grad_weight, None, None
+
+
+_aggregate.register_autograd(_aggregate_grad, setup_context=_setup_context)
+_correlate.register_autograd(_correlate_grad, setup_context=_setup_context)
+_scatter.register_autograd(_scatter_grad, setup_context=_setup_context)

@@ -1,0 +1,11 @@
+"""The registries of the package, children of mmengine's, so that ``type='mmrednet.X'`` works in any config."""
+
+from .packages import require
+
+require('mmrednet.registry', 'mmengine', 'mmcv')
+
+from mmengine.registry import MODELS as ROOT_MODELS  # noqa: E402
+from mmengine.registry import Registry  # noqa: E402
+
+MODELS = Registry('model', parent=ROOT_MODELS, scope='mmrednet', locations=[
+    'mmrednet.layers', 'mmrednet.backbones', 'mmrednet.necks', 'mmrednet.heads'])

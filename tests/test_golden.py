@@ -1,0 +1,111 @@
+"""Agreement with the official implementations: their keys, loaded strictly and unrenamed, give their numbers."""
+
+import golden
+import pytest
+import torch
+from torch import nn
+
+from mmrednet.backbones import RedNet
+from mmrednet.layers import Involution
+from mmrednet.necks import SpatialFPN
+
+
+def loaded(module, case):
+    module = module.double().eval()
+    module.load_state_dict(golden.state_dict(case), strict=True)
+    assert sum(parameter.numel() for parameter in module.parameters()) == case['num_parameters']
+    return module
+
+
+def inputs(case):
+    return [golden.signed(entry['key'], entry['shape']) for entry in case['inputs']]
+
+
+def test_fill_formula():
+    assert golden.signed('input:2x3x4x5', (2, 3, 4, 5)).flatten()[0] == pytest.approx(-0.65403545149607845, rel=1e-15)
+    assert golden.fill('layer1.0.bn1.running_var', (4,))[0] == pytest.approx(0.66512685743802924, rel=1e-15)
+
+
+@pytest.mark.parametrize(('name', 'channels', 'kernel_size', 'stride'), [
+    ('op_involution_c32_k3_s2', 32, 3, 2), ('op_involution_c32_k7_s1', 32, 7, 1), ('op_involution_c64_k7_s2', 64, 7, 2)])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_involution_and_every_gradient(name, channels, kernel_size, stride, memory_format):
+    case, arrays = golden.load(name)
+    layer = loaded(Involution(channels, kernel_size=kernel_size, stride=stride), case)
+    x = inputs(case)[0].contiguous(memory_format=memory_format).requires_grad_()
+    output = layer(x)
+    golden.assert_outputs(case, {'output': output})
+    assert golden.relative_error(output, arrays['output']) < 1e-12
+    (output * golden.signed(case['grad_output_key'], output.shape)).sum().backward()
+    gradients = {'grad_input': x.grad, **{f'grad.{key}': p.grad for key, p in layer.named_parameters()}}
+    assert set(gradients) == {entry['name'] for entry in case['gradients']}
+    for key, gradient in gradients.items():
+        assert golden.relative_error(gradient, arrays[key]) < 1e-11, key
+
+
+class Classifier(nn.Module):
+    """A backbone and a linear head under the names of mmcls."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.ModuleDict({'fc': nn.Linear(2048, 1000)})
+
+
+@pytest.mark.parametrize('depth', [26, 50])
+def test_rednet_classifier(depth):
+    case, _ = golden.load(f'rednet{depth}_cls')
+    model = loaded(Classifier(RedNet(depth, stem_kernel_size=3)), case)
+    with torch.no_grad():
+        x = inputs(case)[0]
+        outputs = dict(zip(['layer1', 'layer2', 'layer3', 'layer4'], model.backbone(x), strict=True))
+        outputs['stem'] = model.backbone.stem(x)
+        outputs['logits'] = model.head['fc'](outputs['layer4'].mean((2, 3)))
+    assert set(outputs) == {output['name'] for output in case['outputs']}
+    golden.assert_outputs(case, outputs)
+
+
+def test_rednet_detection_backbone():
+    case, _ = golden.load('rednet50_det')
+    model = loaded(RedNet(50), case)
+    with torch.no_grad():
+        outputs = dict(zip(['layer1', 'layer2', 'layer3', 'layer4'], model(inputs(case)[0]), strict=True))
+    golden.assert_outputs(case, outputs)
+
+
+@pytest.mark.parametrize(('name', 'levels', 'arguments'), [
+    ('fpn_involution_maxpool', 'p2 p3 p4 p5 p6', {}),
+    ('fpn_involution_retinanet', 'p3 p4 p5 p6 p7', dict(start_level=1, add_extra_convs='on_input'))])
+def test_involution_fpn(name, levels, arguments):
+    case, _ = golden.load(name)
+    neck = loaded(SpatialFPN([256, 512, 1024, 2048], 256, 5, **arguments), case)
+    with torch.no_grad():
+        golden.assert_outputs(case, dict(zip(levels.split(), neck(inputs(case)), strict=True)))
+
+
+def test_involution_rpn_head():
+    from mmrednet.heads import SpatialRPNHead
+
+    case, _ = golden.load('rpn_head_involution')
+    anchors = dict(type='mmdet.AnchorGenerator', scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4])
+    head = loaded(SpatialRPNHead(
+        256, 256, anchor_generator=anchors, bbox_coder=dict(type='mmdet.DeltaXYWHBBoxCoder'),
+        loss_cls=dict(type='mmdet.CrossEntropyLoss', use_sigmoid=True), loss_bbox=dict(type='mmdet.L1Loss')), case)
+    with torch.no_grad():
+        scores, deltas = head.forward_single(inputs(case)[0])
+    golden.assert_outputs(case, {'rpn_cls_score': scores, 'rpn_bbox_pred': deltas})
+
+
+def test_involution_mask_head():
+    from mmrednet.heads import SpatialFCNMaskHead
+
+    case, _ = golden.load('fcn_mask_head_involution')
+    head = loaded(SpatialFCNMaskHead(loss_mask=dict(type='mmdet.CrossEntropyLoss', use_mask=True)), case)
+    outputs = {}
+    for index, conv in enumerate(head.convs):
+        conv.register_forward_hook(lambda _, __, out, index=index: outputs.update({f'conv{index}': out.clone()}))
+    head.upsample.register_forward_hook(lambda _, __, out: outputs.update(upsample_before_relu=out.clone()))
+    with torch.no_grad():
+        outputs['mask_pred'] = head(inputs(case)[0])
+    assert set(outputs) == {output['name'] for output in case['outputs']}
+    golden.assert_outputs(case, outputs)
