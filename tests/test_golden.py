@@ -27,7 +27,8 @@ def test_fill_formula():
 
 
 @pytest.mark.parametrize(('name', 'channels', 'kernel_size', 'stride'), [
-    ('op_involution_c32_k3_s2', 32, 3, 2), ('op_involution_c32_k7_s1', 32, 7, 1), ('op_involution_c64_k7_s2', 64, 7, 2)])
+    ('op_involution_c32_k3_s2', 32, 3, 2), ('op_involution_c32_k7_s1', 32, 7, 1),
+    ('op_involution_c64_k7_s2', 64, 7, 2)])
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 def test_involution_and_every_gradient(name, channels, kernel_size, stride, memory_format):
     case, arrays = golden.load(name)

@@ -15,7 +15,7 @@ def to_pair(name: str, value: IntPair, minimum: int) -> tuple[int, int]:
         TypeError: ``value`` is neither an int nor a pair of ints.
         ValueError: an entry lies below ``minimum``.
     """
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2 or not all(isinstance(number, int) and not isinstance(number, bool) for number in pair):
         raise TypeError(f'{name} must be an int or a pair of ints (vertical, horizontal), got {name}={value!r}.')
     if min(pair) < minimum:

@@ -1,0 +1,2 @@
+_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+model = dict(backbone=dict(type='mmrednet.RedNet', init_cfg=dict(checkpoint='checkpoints/rednet50.pth')))

@@ -1,0 +1,9 @@
+"""From a config and command-line options to a runner, for mmdet and for mmseg."""
+
+from .class_check import check_classes
+from .hosts import HOSTS, allow_checkpoint_globals, load_config, scope_of
+from .options import apply_test_options, apply_train_options
+from .pretrained_check import check_pretrained
+
+__all__ = ['HOSTS', 'allow_checkpoint_globals', 'apply_test_options', 'apply_train_options', 'check_classes',
+           'check_pretrained', 'load_config', 'scope_of']

@@ -1,0 +1,107 @@
+"""What the options of the training and test scripts mean for a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+from mmengine.config import Config, ConfigDict
+
+from .hosts import scope_of
+
+DETECTION_TTA_MODEL = dict(
+    type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+FLIP_META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+
+
+def apply_train_options(cfg: Config, *, amp: bool = False, auto_scale_lr: bool = False,
+                        resume: str | None = None) -> None:
+    """Switch a config to mixed precision, a scaled learning rate, or the continuation of a run.
+
+    Args:
+        cfg: changed in place.
+        amp: train under autocast with a dynamic loss scale.
+        auto_scale_lr: scale the learning rate with the batch size.
+        resume: 'auto' for the latest checkpoint in the work directory, or the path of one.
+
+    Raises:
+        ValueError: the config has no ``auto_scale_lr.base_batch_size``, or an optimizer wrapper without autocast.
+    """
+    if amp:
+        kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise ValueError(f"--amp needs optim_wrapper.type to be 'OptimWrapper' or 'AmpOptimWrapper', got {kind!r}.")
+        cfg.optim_wrapper.update(type='AmpOptimWrapper')
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ValueError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size in the config, '
+                             f"got auto_scale_lr={cfg.get('auto_scale_lr')}.")
+        cfg.auto_scale_lr.enable = True
+    if resume:
+        cfg.resume = True
+        cfg.load_from = None if resume == 'auto' else resume
+
+
+def apply_test_options(cfg: Config, *, checkpoint: str, out: str | None = None, show: bool = False,
+                       show_dir: str | None = None, wait_time: float = 2, tta: bool = False) -> Callable | None:
+    """Switch a config to test a checkpoint, draw or keep its predictions, or augment at test time.
+
+    Args:
+        cfg: changed in place.
+        checkpoint: the file to test.
+        out: mmdet: a ``.pkl`` file for all predictions; mmseg: a folder for label maps.
+        show: whether to open a window for every image.
+        show_dir: the folder for drawn images, below the work directory.
+        wait_time: how long a window stays, in seconds.
+        tta: whether to merge the predictions for augmented copies of every image.
+
+    Returns:
+        What to call with the runner before it tests, or None.
+
+    Raises:
+        ValueError: ``out`` has another ending, or the config has nothing to draw or augment with.
+    """
+    cfg.load_from = checkpoint
+    if show or show_dir:
+        if 'visualization' not in cfg.get('default_hooks', {}):
+            raise ValueError('--show and --show-dir need default_hooks.visualization in the config, got '
+                             f"default_hooks={list(cfg.get('default_hooks', {}))}.")
+        cfg.default_hooks.visualization.update(draw=True, show=show, wait_time=wait_time)
+        if show_dir and scope_of(cfg) == 'mmdet':
+            cfg.default_hooks.visualization.test_out_dir = show_dir
+        elif show_dir:
+            cfg.visualizer.save_dir = show_dir
+    if tta:
+        _apply_tta(cfg)
+    if out is not None and scope_of(cfg) == 'mmdet':
+        return _dump_detections(out)
+    if out is not None:
+        evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+        for evaluator in evaluators:
+            evaluator.update(output_dir=out, keep_results=True)
+    return None
+
+
+def _apply_tta(cfg: Config) -> None:
+    detection = scope_of(cfg) == 'mmdet'
+    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+    if missing and not detection:
+        raise ValueError(f'--tta needs tta_model and tta_pipeline in a segmentation config, {missing} not found.')
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    cfg.model = ConfigDict(cfg.get('tta_model', DETECTION_TTA_MODEL), module=cfg.model)
+    flips = dict(type='TestTimeAug', transforms=[
+        [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
+        [dict(type='PackDetInputs', meta_keys=FLIP_META_KEYS)]])
+    dataset.pipeline = cfg.get('tta_pipeline', [*deepcopy(dataset.pipeline[:-1]), flips])
+
+
+def _dump_detections(out: str) -> Callable:
+    if not out.endswith(('.pkl', '.pickle')):
+        raise ValueError(f'--out must end in .pkl or .pickle for a detector, got {out!r}.')
+    from mmdet.evaluation import DumpDetResults
+
+    return lambda runner: runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
+

@@ -1,0 +1,281 @@
+"""The local primitives against literal loops: values, gradients of both orders, layouts, dtypes, bad input."""
+
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
+
+from mmrednet.ops import Window, _torch, local, local_aggregate, local_correlate, local_scatter
+
+BATCH, GROUPS, CHANNELS = 2, 2, 3
+WINDOWS = {
+    'k1': (Window(1), (4, 3)),
+    'k3': (Window(3), (5, 4)),
+    'k3_stride2_odd': (Window(3, 2), (5, 7)),
+    'k3_stride2_even': (Window(3, 2), (6, 4)),
+    'k3_dilation2': (Window(3, 1, 2), (5, 6)),
+    'k3_stride2_dilation3': (Window(3, 2, 3), (7, 5)),
+    'k3_stride3_pair2': (Window(3, (3, 2)), (7, 6)),
+    'k5x3': (Window((5, 3)), (4, 5)),
+    'k7_larger_than_map': (Window(7), (2, 3)),
+    'k11': (Window(11), (3, 2)),
+    'k2_no_padding': (Window(2, padding=0), (4, 5)),
+    'k4_stride4': (Window(4, 4, padding=0), (8, 9)),
+    'k2x3_padding': (Window((2, 3), 1, 1, (1, 2)), (3, 4)),
+    'k3_wide_padding': (Window(3, 2, 1, 3), (4, 4)),
+}
+LAYOUTS = {
+    'contiguous': lambda x: x.unflatten(1, (GROUPS, CHANNELS)),
+    'interleaved': lambda x: x.unflatten(1, (CHANNELS, GROUPS)).transpose(1, 2),
+    'channels_last': lambda x: x.contiguous(memory_format=torch.channels_last).unflatten(1, (GROUPS, CHANNELS)),
+    'sliced': lambda x: torch.stack([x, x], -1)[..., 1].unflatten(1, (GROUPS, CHANNELS)),
+}
+# relative to the float64 result; float32 sums round once, bfloat16 keeps 8 bits
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def tensors(window, size, layout='contiguous', dtype=torch.float64):
+    """Return (map, query, weight) of random numbers, the first two in this layout."""
+    out = window.output_size(*size)
+    grouped = [LAYOUTS[layout](torch.randn(BATCH, GROUPS * CHANNELS, *shape, dtype=torch.float64).to(dtype))
+               for shape in (size, out)]
+    return (*grouped, torch.randn(BATCH, GROUPS, window.taps, *out, dtype=torch.float64).to(dtype))
+
+
+def close(got, expected, dtype):
+    assert got.dtype == dtype
+    assert got.shape == expected.shape
+    error = (got.double() - expected).abs().max() if expected.numel() else 0
+    assert error <= TOLERANCE[dtype] * max(1, float(expected.abs().max()) if expected.numel() else 0)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('window', WINDOWS)
+def test_agree_with_literal_loops(window, layout, dtype):
+    window, size = WINDOWS[window]
+    value, query, weight = tensors(window, size, layout, dtype)
+    wide_value, wide_query, wide_weight = value.double(), query.double(), weight.double()
+    close(local_aggregate(value, weight, window), oracles.aggregate(wide_value, wide_weight, window), dtype)
+    close(local_correlate(query, value, window), oracles.correlate(wide_query, wide_value, window), dtype)
+    close(local_scatter(query, weight, size, window), oracles.scatter(wide_query, wide_weight, size, window), dtype)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('window', WINDOWS)
+def test_first_gradients(window, layout):
+    window, size = WINDOWS[window]
+    value, query, weight = (tensor.requires_grad_() for tensor in tensors(window, size, layout))
+    assert gradcheck(lambda v, w: local_aggregate(v, w, window), (value, weight), fast_mode=True)
+    assert gradcheck(lambda q, k: local_correlate(q, k, window), (query, value), fast_mode=True)
+    assert gradcheck(lambda g, w: local_scatter(g, w, size, window), (query, weight), fast_mode=True)
+
+
+@pytest.mark.parametrize('layout', ['contiguous', 'interleaved'])
+@pytest.mark.parametrize('window', ['k3', 'k3_stride2_odd', 'k3_stride2_dilation3', 'k2x3_padding'])
+def test_second_gradients(window, layout):
+    window, size = WINDOWS[window]
+    value, query, weight = (tensor.requires_grad_() for tensor in tensors(window, size, layout))
+    assert gradgradcheck(lambda v, w: local_aggregate(v, w, window), (value, weight), fast_mode=True)
+    assert gradgradcheck(lambda q, k: local_correlate(q, k, window), (query, value), fast_mode=True)
+    assert gradgradcheck(lambda g, w: local_scatter(g, w, size, window), (query, weight), fast_mode=True)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_registration(layout):
+    window, size = WINDOWS['k3_stride2_odd']
+    value, query, weight = (tensor.detach().requires_grad_() for tensor in tensors(window, size, layout))
+    opcheck(local._aggregate, (value, weight, list(window)))
+    opcheck(local._correlate, (query, value, list(window)))
+    opcheck(local._scatter, (query, weight, list(size), list(window)))
+
+
+def attention(q, k, v):
+    """A user's local attention, made of the primitives."""
+    window = Window(3, dilation=2)
+    logits = local_correlate(q.unflatten(1, (2, 3)), k.unflatten(1, (2, 3)), window)
+    return local_aggregate(v.unflatten(1, (2, 3)), logits.softmax(2), window).flatten(1, 2)
+
+
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_compiles_in_one_graph(dynamic):
+    compiled = torch.compile(attention, fullgraph=True, backend='aot_eager', dynamic=dynamic)
+    for size in ((5, 6), (7, 4)):
+        inputs = [torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+        expected, got = attention(*inputs), compiled(*inputs)
+        torch.testing.assert_close(got, expected)
+        for want, have in zip(torch.autograd.grad(expected.sin().sum(), inputs),
+                              torch.autograd.grad(got.sin().sum(), inputs), strict=True):
+            torch.testing.assert_close(have, want)
+
+
+def test_results_keep_the_layout_of_the_first_argument():
+    x = torch.randn(2, 6, 5, 4).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(2, 2, 9, 5, 4)
+    assert local_aggregate(x.unflatten(1, (2, 3)), weight, Window(3)).flatten(1, 2).is_contiguous(
+        memory_format=torch.channels_last)
+    interleaved = torch.randn(2, 6, 5, 4).unflatten(1, (3, 2)).transpose(1, 2)
+    assert local_aggregate(interleaved, weight, Window(3)).transpose(1, 2).is_contiguous()
+
+
+def test_no_unfolded_copy():
+    """Memory: at most a few tensors of the size of the inputs, never one of K times the map."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest.append(result.untyped_storage().nbytes())
+            return result
+
+    window, size = Window(7), (16, 16)
+    value, weight = torch.randn(1, 1, 32, *size), torch.randn(1, 1, 49, *size)
+    with Watch():
+        _torch.aggregate(value, weight, window)
+        _torch.correlate(value, value, window)
+        _torch.scatter(value, weight, size, window)
+    assert largest
+    assert max(largest) <= weight.untyped_storage().nbytes()
+
+
+@pytest.mark.parametrize('batch', [0, 1])
+def test_empty_batch(batch):
+    window = Window(3, 2)
+    value = torch.randn(batch, 2, 3, 5, 5, requires_grad=True)
+    weight = torch.randn(batch, 2, 9, 3, 3, requires_grad=True)
+    result = local_aggregate(value, weight, window)
+    assert result.shape == (batch, 2, 3, 3, 3)
+    result.sum().backward()
+    assert value.grad.shape == value.shape
+    assert weight.grad.shape == weight.shape
+
+
+@pytest.mark.parametrize('low', [torch.bfloat16, torch.float16])
+def test_mixed_dtypes(low):
+    """Values of half precision meet softmax weights of float32: sums are wide, gradients keep their own dtypes."""
+    window, size = Window(3), (5, 4)
+    value, query, weight = tensors(window, size, dtype=torch.float32)
+    value, query = value.to(low).requires_grad_(), query.to(low).requires_grad_()
+    weight.requires_grad_()
+    result = local_aggregate(value, weight, window)
+    close(result, oracles.aggregate(value.double(), weight.double(), window).detach(), low)
+    result.backward(query.detach())
+    assert (value.grad.dtype, weight.grad.dtype) == (low, torch.float32)
+    expected = oracles.correlate(query.detach().double(), value.detach().double(), window)
+    torch.testing.assert_close(weight.grad.double(), expected, rtol=1e-5, atol=1e-5)
+    logits = local_correlate(weight[:, :, :3], value, window)
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    assert value.grad.dtype == low
+
+
+def test_autocast_casts_float32_and_leaves_float64():
+    window, size = Window(3), (5, 4)
+    value, _, weight = tensors(window, size, dtype=torch.float32)
+    with torch.autocast('cpu', torch.bfloat16):
+        result = local_aggregate(value.requires_grad_(), weight, window)
+        wide = local_aggregate(value.double(), weight.double(), window)
+    close(result, oracles.aggregate(value.double(), weight.double(), window).detach(), torch.bfloat16)
+    assert wide.dtype == torch.float64
+    result.float().sum().backward()
+    assert value.grad.dtype == torch.float32
+
+
+shapes = st.tuples(st.integers(1, 7), st.integers(1, 7))
+windows = st.builds(
+    lambda kernel, stride, dilation: Window(kernel, stride, dilation),
+    st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3, 7])), st.integers(1, 3), st.integers(1, 3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(window=windows, size=shapes, seed=st.integers(0, 2**16))
+def test_three_faces_of_one_form(window, size, seed):
+    """<aggregate(v, w), g> = <v, scatter(g, w)> = <w, correlate(g, v)>"""
+    torch.manual_seed(seed)
+    value, grad, weight = tensors(window, size)
+    form = (local_aggregate(value, weight, window) * grad).sum()
+    torch.testing.assert_close((value * local_scatter(grad, weight, size, window)).sum(), form)
+    torch.testing.assert_close((weight * local_correlate(grad, value, window)).sum(), form)
+
+
+@settings(max_examples=30, deadline=None)
+@given(window=windows, size=shapes, factor=st.floats(-3, 3), seed=st.integers(0, 2**16))
+def test_linear_in_each_argument(window, size, factor, seed):
+    torch.manual_seed(seed)
+    value, query, weight = tensors(window, size)
+    other_value, other_query, other_weight = tensors(window, size)
+    for function, first, second, other_first, other_second in (
+            (lambda v, w: local_aggregate(v, w, window), value, weight, other_value, other_weight),
+            (lambda q, k: local_correlate(q, k, window), query, value, other_query, other_value),
+            (lambda g, w: local_scatter(g, w, size, window), query, weight, other_query, other_weight)):
+        result = function(first, second)
+        torch.testing.assert_close(
+            function(first + factor * other_first, second), result + factor * function(other_first, second))
+        torch.testing.assert_close(
+            function(first, second + factor * other_second), result + factor * function(first, other_second))
+
+
+@pytest.mark.parametrize('stride', [1, 2, 3])
+@pytest.mark.parametrize('size', [(1, 1), (5, 8), (7, 4)])
+def test_centred_window_covers_the_map(stride, size):
+    assert Window(5, stride, 2).output_size(*size) == tuple(-(-length // stride) for length in size)
+
+
+def test_window_is_a_value():
+    window = Window((3, 5), 2)
+    assert window == Window((3, 5), (2, 2), 1, (1, 2)) == Window.from_flat(list(window))
+    assert hash(window) == hash(Window((3, 5), 2))
+    assert window.taps == 15
+    with pytest.raises(AttributeError):
+        window.stride = (1, 1)
+
+
+@pytest.mark.parametrize(('arguments', 'error', 'message'), [
+    ((4,), ValueError, r'even kernel has no centre: padding must be given, got kernel=\(4, 4\)'),
+    (((3, 2),), ValueError, 'even kernel'),
+    ((0,), ValueError, r'kernel must be at least 1, got kernel=0'),
+    ((3, 0), ValueError, 'stride must be at least 1, got stride=0'),
+    ((3, 1, 0), ValueError, 'dilation must be at least 1'),
+    ((3, 1, 1, -1), ValueError, 'padding must be at least 0'),
+    ((3.0,), TypeError, r'kernel must be an int or a pair of ints \(vertical, horizontal\), got kernel=3.0'),
+    (((3, 3, 3),), TypeError, 'kernel must be an int or a pair'),
+    (('33',), TypeError, 'kernel must be an int or a pair'),
+])
+def test_bad_windows(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Window(*arguments)
+
+
+def test_bad_inputs():
+    window, size = Window(3), (5, 4)
+    value, query, weight = tensors(window, size)
+    with pytest.raises(ValueError, match=r'one entry per tap, 9 .* got weight.shape=\(2, 2, 8, 5, 4\)'):
+        local_aggregate(value, weight[:, :, 1:], window)
+    with pytest.raises(ValueError, match=r'value and weight must agree in batch, groups, got .*\(2, 1, 9, 5, 4\)'):
+        local_aggregate(value, weight[:, :1], window)
+    with pytest.raises(ValueError, match=r'output size \(5, 4\) of Window.* got weight.shape=\(2, 2, 9, 5, 3\)'):
+        local_aggregate(value, weight[..., 1:], window)
+    with pytest.raises(ValueError, match=r'value must have 5 dimensions .* got value.shape=\(2, 6, 5, 4\)'):
+        local_aggregate(value.flatten(1, 2), weight, window)
+    with pytest.raises(TypeError, match='value must be a floating-point tensor, got torch.int64'):
+        local_aggregate(value.long(), weight, window)
+    with pytest.raises(TypeError, match='weight must be a floating-point tensor, got list'):
+        local_aggregate(value, [1], window)
+    with pytest.raises(ValueError, match='query and key must agree in batch, groups, channels per group'):
+        local_correlate(query[:, :, :2], value, window)
+    with pytest.raises(ValueError, match=r'query must end in the output size \(5, 4\)'):
+        local_correlate(query[..., :2, :], value, window)
+    with pytest.raises(ValueError, match=r'size must be \(H, W\)'):
+        local_scatter(query, weight, (5,), window)
+    with pytest.raises(ValueError, match=r'on a map \(size\) of \(9, 9\)'):
+        local_scatter(query, weight, (9, 9), window)
+    with pytest.raises(ValueError, match='the window must fit into the padded map'):
+        local_correlate(query, value, Window(7, padding=0))
+    with pytest.raises(ValueError, match='must be on one device, got cpu and meta'):
+        local_aggregate(value, weight.to('meta'), window)

@@ -1,0 +1,74 @@
+"""Draw the predictions of a checkpoint, of mmdet or of mmseg, on images."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from mmengine.config import DictAction
+
+from mmrednet.engine import load_config, scope_of
+
+IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('img', type=Path, help='an image, or a folder of images')
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument('checkpoint', help='path of the checkpoint')
+    parser.add_argument('--out-dir', type=Path, default=Path('outputs'), help='folder for the pictures')
+    parser.add_argument('--device', default='cuda:0' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='least score of a detection to draw')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='override parts of the config')
+    args = parser.parse_args()
+    if not args.img.exists():
+        parser.error(f'img must be an existing image or folder, got {args.img}')
+    return args
+
+
+def detect(cfg, args, images):
+    from mmdet.apis import inference_detector, init_detector
+    from mmdet.registry import VISUALIZERS
+
+    model = init_detector(cfg, args.checkpoint, device=args.device)
+    visualizer = VISUALIZERS.build(cfg.visualizer)
+    visualizer.dataset_meta = model.dataset_meta
+    for image, out_file, path in images:
+        visualizer.add_datasample(path.name, image, inference_detector(model, str(path)), draw_gt=False,
+                                  pred_score_thr=args.score_thr, out_file=str(out_file))
+
+
+def segment(cfg, args, images):
+    from mmseg.apis import inference_model, init_model, show_result_pyplot
+
+    model = init_model(cfg, args.checkpoint, device=args.device)
+    for _, out_file, path in images:
+        show_result_pyplot(model, str(path), inference_model(model, str(path)), show=False, out_file=str(out_file))
+
+
+def read(paths, out_dir):
+    import mmcv
+
+    for path in paths:
+        out_file = out_dir / path.name
+        yield mmcv.imread(path, channel_order='rgb'), out_file, path
+        print(out_file)
+
+
+def main():
+    args = parse_args()
+    cfg = load_config(args.config, options=args.cfg_options)
+    paths = sorted(path for path in args.img.iterdir() if path.suffix.lower() in IMAGE_ENDINGS) \
+        if args.img.is_dir() else [args.img]
+    if not paths:
+        sys.exit(f'img must be a folder with images ({", ".join(IMAGE_ENDINGS)}), got {args.img}')
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    {'mmdet': detect, 'mmseg': segment}[scope_of(cfg)](cfg, args, read(paths, args.out_dir))
+
+
+if __name__ == '__main__':
+    main()
