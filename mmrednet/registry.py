@@ -4,8 +4,8 @@ from .packages import require
 
 require('mmrednet.registry', 'mmengine', 'mmcv')
 
-from mmengine.registry import MODELS as ROOT_MODELS  # noqa: E402
-from mmengine.registry import Registry  # noqa: E402
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmrednet', locations=[
     'mmrednet.layers', 'mmrednet.backbones', 'mmrednet.necks', 'mmrednet.heads'])

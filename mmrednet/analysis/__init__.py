@@ -1,5 +1,10 @@
 """Looking inside networks."""
 
+from ..packages import require
+
+require('mmrednet.analysis', 'mmengine', 'mmcv')
+
+from .detections import draw_detections
 from .kernel_maps import draw_kernel_maps, kernel_maps
 
-__all__ = ['draw_kernel_maps', 'kernel_maps']
+__all__ = ['draw_detections', 'draw_kernel_maps', 'kernel_maps']

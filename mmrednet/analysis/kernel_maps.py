@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from ..packages import require
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
 
-require('mmrednet.analysis', 'mmengine', 'mmcv')
-
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from ..layers import Involution  # noqa: E402
+from ..layers import Involution
 
 
 def kernel_maps(model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ Which pixel belongs to which object is known exactly, so every annotation format
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,11 +13,13 @@ import cv2
 import numpy as np
 
 # fractions of the shorter image side: more than a factor of eight between the smallest and the largest diameter
-DIAMETERS = (0.075, 0.65)
+DIAMETERS = (0.1, 0.85)
 # an object is in the scene only while this fraction and this many of its pixels are seen
-MIN_VISIBLE_FRACTION, MIN_VISIBLE_PIXELS = 0.4, 25
+MIN_VISIBLE_FRACTION, MIN_VISIBLE_PIXELS = 0.6, 25
 MIN_SIDE = 48
 PLACEMENTS_TRIED = 20
+# objects stand upright up to this angle, in radians
+TILT = 0.35
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,10 @@ class Scene:
     hidden: tuple[float, ...]
 
 
-def _regular(corners: int, radii: tuple[float, ...] = (1.0,)) -> np.ndarray:
-    """Return a polygon (corners, 2) around the origin whose corners cycle through these radii."""
-    angles = 2 * np.pi * np.arange(corners) / corners
-    return np.resize(radii, corners)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+def _regular(corners: int, radii: tuple[float, ...] = (1.0,), *, turn: float = 0) -> np.ndarray:
+    """Return a polygon (corners, 2) around the origin whose corners cycle through these radii, the first on top."""
+    angles = 2 * np.pi * (np.arange(corners) + turn) / corners
+    return np.resize(radii, corners)[:, None] * np.stack([np.sin(angles), -np.cos(angles)], 1)
 
 
 def _cross(half: float = 0.3) -> np.ndarray:
@@ -50,7 +53,7 @@ def _cross(half: float = 0.3) -> np.ndarray:
 
 OUTLINES = {
     'circle': _regular(48),
-    'square': _regular(4),
+    'square': _regular(4, turn=0.5),
     'triangle': _regular(3),
     'star': _regular(10, (1.0, 0.42)),
     'cross': _cross(),
@@ -81,7 +84,7 @@ def make_scene(rng: np.random.Generator, size: tuple[int, int] = (128, 128), *,
     if not 1 <= objects[0] <= objects[1]:
         raise ValueError(f'objects must be (least, greatest) with 1 <= least <= greatest, got {objects=}.')
     background = rng.uniform(40, 215, 3)
-    image = background + _texture(rng, size, amplitude=rng.uniform(15, 45))
+    image = background + _texture(rng, size, amplitude=rng.uniform(10, 40))
     instances, areas, classes = np.zeros(size, np.int32), [0], []
     for _ in range(rng.integers(objects[0], objects[1] + 1)):
         kind = int(rng.integers(len(CLASSES)))
@@ -91,7 +94,7 @@ def make_scene(rng: np.random.Generator, size: tuple[int, int] = (128, 128), *,
         classes.append(kind)
         areas.append(int(mask.sum()))
         instances[mask] = len(classes)
-        paint = _contrasting(rng, background) + _texture(rng, size, amplitude=rng.uniform(0, 30))
+        paint = _colour(rng, kind, background) + _texture(rng, size, amplitude=rng.uniform(0, 30))
         image[mask] = paint[mask]
     seen = np.bincount(instances.ravel(), minlength=len(areas))
     hidden = tuple(1 - seen[index] / areas[index] for index in range(1, len(areas)))
@@ -103,7 +106,7 @@ def _place(rng: np.random.Generator, instances: np.ndarray, areas: list[int], ou
     height, width = instances.shape
     low, high = np.log(np.array(DIAMETERS) * min(height, width) / 2)
     for _ in range(PLACEMENTS_TRIED):
-        radius, angle = np.exp(rng.uniform(low, high)), rng.uniform(0, 2 * np.pi)
+        radius, angle = np.exp(rng.uniform(low, high)), rng.uniform(-TILT, TILT)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         center = rng.uniform(0, 1, 2) * (np.array([width, height]) - 2 * radius) + radius
         mask = np.zeros(instances.shape, np.uint8)
@@ -117,10 +120,21 @@ def _place(rng: np.random.Generator, instances: np.ndarray, areas: list[int], ou
     return None
 
 
-def _contrasting(rng: np.random.Generator, background: np.ndarray, distance: float = 90) -> np.ndarray:
-    """Return a colour that differs enough from that of the background."""
+def _colour(rng: np.random.Generator, kind: int, background: np.ndarray, *, spread: float = 25,
+            distance: float = 100) -> np.ndarray:
+    """Return a colour that a class prefers, as things do: hues of the classes overlap, and differ from the background.
+
+    Args:
+        rng: the source of all that is random.
+        kind: the class.
+        background: the colour to differ from.
+        spread: standard deviation of the hue, in degrees; the classes stand 360 / 5 degrees apart.
+        distance: the least Euclidean distance to the background.
+    """
     while True:
-        colour = rng.uniform(10, 245, 3)
+        hue = (360 * kind / len(CLASSES) + rng.normal(0, spread)) % 360
+        saturation, value = rng.uniform(0.4, 1), rng.uniform(0.35, 1)
+        colour = 255 * np.array(colorsys.hsv_to_rgb(hue / 360, saturation, value))
         if np.linalg.norm(colour - background) >= distance:
             return colour
 

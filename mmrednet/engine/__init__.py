@@ -1,5 +1,9 @@
 """From a config and command-line options to a runner, for mmdet and for mmseg."""
 
+from ..packages import require
+
+require('mmrednet.engine', 'mmengine')
+
 from .class_check import check_classes
 from .hosts import HOSTS, allow_checkpoint_globals, load_config, scope_of
 from .options import apply_test_options, apply_train_options

@@ -31,7 +31,7 @@ def check_classes(cfg: Config) -> None:
             path = _annotation_path(dataset)
             if path is None:
                 continue
-            configured = _configured_classes(dataset)
+            configured = _configured_classes(dataset, cfg.get('default_scope'))
             _compare(key, path, configured)
             names = names or configured
     if names:
@@ -61,11 +61,11 @@ def _annotation_path(dataset: dict) -> Path | None:
     return Path(path) if Path(path).is_absolute() else Path(dataset.get('data_root') or '') / path
 
 
-def _configured_classes(dataset: dict) -> list[str]:
-    metainfo = dataset.get('metainfo') or {}
-    classes = metainfo.get('classes')
+def _configured_classes(dataset: dict, scope: str | None) -> list[str]:
+    classes = (dataset.get('metainfo') or {}).get('classes')
     if classes is None:
-        classes = getattr(DATASETS.get(dataset['type']), 'METAINFO', {}).get('classes', ())
+        with DATASETS.switch_scope_and_registry(scope) as registry:
+            classes = getattr(registry.get(dataset['type']), 'METAINFO', {}).get('classes', ())
     return [classes] if isinstance(classes, str) else list(classes)
 
 

@@ -6,14 +6,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+
 from ..packages import require
-
-require('mmrednet.engine', 'mmengine')
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from mmengine.config import Config  # noqa: E402
-from mmengine.logging import HistoryBuffer  # noqa: E402
 
 HOSTS = ('mmdet', 'mmseg')
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmcv.cnn import ConvModule
+from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,8 +19,9 @@ EXTRA_SOURCES = ('on_input', 'on_lateral', 'on_output')
 class SpatialFPN(BaseModule):
     """FPN whose 3x3 output convolutions may be any spatial operator, involution by default as in RedNet's detectors.
 
-    With ``spatial_cfg=None`` it is the FPN of mmdet, in names and in values. Nothing is added around the operator.
-    Extra levels (RetinaNet's P6 and P7) change the number of channels and stay 3x3 convolutions, as published.
+    With ``spatial_cfg=None`` it is the FPN of mmdet, in names and in values. As published, nothing is added around the
+    operator, unless ``norm_cfg`` asks for norms. Extra levels (RetinaNet's P6 and P7) change the number of channels and
+    stay 3x3 convolutions.
 
     Args:
         in_channels: of the input maps, from fine to coarse.
@@ -31,7 +32,8 @@ class SpatialFPN(BaseModule):
         add_extra_convs: False, or the source of the first extra level: 'on_input' (also True), 'on_lateral' or
             'on_output'.
         relu_before_extra_convs: whether extra levels after the first see their input through a ReLU.
-        norm_cfg: of the laterals and the convolutions, and inside the operator (batch norm where it is None).
+        norm_cfg: behind the laterals, the operators and the convolutions, and inside the operators; where it is None
+            there are norms inside the operators alone, their own.
         init_cfg: see mmengine's BaseModule.
 
     Raises:
@@ -67,7 +69,10 @@ class SpatialFPN(BaseModule):
     def _output(self, spatial_cfg: SpatialConfig, norm_cfg: dict | None) -> nn.Module:
         if spatial_cfg is None:
             return ConvModule(self.out_channels, self.out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=None)
-        return build_spatial(spatial_cfg, self.out_channels, norm_cfg=norm_cfg)
+        operator = build_spatial(spatial_cfg, self.out_channels, norm_cfg=norm_cfg)
+        if norm_cfg is None:
+            return operator
+        return nn.Sequential(operator, build_norm_layer(norm_cfg, self.out_channels)[1])
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Map the pyramid of (B, in_channels[l], H_l, W_l) to ``num_outs`` maps of ``out_channels``.

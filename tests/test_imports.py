@@ -1,0 +1,81 @@
+"""Who may import whom, and that names resolve in a process that imported nothing of ours."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'triton')
+
+
+def run(code):
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+@pytest.mark.parametrize(('module', 'forbidden'), [
+    ('mmrednet', ('torch', *HEAVY)), ('mmrednet.ops', HEAVY), ('mmrednet.datasets', ('torch', *HEAVY)),
+    ('mmrednet.backbones, mmrednet.necks', ('mmdet', 'mmseg', 'triton', 'mmcv._ext')),
+    ('mmrednet.engine, mmrednet.analysis', ('mmdet', 'mmseg', 'triton')), ('mmrednet.heads', ('mmseg', 'triton'))])
+def test_imports_stay_light(module, forbidden):
+    loaded = run(f'import {module}, sys; print(*sys.modules)')
+    assert not set(forbidden) & set(loaded)
+
+
+@pytest.mark.parametrize('host', ['mmdet', 'mmseg'])
+def test_names_resolve_without_custom_imports(host):
+    built = run(f'''
+from mmengine.config import Config
+from {host}.registry import MODELS
+from {host}.utils import register_all_modules
+register_all_modules()
+cfg = Config(dict(model=dict(type='mmrednet.RedNet', depth=26)))
+print(type(MODELS.build(cfg.model)).__name__)
+print(type(MODELS.build(dict(type='mmrednet.SpatialFPN', in_channels=[16], out_channels=16, num_outs=1))).__name__)
+''')
+    assert built[-2:] == ['RedNet', 'SpatialFPN']
+
+
+# packages that are not there, for a process that has them
+BLOCK = '''
+import sys, importlib.util
+from importlib.machinery import PathFinder
+blocked = {blocked!r}
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in blocked:
+            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+sys.meta_path.insert(0, Block())
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in blocked else real(name, package)
+'''
+
+
+def test_operators_need_torch_alone():
+    out = run(BLOCK.format(blocked=['mmengine', 'mmcv', 'mmdet', 'mmseg']) + '''
+import torch
+from mmrednet.ops import Window, local_aggregate
+print(tuple(local_aggregate(torch.ones(1, 1, 1, 3, 3), torch.ones(1, 1, 9, 3, 3), Window(3)).flatten().tolist()))
+try:
+    import mmrednet.backbones
+except ImportError as error:
+    print(error)
+''')
+    assert ' '.join(out).startswith('(4.0, 6.0, 4.0, 6.0, 9.0, 6.0, 4.0, 6.0, 4.0)')
+    assert 'pip install onedl-mmengine onedl-mmcv (or, of the original distribution,' in ' '.join(out)
+
+
+def test_a_detector_without_mmdet_says_what_is_missing():
+    out = run(BLOCK.format(blocked=['mmdet']) + '''
+from mmrednet.registry import MODELS
+print(type(MODELS.build(dict(type='RedNet', depth=26))).__name__)
+for action in (lambda: MODELS.build(dict(type='SpatialRPNHead', in_channels=16)),
+               lambda: __import__('mmrednet.heads', fromlist=['x']).SpatialRPNHead):
+    try:
+        action()
+    except ImportError as error:
+        print(error)
+''')
+    assert 'RedNet' in out
+    assert ' '.join(out).count('needs mmdet, which cannot be imported. Install: pip install onedl-mmdetection') == 2

@@ -1,0 +1,125 @@
+"""One tiny detector through the scripts that a user calls: train, resume, test, draw."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmrednet.datasets import CLASSES, make_scene, scene_generator, write_coco
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / 'configs/rednet/retinanet_rednet50_inv-fpn_1x_coco.py'
+ITERATIONS = 2
+
+
+def run(script, *arguments, cwd=ROOT):
+    result = subprocess.run([sys.executable, ROOT / 'tools' / script, *map(str, arguments)], cwd=cwd,
+                            capture_output=True, text=True, check=False, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('shapes')
+    for split, count in (('train', 4), ('val', 2)):
+        write_coco(folder, split, (make_scene(scene_generator(0, split, i), (64, 64)) for i in range(count)), CLASSES)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def options(data):
+    """Return what turns a published COCO config into a training of two iterations on our data."""
+    loaders = []
+    for loader, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
+        loaders += [f'{loader}_dataloader.dataset.{key}={value}' for key, value in (
+            ('data_root', f'{data}/'), ('ann_file', f'annotations/instances_{split}.json'),
+            ('data_prefix.img', f'{split}/'), ('metainfo.classes', ','.join(CLASSES)))]
+        loaders += [f'{loader}_dataloader.num_workers=0', f'{loader}_dataloader.persistent_workers=False']
+    evaluators = [f'{split}_evaluator.ann_file={data}/annotations/instances_val.json' for split in ('val', 'test')]
+    return [
+        '--cfg-options', *loaders, *evaluators, 'train_dataloader.dataset.pipeline.2.scale=(64,64)',
+        'test_dataloader.dataset.pipeline.1.scale=(64,64)', 'val_dataloader.dataset.pipeline.1.scale=(64,64)',
+        'train_dataloader.sampler.type=InfiniteSampler', 'train_dataloader.dataset.pipeline.3.prob=0.0',
+        'model.backbone.depth=26', 'model.backbone.init_cfg=None', 'model.backbone.frozen_stages=-1',
+        f'model.bbox_head.num_classes={len(CLASSES)}', 'train_cfg.type=IterBasedTrainLoop',
+        f'train_cfg.max_iters={ITERATIONS}', 'train_cfg.max_epochs=None', f'train_cfg.val_interval={ITERATIONS}',
+        'default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpoint.interval=1',
+        'default_hooks.logger.interval=1', 'log_processor.by_epoch=False', 'randomness.seed=0']
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory, options):
+    work_dir = tmp_path_factory.mktemp('work')
+    run('train.py', CONFIG, '--work-dir', work_dir, *options)
+    return work_dir
+
+
+def scalars(work_dir):
+    lines = [line for path in sorted(work_dir.glob('*/vis_data/scalars.json')) for line in path.read_text().split('\n')]
+    return [json.loads(line) for line in lines if line]
+
+
+def state(work_dir, iteration):
+    return torch.load(work_dir / f'iter_{iteration}.pth', weights_only=False)['state_dict']
+
+
+def test_training_is_finite_and_moves(trained):
+    losses = [entry['loss'] for entry in scalars(trained) if 'loss' in entry]
+    assert len(losses) == ITERATIONS
+    assert all(0 < loss < 100 for loss in losses)
+    first, last = state(trained, 1), state(trained, ITERATIONS)
+    assert all(value.isfinite().all() for value in last.values())
+    for name in ('backbone.layer4.0.conv2.conv2.conv.weight', 'neck.fpn_convs.0.conv1.conv.weight'):
+        assert not torch.equal(first[name], last[name])
+
+
+def test_resuming_is_bit_for_bit(trained, options, tmp_path):
+    run('train.py', CONFIG, '--work-dir', tmp_path, '--resume', trained / 'iter_1.pth', *options)
+    assert not (tmp_path / 'iter_1.pth').exists()
+    expected, resumed = state(trained, ITERATIONS), state(tmp_path, ITERATIONS)
+    assert list(resumed) == list(expected)
+    for name, value in expected.items():
+        assert torch.equal(resumed[name], value), name
+
+
+def test_our_checkpoints_need_no_unpickling(trained):
+    from mmrednet.engine import allow_checkpoint_globals
+
+    allow_checkpoint_globals()
+    assert torch.load(trained / 'iter_1.pth', weights_only=True)['meta']['iter'] == 1
+
+
+def test_test_script(trained, options, tmp_path):
+    out = tmp_path / 'out.pkl'
+    run('test.py', CONFIG, trained / f'iter_{ITERATIONS}.pth', '--work-dir', tmp_path, '--out', out,
+        '--show-dir', 'shown', *options, cwd=tmp_path)
+    metrics = json.loads(next(tmp_path.glob('*/*.json')).read_text())
+    evaluated = [entry for entry in scalars(trained) if 'coco/bbox_mAP' in entry]
+    assert metrics['coco/bbox_mAP'] == evaluated[0]['coco/bbox_mAP']
+    assert len(pickle.loads(out.read_bytes())) == 2
+    assert len(list(tmp_path.glob('*/shown/*.png'))) == 2
+
+
+def test_pictures(trained, options, data, tmp_path):
+    checkpoint = trained / f'iter_{ITERATIONS}.pth'
+    printed = run('image_demo.py', data / 'val', CONFIG, checkpoint, '--out-dir', tmp_path / 'a', *options)
+    assert [Path(line).name for line in printed.split() if line.endswith('.png')] == ['000000.png', '000001.png']
+    assert len(list((tmp_path / 'a').glob('*.png'))) == 2
+    run('analysis_tools/draw.py', CONFIG, checkpoint, '--out-dir', tmp_path / 'b', '--images', 0, 1, *options)
+    assert {path.name for path in (tmp_path / 'b').iterdir()} == {'detections.png', 'kernels.png'}
+
+
+def test_a_wrong_class_stops_before_training(options, tmp_path):
+    wrong = [option.replace('circle', 'cow') for option in options]
+    result = subprocess.run([sys.executable, ROOT / 'tools/train.py', CONFIG, '--work-dir', tmp_path, *wrong],
+                            capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "'cow'" in result.stderr
+    assert "'circle'" in result.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,63 @@
+"""Draw two pictures of a detector: detections beside the ground truth, and the kernels of its involutions."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import cv2
+from mmengine.config import DictAction
+
+from mmrednet.analysis import draw_detections, draw_kernel_maps, kernel_maps
+from mmrednet.engine import load_config
+from mmrednet.layers import Involution
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument('checkpoint', help='path of the checkpoint')
+    parser.add_argument('--out-dir', type=Path, default=Path('outputs'), help='folder for the pictures')
+    parser.add_argument('--images', type=int, nargs='+', default=[0, 1, 2, 3, 4, 5], help='indices into the test set')
+    parser.add_argument('--scale', type=int, default=3, help='how much to enlarge the images with detections')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='override parts of the config')
+    return parser.parse_args()
+
+
+def last_involution_of_each_stage(model):
+    """Return the name of the stem's involution and of the last one of every stage of the backbone."""
+    stages = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, Involution) and name.startswith('backbone.'):
+            stages[name.split('.')[1]] = name
+    return stages
+
+
+def main():
+    args = parse_args()
+    cfg = load_config(args.config, options=args.cfg_options)
+    from mmdet.apis import init_detector
+    from mmdet.registry import DATASETS
+
+    model = init_detector(cfg, args.checkpoint, device=args.device)
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    picture = args.out_dir / 'detections.png'
+    cv2.imwrite(str(picture), draw_detections(model, dataset, args.images, scale=args.scale)[..., ::-1])
+    print(picture)
+    stages = last_involution_of_each_stage(model)
+    if stages:
+        item = dataset[args.images[0]]
+        batch = model.data_preprocessor(dict(inputs=[item['inputs']], data_samples=[item['data_samples']]))
+        maps = kernel_maps(model.backbone, batch['inputs'])
+        shown = {stage: maps[name.removeprefix('backbone.')] for stage, name in stages.items()}
+        picture = args.out_dir / 'kernels.png'
+        cv2.imwrite(str(picture), draw_kernel_maps(cv2.imread(item['data_samples'].img_path), shown))
+        print(picture)
+
+
+if __name__ == '__main__':
+    main()
