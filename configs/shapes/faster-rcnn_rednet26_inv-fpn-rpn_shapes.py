@@ -5,7 +5,7 @@ _base_ = ['mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py']
 width, channels = 32, 64  # of the first stage (64 in the published networks), of the pyramid (256)
 size = (128, 128)
 classes = ('circle', 'square', 'triangle', 'star', 'cross')
-iterations, batch_size = 500, 16
+iterations, batch_size = 1800, 4
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),
@@ -14,13 +14,14 @@ model = dict(
         init_cfg=None),
     neck=dict(
         type='mmrednet.SpatialFPN', in_channels=[width * 4 << stage for stage in range(4)],
-        out_channels=channels, num_outs=4),
+        out_channels=channels, num_outs=4, norm_cfg=dict(type='BN')),
     rpn_head=dict(
         type='mmrednet.SpatialRPNHead', in_channels=channels, feat_channels=channels,
-        anchor_generator=dict(scales=[3], strides=[4, 8, 16, 32])),
+        anchor_generator=dict(scales=[3, 4.2], ratios=[1.0], strides=[4, 8, 16, 32])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=channels, finest_scale=28),
-        bbox_head=dict(in_channels=channels, fc_out_channels=256, num_classes=len(classes))),
+        bbox_head=dict(
+            in_channels=channels, fc_out_channels=256, num_classes=len(classes), reg_class_agnostic=True)),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=128)),
         rpn_proposal=dict(nms_pre=400, max_per_img=200),
@@ -32,7 +33,7 @@ dataset = dict(data_root=data_root, metainfo=dict(classes=classes))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='RandomFlip', prob=0.5, direction=['horizontal', 'vertical']),
+    dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs')
 ]
 test_pipeline = [
@@ -55,14 +56,14 @@ val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
 optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=0.001, weight_decay=0.05), clip_grad=dict(max_norm=5, norm_type=2))
+    optimizer=dict(_delete_=True, type='AdamW', lr=0.002, weight_decay=0.05), clip_grad=dict(max_norm=10, norm_type=2))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=0, end=iterations, T_max=iterations, eta_min=0)
 ]
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations)
 default_hooks = dict(
-    logger=dict(interval=25),
+    logger=dict(interval=100),
     checkpoint=dict(by_epoch=False, interval=iterations, max_keep_ckpts=1))
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)

@@ -67,7 +67,7 @@ def scene_generator(seed: int, split: str, index: int) -> np.random.Generator:
 
 
 def make_scene(rng: np.random.Generator, size: tuple[int, int] = (128, 128), *,
-               objects: tuple[int, int] = (2, 6)) -> Scene:
+               objects: tuple[int, int] = (2, 5)) -> Scene:
     """Draw objects one upon another on a textured background, in a common light.
 
     Args:
@@ -84,7 +84,7 @@ def make_scene(rng: np.random.Generator, size: tuple[int, int] = (128, 128), *,
     if not 1 <= objects[0] <= objects[1]:
         raise ValueError(f'objects must be (least, greatest) with 1 <= least <= greatest, got {objects=}.')
     background = rng.uniform(40, 215, 3)
-    image = background + _texture(rng, size, amplitude=rng.uniform(10, 40))
+    image = background + _texture(rng, size, amplitude=rng.uniform(4, 18))
     instances, areas, classes = np.zeros(size, np.int32), [0], []
     for _ in range(rng.integers(objects[0], objects[1] + 1)):
         kind = int(rng.integers(len(CLASSES)))
@@ -94,7 +94,7 @@ def make_scene(rng: np.random.Generator, size: tuple[int, int] = (128, 128), *,
         classes.append(kind)
         areas.append(int(mask.sum()))
         instances[mask] = len(classes)
-        paint = _colour(rng, kind, background) + _texture(rng, size, amplitude=rng.uniform(0, 30))
+        paint = _colour(rng, kind, background) + _texture(rng, size, amplitude=rng.uniform(0, 20))
         image[mask] = paint[mask]
     seen = np.bincount(instances.ravel(), minlength=len(areas))
     hidden = tuple(1 - seen[index] / areas[index] for index in range(1, len(areas)))
@@ -121,7 +121,7 @@ def _place(rng: np.random.Generator, instances: np.ndarray, areas: list[int], ou
 
 
 def _colour(rng: np.random.Generator, kind: int, background: np.ndarray, *, spread: float = 25,
-            distance: float = 100) -> np.ndarray:
+            distance: float = 130) -> np.ndarray:
     """Return a colour that a class prefers, as things do: hues of the classes overlap, and differ from the background.
 
     Args:

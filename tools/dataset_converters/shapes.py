@@ -15,7 +15,7 @@ def parse_args():
     parser.add_argument('--train', type=int, default=600, help='number of training images')
     parser.add_argument('--val', type=int, default=100, help='number of validation images')
     parser.add_argument('--size', type=int, nargs=2, default=(128, 128), metavar=('H', 'W'), help='of the images')
-    parser.add_argument('--objects', type=int, nargs=2, default=(2, 6), metavar=('LEAST', 'GREATEST'), help='per scene')
+    parser.add_argument('--objects', type=int, nargs=2, default=(2, 5), metavar=('LEAST', 'GREATEST'), help='per scene')
     parser.add_argument('--seed', type=int, default=0, help='the same seed gives the same bytes')
     parser.add_argument('--force', action='store_true', help='write over an existing data set')
     args = parser.parse_args()
