@@ -8,6 +8,7 @@ _base_ = '../shapes/faster-rcnn_rednet26_inv-fpn-rpn_shapes.py'
 classes = ('your_class', )
 data_root = 'data/custom/'
 size = (256, 256)
+iterations = 900
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
@@ -42,3 +43,9 @@ model = dict(
     roi_head=dict(
         bbox_roi_extractor=dict(finest_scale=56, featmap_strides=[8, 16, 32, 64]),
         bbox_head=dict(num_classes=len(classes))))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=0, end=iterations, T_max=iterations, eta_min=0)
+]
+train_cfg = dict(max_iters=iterations, val_interval=iterations)
+default_hooks = dict(checkpoint=dict(interval=iterations))
