@@ -49,3 +49,12 @@ def test_published_detectors(name):
 
 def test_all_published_detectors_are_shipped():
     assert {Path(path).stem.removesuffix('_1x_coco') for path in CONFIGS if 'configs/rednet' in path} == set(PUBLISHED)
+
+
+def test_the_readme_shows_configs_that_work(tmp_path):
+    blocks = [block for block in (ROOT / 'README.md').read_text().split('```python\n')[1:] if block[:6] == '_base_']
+    own, raccoon = (block.split('```')[0] for block in blocks)
+    assert raccoon == (ROOT / 'configs/custom/faster-rcnn_rednet26_raccoon.py').read_text()
+    (tmp_path / 'own.py').write_text(own)
+    _, model = build(tmp_path / 'own.py')
+    assert (type(model.backbone).__name__, type(model.neck).__name__) == ('RedNet', 'SpatialFPN')

@@ -8,7 +8,7 @@ _base_ = '../shapes/faster-rcnn_rednet26_inv-fpn-rpn_shapes.py'
 classes = ('your_class', )
 data_root = 'data/custom/'
 size = (256, 256)
-iterations = 900
+iterations = 600
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
