@@ -27,6 +27,9 @@ def parse_args():
     args = parser.parse_args()
     if not args.img.exists():
         parser.error(f'img must be an existing image or folder, got {args.img}')
+    if args.out_dir.resolve() == (args.img if args.img.is_dir() else args.img.parent).resolve():
+        parser.error(f'--out-dir must be another folder than that of the images, which would be overwritten, got '
+                     f'{args.out_dir}')
     return args
 
 

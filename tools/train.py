@@ -8,9 +8,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmengine.config import DictAction
-from mmengine.runner import Runner
 
-from mmrednet.engine import apply_train_options, check_classes, check_pretrained, load_config
+from mmrednet.engine import apply_train_options, build_runner, check_classes, check_pretrained, load_config
 
 
 def parse_args():
@@ -36,7 +35,7 @@ def main():
     apply_train_options(cfg, amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume)
     check_classes(cfg)
     check_pretrained(cfg)
-    Runner.from_cfg(cfg).train()
+    build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -5,9 +5,9 @@ from ..packages import require
 require('mmrednet.engine', 'mmengine')
 
 from .class_check import check_classes
-from .hosts import HOSTS, allow_checkpoint_globals, load_config, scope_of
+from .hosts import HOSTS, allow_checkpoint_globals, build_runner, load_config, scope_of
 from .options import apply_test_options, apply_train_options
 from .pretrained_check import check_pretrained
 
-__all__ = ['HOSTS', 'allow_checkpoint_globals', 'apply_test_options', 'apply_train_options', 'check_classes',
-           'check_pretrained', 'load_config', 'scope_of']
+__all__ = ['HOSTS', 'allow_checkpoint_globals', 'apply_test_options', 'apply_train_options', 'build_runner',
+           'check_classes', 'check_pretrained', 'load_config', 'scope_of']

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.device import get_device
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from mmengine.utils import digit_version, is_installed
 
 from ..packages import require
 
@@ -46,12 +54,15 @@ def load_config(path: str, *, options: dict[str, Any] | None = None, work_dir: s
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'config must be an existing file, got {path!r}.')
-    text = Path(path).read_text()
-    for host in HOSTS:
-        # a base of a framework that is missing would fail inside the parser, with an unhelpful message
-        if f'{host}::' in text:
-            require(f'{path}', host, 'mmcv')
-    cfg = Config.fromfile(path)
+    _know_distributions()
+    try:
+        cfg = Config.fromfile(path)
+    except ModuleNotFoundError as error:
+        # the parser says which package an inherited config lacks, but not how to get it
+        for host in HOSTS:
+            if host in str(error):
+                require(path, host, 'mmcv')
+        raise
     cfg.merge_from_dict(options or {})
     scope = scope_of(cfg)
     require(f'{path} (default_scope {scope!r})', scope, 'mmcv')
@@ -62,13 +73,64 @@ def load_config(path: str, *, options: dict[str, Any] | None = None, work_dir: s
     return cfg
 
 
+def _know_distributions() -> None:
+    """Let mmengine find configs named 'mmseg::...' in the distribution of mmseg that its table does not know."""
+    for host in HOSTS:
+        if not is_installed(MODULE2PACKAGE[host]) and is_installed(host):
+            MODULE2PACKAGE[host] = host
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner of a config: mmengine's, or the one that ``runner_type`` names.
+
+    Raises:
+        ValueError: several processes are asked for without a GPU, by a backend other than gloo.
+    """
+    if cfg.get('launcher') == 'pytorch' and get_device() == 'cpu':
+        _join_cpu_processes(cfg)
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _join_cpu_processes(cfg: Config) -> None:
+    """Do what mmengine does for processes with a GPU each: its own code would set the device of torch.cuda."""
+    backend = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('backend', 'nccl')
+    if backend != 'gloo':
+        raise ValueError(f"env_cfg.dist_cfg.backend must be 'gloo' on a machine without GPU, got {backend!r}.")
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(backend)
+        atexit.register(_leave_cpu_processes)
+    if cfg.get('model_wrapper_cfg') is None:
+        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+                                     find_unused_parameters=cfg.get('find_unused_parameters', False))
+
+
+def _leave_cpu_processes() -> None:
+    """End gloo's threads: those that outlive the interpreter abort the process, after its work is done."""
+    # a wrapped model, part of a cycle of references, keeps the group and its threads alive
+    gc.collect()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def allow_checkpoint_globals() -> None:
     """Let torch read mmengine's own checkpoints with ``weights_only=True``, torch's default since 2.6.
 
-    Beside tensors they hold the history of logged numbers: buffers of numpy arrays. Only these types are allowed.
+    Beside tensors they hold the history of logged numbers: buffers of numpy arrays, and the names of the buffers'
+    methods. Only these are allowed; before torch 2.6 there is nothing to do.
     """
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        return
     # how numpy's arrays and scalars are pickled; the modules of these functions differ between its versions
     rebuild = [np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]]
-    dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
-    allowed: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, *rebuild, *dtypes]
+    codes = np.typecodes['AllInteger'] + np.typecodes['Float'] + '?'
+    dtypes = {type(np.dtype(code)) for code in codes}
+    allowed: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, *rebuild, *dtypes,
+                          (_history_method, 'builtins.getattr')]
     torch.serialization.add_safe_globals(allowed)
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """Stand in for ``getattr``, by which methods are pickled: all else that it reaches stays out of reach."""
+    if owner is not HistoryBuffer or name.startswith('_') or not callable(vars(HistoryBuffer).get(name)):
+        raise UnpicklingError(f'a checkpoint may name public methods of HistoryBuffer, got {name!r} of {owner!r}.')
+    return vars(HistoryBuffer)[name]
