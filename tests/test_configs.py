@@ -37,7 +37,7 @@ def test_every_config_builds(path):
 def test_published_detectors(name):
     cfg, model = build(f'configs/rednet/{name}_1x_coco.py')
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    # the source's counter printed two digits, its table one: 26.246 and 32.148 became 26.25 and 32.15, 26.3 and 32.2
+    # the source's counter printed two digits and its table one: 26.246 became 26.25, and then 26.3
     assert abs(round(trainable / 1e6, 2) - PUBLISHED[name]) <= 0.0501, trainable
     assert cfg.optim_wrapper.optimizer.lr == (0.01 if name.startswith('retinanet') else 0.02)
     neck = 'inv-fpn' in name
