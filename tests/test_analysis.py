@@ -23,9 +23,9 @@ def test_maps_are_sums_of_kernels():
 
 
 def test_every_involution_of_a_backbone_is_seen():
-    maps = kernel_maps(RedNet(26, base_channels=32), torch.randn(1, 3, 32, 32))
+    maps = kernel_maps(RedNet(26, base_channels=32), torch.randn(2, 3, 32, 32))
     assert len(maps) == 1 + 8
-    assert maps['layer4.0.conv2'].shape == (1, 16, 1, 1)
+    assert maps['layer4.0.conv2'].shape == (2, 16, 1, 1)
 
 
 def test_a_model_without_involution_is_refused():
