@@ -3,10 +3,11 @@ VENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmrednet/venv
 PYTHON := $(VENV)/bin/python
 export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 
-.PHONY: help env demo demo-conv test lint
+.PHONY: help env demo demo-seg demo-conv test lint
 
 help:
 	@echo 'make demo       train, evaluate and draw a small RedNet detector'
+	@echo 'make demo-seg   train, evaluate and draw a small SegNeXt on made-up streets'
 	@echo 'make demo-conv  the same with 3x3 convolutions in place of involution'
 	@echo 'make test       the test suite'
 	@echo 'make lint       ruff and mypy'
@@ -17,6 +18,9 @@ env:
 
 demo: env
 	@$(PYTHON) tools/demo.py
+
+demo-seg: env
+	@$(PYTHON) tools/demo.py --config configs/streets/segnext_mscan-narrow_streets.py
 
 demo-conv: env
 	@$(PYTHON) tools/demo.py --config configs/shapes/faster-rcnn_r26_fpn_shapes.py

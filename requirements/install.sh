@@ -26,12 +26,14 @@ step '3/4 mmcv: its operators are compiled once, about 13 minutes on two cores, 
 MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} pip install --no-build-isolation "$(grep '^onedl-mmcv==' "$here/stack.txt")"
 step '4/4 the other packages'
 pip install -r "$here/stack.txt" -r "$here/test.txt"
+# the rest of what the Cityscapes scripts ask for serves their viewer, and one is a copy of a standard module
+pip install --no-deps -r "$here/cityscapes.txt"
 if ! "$venv/bin/python" -c 'import cv2' 2> /dev/null; then
     # the desktop build of OpenCV, which mmcv asks for, needs libGL; the headless one has the same functions
     headless=$(grep '^opencv-python-headless==' "$here/constraints.txt")
     "$venv/bin/python" -m pip uninstall --quiet --yes opencv-python opencv-python-headless
     pip install --no-deps "$headless"
 fi
-"$venv/bin/python" -c 'import mmcv.ops, mmdet, mmseg'
+"$venv/bin/python" -c 'import mmcv.ops, mmdet, mmseg, cityscapesscripts.helpers.annotation'
 touch "$stamp"
 step 'finished'

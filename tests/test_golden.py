@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from mmrednet.backbones import RedNet
-from mmrednet.layers import Involution
+from mmrednet.backbones import MSCAN, VAN, RedNet
+from mmrednet.backbones.van import GatedAttention
+from mmrednet.layers import Involution, LargeKernelAttention, MultiScaleConvAttention
 from mmrednet.necks import SpatialFPN
 
 
@@ -26,13 +27,23 @@ def test_fill_formula():
     assert golden.fill('layer1.0.bn1.running_var', (4,))[0] == pytest.approx(0.66512685743802924, rel=1e-15)
 
 
-@pytest.mark.parametrize(('name', 'channels', 'kernel_size', 'stride'), [
-    ('op_involution_c32_k3_s2', 32, 3, 2), ('op_involution_c32_k7_s1', 32, 7, 1),
-    ('op_involution_c64_k7_s2', 64, 7, 2)])
+OPERATORS = {
+    'op_involution_c32_k3_s2': lambda: Involution(32, kernel_size=3, stride=2),
+    'op_involution_c32_k7_s1': lambda: Involution(32, kernel_size=7),
+    'op_involution_c64_k7_s2': lambda: Involution(64, kernel_size=7, stride=2),
+    'op_van_lka_c24': lambda: LargeKernelAttention(24),
+    'op_van_attention_c24': lambda: GatedAttention(24, dict(type='LargeKernelAttention'), dict(type='GELU')),
+    'op_segnext_msca_c24': lambda: MultiScaleConvAttention(24),
+    'op_segnext_spatial_attention_c24':
+        lambda: GatedAttention(24, dict(type='MultiScaleConvAttention'), dict(type='GELU')),
+}
+
+
+@pytest.mark.parametrize('name', OPERATORS)
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
-def test_involution_and_every_gradient(name, channels, kernel_size, stride, memory_format):
+def test_operator_and_every_gradient(name, memory_format):
     case, arrays = golden.load(name)
-    layer = loaded(Involution(channels, kernel_size=kernel_size, stride=stride), case)
+    layer = loaded(OPERATORS[name](), case)
     x = inputs(case)[0].contiguous(memory_format=memory_format).requires_grad_()
     output = layer(x)
     golden.assert_outputs(case, {'output': output})
@@ -72,6 +83,62 @@ def test_rednet_detection_backbone():
     with torch.no_grad():
         outputs = dict(zip(['layer1', 'layer2', 'layer3', 'layer4'], model(inputs(case)[0]), strict=True))
     golden.assert_outputs(case, outputs)
+
+
+STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
+
+
+def test_van_classifier():
+    case, _ = golden.load('van_b0')
+    backbone = VAN('b0')
+    # the classifier's names are the backbone's, beside 'head'
+    backbone.add_module('head', nn.Linear(256, 1000))
+    model = loaded(backbone, case)
+    with torch.no_grad():
+        outputs = dict(zip(STAGES, model(inputs(case)[0]), strict=True))
+        outputs['logits'] = model.head(outputs['stage4'].mean((2, 3)))
+    assert set(outputs) == {output['name'] for output in case['outputs']}
+    golden.assert_outputs(case, outputs)
+
+
+def test_mscan_backbone():
+    case, _ = golden.load('mscan_t')
+    model = loaded(MSCAN('tiny'), case)
+    with torch.no_grad():
+        golden.assert_outputs(case, dict(zip(STAGES, model(inputs(case)[0]), strict=True)))
+
+
+class Segmentor(nn.Module):
+    """A backbone and a head under the names of mmseg."""
+
+    def __init__(self, backbone, decode_head):
+        super().__init__()
+        self.backbone, self.decode_head = backbone, decode_head
+
+
+def test_segnext():
+    from mmrednet.heads import LightHamHead
+
+    case, _ = golden.load('segnext_t')
+    head = LightHamHead(256, dict(MD_R=16), in_channels=[64, 160, 256], in_index=[1, 2, 3], channels=256,
+                        num_classes=150, norm_cfg=dict(type='GN', num_groups=32))
+    model = loaded(Segmentor(MSCAN('tiny'), head), case)
+    # the reference starts from bases of its own, others for each image
+    bases = torch.from_numpy(golden.uniform('bases:2x256x16', (2, 256, 16)))
+    bases = bases / bases.norm(dim=1, keepdim=True)
+    seen = {'head_squeeze': head.squeeze, 'head_ham_nmf': head.hamburger.ham, 'head_hamburger': head.hamburger}
+    outputs = {name: [] for name in (*STAGES, *seen, 'seg_logits')}
+    for name, module in seen.items():
+        module.register_forward_hook(lambda _, __, out, name=name: outputs[name].append(out))
+    with torch.no_grad():
+        for image, start in zip(inputs(case)[0], bases, strict=True):
+            head.hamburger.ham.bases.copy_(start[None])
+            stages = model.backbone(image[None])
+            outputs['seg_logits'].append(head(stages))
+            for name, stage in zip(STAGES, stages, strict=True):
+                outputs[name].append(stage)
+    assert set(outputs) == {output['name'] for output in case['outputs']}
+    golden.assert_outputs(case, {name: torch.cat(parts) for name, parts in outputs.items()})
 
 
 @pytest.mark.parametrize(('name', 'levels', 'arguments'), [

@@ -11,6 +11,8 @@ from mmrednet.layers import Involution, build_spatial
 # every registered operator in a small form, as a config would name it
 OPERATORS = {
     'Involution': dict(type='Involution', kernel_size=5, group_channels=8),
+    'LargeKernelAttention': dict(type='LargeKernelAttention', kernel_size=9, kernel_dilation=3),
+    'MultiScaleConvAttention': dict(type='MultiScaleConvAttention', kernel_size=3, strip_sizes=(3, 5)),
     'convolution': None,
 }
 

@@ -279,3 +279,16 @@ def test_bad_inputs():
         local_correlate(query, value, Window(7, padding=0))
     with pytest.raises(ValueError, match='must be on one device, got cpu and meta'):
         local_aggregate(value, weight.to('meta'), window)
+
+
+def test_torchs_counter_knows_the_operators():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    window = Window(3, 2, 1)
+    value = torch.randn(2, 3, 4, 7, 6, requires_grad=True)
+    weight = torch.randn(2, 3, 9, 4, 3, requires_grad=True)
+    one = 2 * (2 * 3 * 9 * 4 * 3) * 4
+    with FlopCounterMode(display=False) as counter:
+        local_aggregate(value, weight, window).sum().backward()
+    # aggregate, and scatter and correlate for its two gradients
+    assert counter.get_total_flops() == 3 * one

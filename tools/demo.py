@@ -1,4 +1,4 @@
-"""Make data, train a small detector on it, evaluate it and draw what it sees: the commands a user gives, in order."""
+"""Make data, train a small network on it, draw what it sees and evaluate it: the commands a user gives, in order."""
 
 import argparse
 import json
@@ -10,6 +10,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
+DETECTION = dict(
+    data='700 scenes of shapes', made='data/shapes/annotations/instances_val.json', options=(), minutes='five',
+    metric='COCO metrics', figures=(('box AP', 'coco/bbox_mAP', 3), ('AP50', 'coco/bbox_mAP_50', 3)))
+SEGMENTATION = dict(
+    data='500 streets', made='data/streets/gtFine/val', minutes='four',
+    options=('--format', 'cityscapes', '--train', 400, '--val', 100),
+    metric='mean intersection over union', figures=(('mIoU', 'mIoU', 2), ('pixel accuracy', 'aAcc', 2)))
 
 
 def parse_args():
@@ -32,17 +39,19 @@ def step(title, *command):
 
 def main():
     args = parse_args()
-    if not (ROOT / 'data/shapes/annotations/instances_val.json').exists():
-        step('data: 700 scenes of shapes', 'tools/dataset_converters/shapes.py', '--force')
-    seconds = step('train: about five minutes on two cores', 'tools/train.py', args.config, '--work-dir', args.work_dir)
+    task = SEGMENTATION if 'streets' in args.config else DETECTION
+    if not (ROOT / task['made']).exists():
+        step(f'data: {task["data"]}', 'tools/dataset_converters/shapes.py', '--force', *task['options'])
+    seconds = step(f'train: about {task["minutes"]} minutes on two cores', 'tools/train.py', args.config,
+                   '--work-dir', args.work_dir)
     checkpoint = (ROOT / args.work_dir / 'last_checkpoint').read_text()
-    step('evaluate: COCO metrics of the val split', 'tools/test.py', args.config, checkpoint,
-         '--work-dir', args.work_dir)
     step('draw', 'tools/analysis_tools/draw.py', args.config, checkpoint, '--out-dir', args.work_dir / 'pictures')
+    step(f'evaluate: {task["metric"]} of the val split', 'tools/test.py', args.config, checkpoint,
+         '--work-dir', args.work_dir)
     results = max((ROOT / args.work_dir).glob('*/*.json'), key=lambda path: path.stat().st_mtime)
     metrics = json.loads(results.read_text())
-    print(f'\n== finished: {args.config}\n   box AP {metrics["coco/bbox_mAP"]:.3f}, '
-          f'AP50 {metrics["coco/bbox_mAP_50"]:.3f}; training took {seconds:.0f} s')
+    figures = ', '.join(f'{name} {metrics[key]:.{digits}f}' for name, key, digits in task['figures'])
+    print(f'\n== finished: {args.config}\n   {figures}; training took {seconds:.0f} s')
     for picture in sorted((ROOT / args.work_dir / 'pictures').glob('*.png')):
         print(f'   {picture.relative_to(ROOT)}')
 

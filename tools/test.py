@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmengine.config import DictAction
 
-from mmrednet.engine import apply_test_options, build_runner, load_config
+from mmrednet.engine import apply_test_options, build_runner, check_labels_when_loaded, load_config
 
 
 def parse_args():
@@ -36,6 +36,7 @@ def main():
     cfg = load_config(args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher)
     prepare = apply_test_options(cfg, checkpoint=args.checkpoint, out=args.out, show=args.show,
                                  show_dir=args.show_dir, wait_time=args.wait_time, tta=args.tta)
+    check_labels_when_loaded(cfg)
     runner = build_runner(cfg)
     if prepare:
         prepare(runner)

@@ -9,7 +9,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmengine.config import DictAction
 
-from mmrednet.engine import apply_train_options, build_runner, check_classes, check_pretrained, load_config
+from mmrednet.engine import (
+    apply_train_options,
+    build_runner,
+    check_classes,
+    check_labels_when_loaded,
+    check_pretrained,
+    load_config,
+)
 
 
 def parse_args():
@@ -35,6 +42,7 @@ def main():
     apply_train_options(cfg, amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume)
     check_classes(cfg)
     check_pretrained(cfg)
+    check_labels_when_loaded(cfg)
     build_runner(cfg).train()
 
 

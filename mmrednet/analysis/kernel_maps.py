@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Involution
+from .panels import titled
 
 
 def kernel_maps(model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
@@ -58,18 +59,11 @@ def draw_kernel_maps(image: np.ndarray, maps: dict[str, Tensor], *, height: int 
     """
     size = (round(image.shape[1] * height / image.shape[0]), height)
     base = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-    panels = [_titled(base, 'image')]
+    panels = [titled(base, 'image')]
     for name, values in maps.items():
         heat = values[0].float().mean(0).cpu().numpy()
         heat = (heat - heat.min()) / max(float(heat.max() - heat.min()), 1e-12)
         heat = cv2.resize(heat, size, interpolation=cv2.INTER_CUBIC).clip(0, 1)
         colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_JET)
-        panels.append(_titled(cv2.addWeighted(base, 0.5, colours, 0.5, 0), name))
+        panels.append(titled(cv2.addWeighted(base, 0.5, colours, 0.5, 0), name))
     return np.concatenate(panels, 1)
-
-
-def _titled(panel: np.ndarray, title: str) -> np.ndarray:
-    panel = panel.copy()
-    for colour, thickness in ((0, 3), (255, 1)):
-        cv2.putText(panel, title, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (colour,) * 3, thickness, cv2.LINE_AA)
-    return panel

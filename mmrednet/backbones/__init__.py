@@ -5,7 +5,9 @@ from ..packages import require
 require('mmrednet.backbones', 'mmengine', 'mmcv')
 
 from .base import PyramidBackbone
+from .mscan import MSCAN
 from .rednet import RedNet
 from .resnet import SpatialResNet
+from .van import VAN
 
-__all__ = ['PyramidBackbone', 'RedNet', 'SpatialResNet']
+__all__ = ['MSCAN', 'VAN', 'PyramidBackbone', 'RedNet', 'SpatialResNet']

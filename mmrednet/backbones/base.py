@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ WRAPPER_PREFIXES = ('module.', 'backbone.')
 class PyramidBackbone(BaseModule):
     """A stem followed by stages, whose outputs are the pyramid.
 
-    A subclass calls ``add_stage`` for every stage, and defines ``stem_modules`` and ``forward_stem``.
+    A subclass calls ``add_stage`` for every stage, and defines ``stem_modules`` and ``forward_stem``. Where a published
+    checkpoint has a name that ours cannot have, ``legacy_keys`` lists (regular expression, replacement) for names
+    within the backbone.
 
     Args:
         out_indices: which stages to return, counted from 0.
@@ -33,6 +36,8 @@ class PyramidBackbone(BaseModule):
         ValueError: ``out_indices`` or ``frozen_stages`` name a stage that is not there.
     """
 
+    legacy_keys: ClassVar[tuple[tuple[str, str], ...]] = ()
+
     def __init__(self, *, out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1, norm_eval: bool = False,
                  with_cp: bool = False, init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
@@ -40,8 +45,9 @@ class PyramidBackbone(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
-        self.stage_names: list[str] = []
+        self.stage_names: list[tuple[str, ...]] = []
         self.register_load_state_dict_pre_hook(_unwrap_keys)
+        self.register_load_state_dict_pre_hook(_rename_keys)
 
     def check_stages(self, count: int) -> None:
         """Raise a ValueError if ``out_indices`` or ``frozen_stages`` do not fit this number of stages."""
@@ -50,10 +56,11 @@ class PyramidBackbone(BaseModule):
         if not -1 <= self.frozen_stages <= count:
             raise ValueError(f'frozen_stages must be from -1 to {count}, got {self.frozen_stages}.')
 
-    def add_stage(self, name: str, stage: nn.Module) -> None:
-        """Append a stage under its published name."""
-        self.add_module(name, stage)
-        self.stage_names.append(name)
+    def add_stage(self, modules: dict[str, nn.Module]) -> None:
+        """Append a stage: modules that follow each other, under their published names."""
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.stage_names.append(tuple(modules))
 
     @abstractmethod
     def stem_modules(self) -> Iterable[nn.Module]:
@@ -67,8 +74,9 @@ class PyramidBackbone(BaseModule):
         """Map the image (B, 3, H, W) to the feature maps of the stages in ``out_indices``."""
         x = self.forward_stem(x)
         outputs = []
-        for index, name in enumerate(self.stage_names):
-            x = getattr(self, name)(x)
+        for index, names in enumerate(self.stage_names):
+            for name in names:
+                x = getattr(self, name)(x)
             if index in self.out_indices:
                 outputs.append(x)
         return tuple(outputs)
@@ -85,7 +93,7 @@ class PyramidBackbone(BaseModule):
 
     def _freeze(self) -> None:
         frozen: list[nn.Module] = list(self.stem_modules()) if self.frozen_stages >= 0 else []
-        frozen += [getattr(self, name) for name in self.stage_names[:max(0, self.frozen_stages)]]
+        frozen += [getattr(self, name) for names in self.stage_names[:max(0, self.frozen_stages)] for name in names]
         for module in frozen:
             module.eval().requires_grad_(False)
 
@@ -100,3 +108,12 @@ def _unwrap_keys(backbone: nn.Module, state_dict: dict[str, Any], prefix: str, *
         if {key.split('.')[0] for key in state_dict}.isdisjoint(own) and inner:
             for key in [key for key in state_dict if key.startswith(wrapper)]:
                 state_dict[key[len(wrapper):]] = state_dict.pop(key)
+
+
+def _rename_keys(backbone: PyramidBackbone, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    """Give the names of published files their counterparts here."""
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        name = key[len(prefix):]
+        for pattern, replacement in backbone.legacy_keys:
+            name = re.sub(pattern, replacement, name)
+        state_dict[prefix + name] = state_dict.pop(key)

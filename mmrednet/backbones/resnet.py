@@ -10,7 +10,7 @@ from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
-from ..layers.spatial import SpatialConfig, build_spatial
+from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
 from .base import PyramidBackbone
 
@@ -101,8 +101,8 @@ class SpatialResNet(PyramidBackbone):
             raise ValueError(f"style must be 'pytorch' or 'caffe', got {style!r}.")
         if not 1 <= num_stages <= 4:
             raise ValueError(f'num_stages must be from 1 to 4, got {num_stages}.')
-        per_stage = spatial_cfg if isinstance(spatial_cfg, (list, tuple)) else [spatial_cfg] * num_stages
-        for name, values in (('spatial_cfg', per_stage), ('strides', strides), ('dilations', dilations)):
+        spatial_cfgs = per_stage(spatial_cfg, num_stages)
+        for name, values in (('strides', strides), ('dilations', dilations)):
             if len(values) != num_stages:
                 raise ValueError(f'{name} must have one entry per stage, {num_stages}, got {values}.')
         self.check_stages(num_stages)
@@ -112,13 +112,13 @@ class SpatialResNet(PyramidBackbone):
         for index in range(num_stages):
             width = base_channels << index
             block: dict[str, Any] = dict(
-                dilation=dilations[index], style=style, spatial_cfg=per_stage[index], norm_cfg=norm_cfg,
+                dilation=dilations[index], style=style, spatial_cfg=spatial_cfgs[index], norm_cfg=norm_cfg,
                 with_cp=self.with_cp)
             stage = [Bottleneck(channels, width, stride=strides[index], **block)]
             channels = width * Bottleneck.expansion
             stage += [Bottleneck(channels, width, stride=1, **block)
                       for _ in range(1, self.block_counts[depth][index])]
-            self.add_stage(f'layer{index + 1}', Sequential(*stage))
+            self.add_stage({f'layer{index + 1}': Sequential(*stage)})
         self._freeze()
 
     def make_stem(self, channels: int) -> None:

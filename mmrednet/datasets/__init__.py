@@ -1,6 +1,9 @@
-"""Data that needs no download: scenes of shapes, made from a seed."""
+"""Data that needs no download: scenes of shapes and of streets, made from a seed."""
 
+from .cityscapes_format import LABELS, label_maps, write_cityscapes
 from .coco_format import mask_to_polygons, write_coco
 from .shapes import CLASSES, Scene, make_scene, scene_generator
+from .streets import Street, StreetObject, make_street
 
-__all__ = ['CLASSES', 'Scene', 'make_scene', 'mask_to_polygons', 'scene_generator', 'write_coco']
+__all__ = ['CLASSES', 'LABELS', 'Scene', 'Street', 'StreetObject', 'label_maps', 'make_scene', 'make_street',
+           'mask_to_polygons', 'scene_generator', 'write_cityscapes', 'write_coco']

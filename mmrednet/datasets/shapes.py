@@ -84,7 +84,7 @@ def make_scene(rng: np.random.Generator, size: tuple[int, int] = (128, 128), *,
     if not 1 <= objects[0] <= objects[1]:
         raise ValueError(f'objects must be (least, greatest) with 1 <= least <= greatest, got {objects=}.')
     background = rng.uniform(40, 215, 3)
-    image = background + _texture(rng, size, amplitude=rng.uniform(4, 18))
+    image = background + random_texture(rng, size, amplitude=rng.uniform(4, 18))
     instances, areas, classes = np.zeros(size, np.int32), [0], []
     for _ in range(rng.integers(objects[0], objects[1] + 1)):
         kind = int(rng.integers(len(CLASSES)))
@@ -94,11 +94,11 @@ def make_scene(rng: np.random.Generator, size: tuple[int, int] = (128, 128), *,
         classes.append(kind)
         areas.append(int(mask.sum()))
         instances[mask] = len(classes)
-        paint = _colour(rng, kind, background) + _texture(rng, size, amplitude=rng.uniform(0, 20))
+        paint = _colour(rng, kind, background) + random_texture(rng, size, amplitude=rng.uniform(0, 20))
         image[mask] = paint[mask]
     seen = np.bincount(instances.ravel(), minlength=len(areas))
     hidden = tuple(1 - seen[index] / areas[index] for index in range(1, len(areas)))
-    return Scene(_lit(rng, image), instances, tuple(classes), hidden)
+    return Scene(add_light(rng, image), instances, tuple(classes), hidden)
 
 
 def _place(rng: np.random.Generator, instances: np.ndarray, areas: list[int], outline: np.ndarray) -> np.ndarray | None:
@@ -139,7 +139,7 @@ def _colour(rng: np.random.Generator, kind: int, background: np.ndarray, *, spre
             return colour
 
 
-def _texture(rng: np.random.Generator, size: tuple[int, int], *, amplitude: float) -> np.ndarray:
+def random_texture(rng: np.random.Generator, size: tuple[int, int], *, amplitude: float) -> np.ndarray:
     """Return (H, W, 3) of a random pattern between -amplitude and amplitude in random colours."""
     rows, columns = np.mgrid[:size[0], :size[1]]
     angle, period = rng.uniform(0, np.pi), rng.uniform(5, 24)
@@ -160,7 +160,7 @@ def _noise(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     return np.clip(result / 1.2, -1, 1)
 
 
-def _lit(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+def add_light(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Return the image under a light that falls off in one direction, with the noise of a camera, as uint8."""
     height, width = image.shape[:2]
     angle = rng.uniform(0, 2 * np.pi)

@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS
 from mmengine.utils import is_abs
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-CLASS_HEADS = ('bbox_head', 'mask_head')
+CLASS_HEADS = ('bbox_head', 'mask_head', 'decode_head')
 
 
 def check_classes(cfg: Config) -> None:
@@ -24,7 +24,7 @@ def check_classes(cfg: Config) -> None:
     Data sets in other formats, remote ones, and those that learn their classes only when they are built are left out.
 
     Args:
-        cfg: of mmdet; one without detection heads and JSON annotations, as those of mmseg, passes.
+        cfg: of mmdet or mmseg.
 
     Raises:
         FileNotFoundError: an annotation file is missing.
@@ -34,13 +34,13 @@ def check_classes(cfg: Config) -> None:
     present: dict[Path, list[str] | None] = {}
     warnings: dict[tuple[Path, tuple[str, ...]], str] = {}
     for loader in LOADERS:
-        for key, dataset in _datasets(cfg.get(loader), loader):
+        for key, dataset in datasets_of(cfg.get(loader), loader):
             path = _annotation_path(dataset)
             if path is None:
                 continue
             if path not in present:
                 present[path] = _present_classes(key, path)
-            classes, names = _classes(key, dataset, cfg.get('default_scope')).get('classes'), present[path]
+            classes, names = classes_of(key, dataset, cfg.get('default_scope')).get('classes'), present[path]
             if classes and names is not None:
                 _refuse_unknown(key, path, classes, names)
                 if set(names) - set(classes):
@@ -51,28 +51,28 @@ def check_classes(cfg: Config) -> None:
     _check_heads(cfg)
 
 
-def _datasets(cfg: Any, key: str) -> Iterator[tuple[str, dict]]:
+def datasets_of(cfg: Any, key: str) -> Iterator[tuple[str, dict]]:
     """Yield (key, config) of the data sets inside wrappers."""
     if not isinstance(cfg, dict):
         return
-    if 'ann_file' in cfg:
+    if 'ann_file' in cfg or 'data_prefix' in cfg:
         yield key, cfg
     if 'dataset' in cfg:
-        yield from _datasets(cfg['dataset'], f'{key}.dataset')
+        yield from datasets_of(cfg['dataset'], f'{key}.dataset')
     for index, inner in enumerate(cfg.get('datasets', [])):
-        yield from _datasets(inner, f'{key}.datasets.{index}')
+        yield from datasets_of(inner, f'{key}.datasets.{index}')
 
 
 def _annotation_path(dataset: dict) -> Path | None:
     """Return the path of a data set's JSON annotations, None for other formats and for remote files."""
-    path, root = dataset['ann_file'], dataset.get('data_root') or ''
+    path, root = dataset.get('ann_file'), dataset.get('data_root') or ''
     if not isinstance(path, str) or not path.endswith('.json'):
         return None
     joined = path if is_abs(path) or not root else f'{root}/{path}'
     return None if '://' in joined else Path(joined)
 
 
-def _classes(key: str, dataset: dict, scope: str | None) -> dict[str, list[str]]:
+def classes_of(key: str, dataset: dict, scope: str | None) -> dict[str, list[str]]:
     """Return the 'classes' and the 'thing_classes' that a data set will have, as far as its config tells."""
     kind = dataset.get('type')
     if isinstance(kind, str):
@@ -124,8 +124,8 @@ def _refuse_unknown(key: str, path: Path, configured: list[str], present: list[s
 
 def _check_heads(cfg: Config) -> None:
     """Check that heads have as many classes as the training data, if all of it has the same, known classes."""
-    found = [_classes(key, dataset, cfg.get('default_scope'))
-             for key, dataset in _datasets(cfg.get('train_dataloader'), 'train_dataloader')]
+    found = [classes_of(key, dataset, cfg.get('default_scope'))
+             for key, dataset in datasets_of(cfg.get('train_dataloader'), 'train_dataloader')]
     if not found or any(not classes.get('classes') or classes != found[0] for classes in found):
         return
     # boxes and masks of a panoptic network are those of things

@@ -99,6 +99,8 @@ def _join_cpu_processes(cfg: Config) -> None:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group(backend)
         atexit.register(_leave_cpu_processes)
+    # torch's norms over several processes run on a GPU alone
+    cfg.sync_bn = None
     if cfg.get('model_wrapper_cfg') is None:
         cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
                                      find_unused_parameters=cfg.get('find_unused_parameters', False))

@@ -1,30 +1,43 @@
-"""Heads of mmdet with any spatial operator: the only modules that import mmdet.
+"""Heads of mmdet and mmseg with our layers: the only modules that import either.
 
-Without mmdet the names stay known, and building one says what is missing.
+The names are always registered; the framework that a head belongs to is imported when the head is first used, and an
+error says how to get it if it is missing.
 """
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from importlib import import_module
+from typing import Any
 
-from ..packages import missing_message
+from torch import nn
+
+from ..packages import require
 from ..registry import MODELS
 
-__all__ = ['SpatialFCNMaskHead', 'SpatialRPNHead']
+# name -> (framework, module)
+_HEADS = {
+    'LightHamHead': ('mmseg', 'ham_head'),
+    'SpatialFCNMaskHead': ('mmdet', 'mask_head'),
+    'SpatialRPNHead': ('mmdet', 'rpn_head'),
+}
+__all__ = list(_HEADS)  # noqa: PLE0605
 
-_missing = missing_message('mmrednet.heads', 'mmdet')
 
-if _missing is None:
-    from .mask_head import SpatialFCNMaskHead
-    from .rpn_head import SpatialRPNHead
-else:
-    def _raise_missing(**_: Any) -> NoReturn:
-        raise ImportError(_missing)
-
-    for _name in __all__:
-        MODELS.register_module(name=_name, module=_raise_missing)
-
-    def __getattr__(name: str) -> Any:
-        if name in __all__:
-            raise ImportError(_missing)
+def __getattr__(name: str) -> Any:
+    if name not in _HEADS:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    framework, module = _HEADS[name]
+    require(f'mmrednet.{name}', framework, 'mmcv')
+    return getattr(import_module(f'.{module}', __name__), name)
+
+
+def _register(name: str) -> None:
+    def build(**kwargs: Any) -> nn.Module:
+        return __getattr__(name)(**kwargs)
+
+    build.__name__ = build.__qualname__ = name
+    MODELS.register_module(name=name, module=build)
+
+
+for _name in _HEADS:
+    _register(_name)

@@ -9,10 +9,8 @@ from mmengine.model import ModuleList, Sequential
 from torch import nn
 
 from ..layers.spatial import SpatialConfig, build_spatial
-from ..registry import MODELS
 
 
-@MODELS.register_module()
 class SpatialFCNMaskHead(FCNMaskHead):
     """Mask head whose 3x3 convolutions are spatial operators, involution by default as in RedNet's detectors.
 

@@ -7,10 +7,8 @@ from typing import Any
 from mmdet.models import RPNHead
 
 from ..layers.spatial import SpatialConfig, build_spatial
-from ..registry import MODELS
 
 
-@MODELS.register_module()
 class SpatialRPNHead(RPNHead):
     """RPN head whose 3x3 convolution is a spatial operator, involution by default as in RedNet's detectors.
 

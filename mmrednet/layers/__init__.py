@@ -4,7 +4,9 @@ from ..packages import require
 
 require('mmrednet.layers', 'mmengine', 'mmcv')
 
+from .hamburger import Hamburger
 from .involution import Involution
+from .large_kernel import LargeKernelAttention, MultiScaleConvAttention
 from .spatial import build_spatial
 
-__all__ = ['Involution', 'build_spatial']
+__all__ = ['Hamburger', 'Involution', 'LargeKernelAttention', 'MultiScaleConvAttention', 'build_spatial']

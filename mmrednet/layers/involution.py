@@ -7,10 +7,10 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..ops import Window, local_aggregate
-from ..registry import MODELS
+from .spatial import spatial_operator
 
 
-@MODELS.register_module()
+@spatial_operator
 class Involution(BaseModule):
     r"""Let every position generate the kernel that sums its neighbours.
 

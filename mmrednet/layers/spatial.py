@@ -6,7 +6,10 @@ An operator is a registered module ``Layer(channels, *, stride=1, dilation=1, no
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Sequence
+from typing import Any
 
 from mmcv.cnn import build_conv_layer
 from torch import nn
@@ -14,6 +17,34 @@ from torch import nn
 from ..registry import MODELS
 
 SpatialConfig = dict | None
+
+
+def spatial_operator(layer: type[nn.Module]) -> type[nn.Module]:
+    """Register an operator, and let stock ResNets use it as a plugin: they name the channels ``in_channels``."""
+    construct = layer.__init__
+
+    @functools.wraps(construct)
+    def __init__(self: nn.Module, channels: int | None = None, *, in_channels: int | None = None,
+                 **kwargs: Any) -> None:
+        if (channels is None) == (in_channels is None):
+            raise TypeError(f'{layer.__name__} must be given channels, or in_channels when it is a plugin, '
+                            f'got {channels=}, {in_channels=}.')
+        construct(self, in_channels if channels is None else channels, **kwargs)
+
+    layer.__init__ = __init__  # type: ignore[method-assign]
+    return MODELS.register_module()(layer)
+
+
+def per_stage(spatial_cfg: SpatialConfig | Sequence[SpatialConfig], stages: int) -> Sequence[SpatialConfig]:
+    """Return one operator per stage: a single config stands for all.
+
+    Raises:
+        ValueError: a list has another number of configs.
+    """
+    configs = [spatial_cfg] * stages if spatial_cfg is None or isinstance(spatial_cfg, dict) else spatial_cfg
+    if len(configs) != stages:
+        raise ValueError(f'spatial_cfg must have one entry per stage, {stages}, got {spatial_cfg}.')
+    return configs
 
 
 def build_spatial(cfg: SpatialConfig, channels: int, *, stride: int = 1, dilation: int = 1,

@@ -13,12 +13,14 @@ autocast float32 arguments are cast to the autocast dtype, as those of a convolu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
+from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch
 from .window import Window
@@ -114,7 +116,7 @@ def _checked(**tensors: Tensor) -> tuple[Tensor, ...]:
         if tensor.device != first.device:
             raise ValueError(f'{first_name} and {name} must be on one device, got {first.device} and {tensor.device}.')
     device = first.device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tuple(tensors.values())
     dtype = torch.get_autocast_dtype(device)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors.values())
@@ -214,3 +216,14 @@ def _scatter_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _aggregate.register_autograd(_aggregate_grad, setup_context=_setup_context)
 _correlate.register_autograd(_correlate_grad, setup_context=_setup_context)
 _scatter.register_autograd(_scatter_grad, setup_context=_setup_context)
+
+
+# two per multiply-add, as torch counts: without them its counter would report nothing for these operators
+@register_flop_formula([torch.ops.mmrednet.aggregate, torch.ops.mmrednet.scatter])
+def _flops_with_weight(value: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(weight) * value[2]
+
+
+@register_flop_formula(torch.ops.mmrednet.correlate)
+def _flops_of_correlate(query: Sequence[int], key: Sequence[int], window: Sequence[int], **_: Any) -> int:
+    return 2 * math.prod(query) * window[0] * window[1]

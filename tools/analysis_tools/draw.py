@@ -1,4 +1,4 @@
-"""Draw two pictures of a detector: detections beside the ground truth, and the kernels of its involutions."""
+"""Draw what a detector or a segmenter sees beside the ground truth, and the kernels of its involutions."""
 
 import argparse
 import sys
@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import cv2
 from mmengine.config import DictAction
 
-from mmrednet.analysis import draw_detections, draw_kernel_maps, kernel_maps
-from mmrednet.engine import load_config
+from mmrednet.analysis import draw_detections, draw_kernel_maps, draw_segmentations, kernel_maps
+from mmrednet.engine import load_config, scope_of
 from mmrednet.layers import Involution
 
 
@@ -20,7 +20,7 @@ def parse_args():
     parser.add_argument('checkpoint', help='path of the checkpoint')
     parser.add_argument('--out-dir', type=Path, default=Path('outputs'), help='folder for the pictures')
     parser.add_argument('--images', type=int, nargs='+', default=[0, 1, 2, 3, 4, 5], help='indices into the test set')
-    parser.add_argument('--scale', type=int, default=3, help='how much to enlarge the images with detections')
+    parser.add_argument('--scale', type=int, default=3, help='how much to enlarge the images')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='override parts of the config')
@@ -36,17 +36,33 @@ def last_involution_of_each_stage(model):
     return stages
 
 
-def main():
-    args = parse_args()
-    cfg = load_config(args.config, options=args.cfg_options)
+def open_detector(cfg, args):
     from mmdet.apis import init_detector
     from mmdet.registry import DATASETS
 
-    model = init_detector(cfg, args.checkpoint, device=args.device)
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    return init_detector(cfg, args.checkpoint, device=args.device), DATASETS.build(cfg.test_dataloader.dataset)
+
+
+def open_segmenter(cfg, args):
+    from mmseg.apis import init_model
+    from mmseg.registry import DATASETS
+
+    return init_model(cfg, args.checkpoint, device=args.device), DATASETS.build(cfg.test_dataloader.dataset)
+
+
+# framework: how to open a model, how to draw what it sees, and the name of the picture
+FORMS = {'mmdet': (open_detector, draw_detections, 'detections.png'),
+         'mmseg': (open_segmenter, draw_segmentations, 'segmentations.png')}
+
+
+def main():
+    args = parse_args()
+    cfg = load_config(args.config, options=args.cfg_options)
+    open_model, draw, name = FORMS[scope_of(cfg)]
+    model, dataset = open_model(cfg, args)
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    picture = args.out_dir / 'detections.png'
-    cv2.imwrite(str(picture), draw_detections(model, dataset, args.images, scale=args.scale)[..., ::-1])
+    picture = args.out_dir / name
+    cv2.imwrite(str(picture), draw(model, dataset, args.images, scale=args.scale)[..., ::-1])
     print(picture)
     stages = last_involution_of_each_stage(model)
     if stages:

@@ -1,0 +1,39 @@
+data_preprocessor = dict(
+    type='SegDataPreProcessor',
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    bgr_to_rgb=True,
+    pad_val=0,
+    seg_pad_val=255,
+    size=(512, 1024))
+norm_cfg = dict(type='BN', requires_grad=True)
+head = dict(
+    dropout_ratio=0.1,
+    num_classes=19,
+    norm_cfg=norm_cfg,
+    align_corners=False)
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=data_preprocessor,
+    backbone=dict(
+        type='mmrednet.RedNet', depth=50, norm_cfg=norm_cfg,
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/rednet50.pth')),
+    decode_head=dict(
+        type='UPerHead',
+        in_channels=[256, 512, 1024, 2048],
+        in_index=[0, 1, 2, 3],
+        pool_scales=(1, 2, 3, 6),
+        channels=512,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+        **head),
+    auxiliary_head=dict(
+        type='FCNHead',
+        in_channels=1024,
+        in_index=2,
+        channels=256,
+        num_convs=1,
+        concat_input=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+        **head),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'))

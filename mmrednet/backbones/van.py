@@ -1,0 +1,212 @@
+"""Visual Attention Network (Guo et al., CVM 2023): stages of convolutional attention behind overlapping patches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch.utils.checkpoint
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule, Sequential
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layers.spatial import SpatialConfig, build_spatial, per_stage
+from ..registry import MODELS
+from .base import PyramidBackbone
+
+# embed_dims, depths and mlp_ratios of the four stages
+Architecture = dict[str, Sequence[int]]
+STRIDES = (4, 2, 2, 2)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise every position by the mean and the variance of its channels."""
+        return F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
+class PatchEmbedding(BaseModule):
+    """Overlapping patches: one convolution and a norm.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        stride: distance of neighbouring patches; a patch is 7 wide if it is 4, else 3.
+        norm_cfg: of the norm.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm_cfg: dict) -> None:
+        super().__init__()
+        size = 7 if stride == 4 else 3
+        self.proj = nn.Conv2d(in_channels, out_channels, size, stride, size // 2)
+        self.norm = build_norm_layer(norm_cfg, out_channels)[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        return self.norm(self.proj(x))
+
+
+class GatedAttention(BaseModule):
+    """1x1 convolution, activation, spatial operator, 1x1 convolution, added to the input (figure 3d of the paper)."""
+
+    def __init__(self, channels: int, spatial_cfg: SpatialConfig, act_cfg: dict) -> None:
+        super().__init__()
+        self.proj_1 = nn.Conv2d(channels, channels, 1)
+        self.activation = build_activation_layer(act_cfg)
+        self.spatial_gating_unit = build_spatial(spatial_cfg, channels, bias=True)
+        self.proj_2 = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, channels, H, W) to the same shape."""
+        return x + self.proj_2(self.spatial_gating_unit(self.activation(self.proj_1(x))))
+
+
+class ConvFeedForward(BaseModule):
+    """1x1 convolution to ``hidden`` channels, 3x3 depth-wise convolution, activation, and back."""
+
+    def __init__(self, channels: int, hidden: int, act_cfg: dict, drop_rate: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, hidden, 1)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.act = build_activation_layer(act_cfg)
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, channels, H, W) to the same shape."""
+        return self.drop(self.fc2(self.drop(self.act(self.dwconv(self.fc1(x))))))
+
+
+class VANBlock(BaseModule):
+    """Attention, then a feed-forward network: each behind a norm, scaled per channel, dropped by chance, and added.
+
+    Args:
+        channels: of the input and of the output.
+        mlp_ratio: hidden channels of the feed-forward network over ``channels``.
+        spatial_cfg: the operator of the attention, see :func:`mmrednet.layers.build_spatial`.
+        drop_rate: of the feed-forward network.
+        drop_path_rate: the chance that an image skips the attention, and that it skips the feed-forward network.
+        layer_scale: what the scales start from.
+        norm_cfg: of both norms.
+        act_cfg: of the activations.
+        with_cp: whether the block is computed again in the backward pass.
+    """
+
+    def __init__(self, channels: int, *, mlp_ratio: float, spatial_cfg: SpatialConfig, drop_rate: float,
+                 drop_path_rate: float, layer_scale: float, norm_cfg: dict, act_cfg: dict, with_cp: bool) -> None:
+        super().__init__()
+        self.with_cp = with_cp
+        self.norm1 = build_norm_layer(norm_cfg, channels)[1]
+        self.attn = GatedAttention(channels, spatial_cfg, act_cfg)
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+        self.norm2 = build_norm_layer(norm_cfg, channels)[1]
+        self.mlp = ConvFeedForward(channels, int(channels * mlp_ratio), act_cfg, drop_rate)
+        self.layer_scale_1 = nn.Parameter(torch.full((channels,), layer_scale))
+        self.layer_scale_2 = nn.Parameter(torch.full((channels,), layer_scale))
+
+    def _forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.attn(self.norm1(x)))
+        return x + self.drop_path(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, channels, H, W) to the same shape."""
+        if self.with_cp and x.requires_grad:
+            return torch.utils.checkpoint.checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+
+@MODELS.register_module()
+class VAN(PyramidBackbone):
+    """Visual Attention Network. Other arguments: see :class:`PyramidBackbone`.
+
+    Args:
+        arch: 'b0' to 'b6' (table 5 of the paper), or a dict with embed_dims, depths and mlp_ratios, one per stage.
+        spatial_cfg: the operator of the attention, or a list with one per stage; published: large kernel attention.
+        in_channels: of the image.
+        drop_rate: of the feed-forward networks.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        layer_scale: what the scales of the branches start from.
+        stage_norm_eps: of the layer norms that end the stages.
+        norm_cfg: of the norms inside.
+        act_cfg: of the activations.
+
+    Raises:
+        ValueError: ``arch`` has no such value, or its entries are not one per stage.
+    """
+
+    archs: ClassVar[dict[str, Architecture]] = {
+        name: dict(embed_dims=embed_dims, depths=depths, mlp_ratios=(8, 8, 4, 4)) for name, embed_dims, depths in (
+            ('b0', (32, 64, 160, 256), (3, 3, 5, 2)), ('b1', (64, 128, 320, 512), (2, 2, 4, 2)),
+            ('b2', (64, 128, 320, 512), (3, 3, 12, 3)), ('b3', (64, 128, 320, 512), (3, 5, 27, 3)),
+            ('b4', (64, 128, 320, 512), (3, 6, 40, 3)), ('b5', (96, 192, 480, 768), (3, 3, 24, 3)),
+            ('b6', (96, 192, 384, 768), (6, 6, 90, 6)))}
+    # the official files wrap the depth-wise convolution; the others are the names of mmpretrain
+    legacy_keys = (
+        (r'\.mlp\.dwconv\.dwconv\.', '.mlp.dwconv.'), (r'^blocks(\d)\.', r'block\1.'),
+        (r'^(patch_embed\d)\.projection\.', r'\1.proj.'), (r'\.DW_conv\.', '.conv0.'),
+        (r'\.DW_D_conv\.', '.conv_spatial.'))
+
+    def __init__(self, arch: str | Architecture = 'b0',
+                 spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = dict(type='LargeKernelAttention'), *,
+                 in_channels: int = 3, drop_rate: float = 0.0, drop_path_rate: float = 0.1, layer_scale: float = 1e-2,
+                 stage_norm_eps: float = 1e-6, norm_cfg: dict = dict(type='BN'), act_cfg: dict = dict(type='GELU'),
+                 **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.arch = self._architecture(arch)
+        dims, depths = self.arch['embed_dims'], self.arch['depths']
+        self.check_stages(len(dims))
+        self.in_channels, self.norm_cfg, self.act_cfg = in_channels, norm_cfg, act_cfg
+        self.patch_embed1 = self.make_stem(dims[0])
+        drops = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
+        for index, operator in enumerate(per_stage(spatial_cfg, len(dims))):
+            number, block = index + 1, dict[str, Any](
+                mlp_ratio=self.arch['mlp_ratios'][index], spatial_cfg=operator, drop_rate=drop_rate,
+                layer_scale=layer_scale, norm_cfg=norm_cfg, act_cfg=act_cfg, with_cp=self.with_cp)
+            patches = {f'patch_embed{number}': PatchEmbedding(dims[index - 1], dims[index], STRIDES[index], norm_cfg)}
+            self.add_stage({
+                **(patches if index else {}),
+                f'block{number}': Sequential(*(VANBlock(dims[index], drop_path_rate=next(drops), **block)
+                                               for _ in range(depths[index]))),
+                f'norm{number}': ChannelNorm(dims[index], eps=stage_norm_eps)})
+        self._freeze()
+
+    def _architecture(self, arch: str | Architecture) -> Architecture:
+        if isinstance(arch, str):
+            if arch not in self.archs:
+                raise ValueError(f'arch must be one of {list(self.archs)} or a dict, got {arch!r}.')
+            return self.archs[arch]
+        names = ('embed_dims', 'depths', 'mlp_ratios')
+        if set(arch) != set(names) or len({len(arch[name]) for name in names}) != 1 or not (
+                1 <= len(arch['depths']) <= len(STRIDES)):
+            raise ValueError(f'arch must have the keys {names} with one entry for each of 1 to {len(STRIDES)} stages, '
+                             f'got {dict(arch)}.')
+        return dict(arch)
+
+    def make_stem(self, channels: int) -> nn.Module:
+        """Return what maps the image to the first stage's channels at stride 4."""
+        return PatchEmbedding(self.in_channels, channels, STRIDES[0], self.norm_cfg)
+
+    def init_weights(self) -> None:
+        """Draw convolutions as the authors do, N(0, 2 / fan-out), unless ``init_cfg`` says otherwise."""
+        if self.init_cfg is not None:
+            super().init_weights()
+            return
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def stem_modules(self) -> Iterable[nn.Module]:
+        """Return the patch embedding of the image."""
+        return (self.patch_embed1,)
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, embed_dims[0], ceil(H / 4), ceil(W / 4))."""
+        return self.patch_embed1(x)
