@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.utils.checkpoint
 from mmcv.cnn import build_conv_layer, build_norm_layer
@@ -20,7 +20,8 @@ class Bottleneck(BaseModule):
 
     Args:
         in_channels: of the input.
-        width: of the spatial operator; the output has ``4 * width`` channels.
+        width: of the spatial operator.
+        out_channels: of the output.
         stride: of the block.
         dilation: of the spatial operator.
         style: 'pytorch' strides in the spatial operator, 'caffe' in the first convolution.
@@ -29,14 +30,11 @@ class Bottleneck(BaseModule):
         with_cp: whether the block is computed again in the backward pass.
     """
 
-    expansion = 4
-
-    def __init__(self, in_channels: int, width: int, *, stride: int, dilation: int, style: str,
+    def __init__(self, in_channels: int, width: int, out_channels: int, *, stride: int, dilation: int, style: str,
                  spatial_cfg: SpatialConfig, norm_cfg: dict, with_cp: bool) -> None:
         # the last norm starts at zero: every block begins as the identity
         super().__init__(dict(type='Constant', val=0, override=dict(name='bn3')))
         self.with_cp = with_cp
-        out_channels = width * self.expansion
         first_stride, spatial_stride = (stride, 1) if style == 'caffe' else (1, stride)
         self.conv1 = build_conv_layer(None, in_channels, width, 1, stride=first_stride, bias=False)
         self.bn1 = build_norm_layer(norm_cfg, width)[1]
@@ -58,7 +56,7 @@ class Bottleneck(BaseModule):
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, H, W) to (B, 4 * width, ceil(H / stride), ceil(W / stride))."""
+        """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         if self.with_cp and x.requires_grad:
             return torch.utils.checkpoint.checkpoint(self._forward, x, use_reentrant=False)
         return self._forward(x)
@@ -74,7 +72,8 @@ class SpatialResNet(PyramidBackbone):
         depth: 26, 38, 50, 101 or 152.
         spatial_cfg: one operator for all stages, or a list with one per stage; None is the 3x3 convolution.
         in_channels: of the image.
-        base_channels: width of the first stage; it doubles from stage to stage.
+        base_channels: width of the first stage; it doubles from stage to stage, and outputs have 4 times as many.
+        operator_channels: width of the first stage's operators, where it differs from ``base_channels``.
         num_stages: how many stages to build.
         strides: of the stages.
         dilations: of the stages.
@@ -85,11 +84,12 @@ class SpatialResNet(PyramidBackbone):
         ValueError: an argument has no such value, or not one entry per stage.
     """
 
-    block_counts = {26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+    block_counts: ClassVar[dict[int, tuple[int, ...]]] = {
+        26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
     def __init__(self, depth: int = 50, spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = None, *,
-                 in_channels: int = 3, base_channels: int = 64, num_stages: int = 4,
-                 strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
+                 in_channels: int = 3, base_channels: int = 64, operator_channels: int | None = None,
+                 num_stages: int = 4, strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
                  style: str = 'pytorch', norm_cfg: dict = dict(type='BN'),
                  init_cfg: dict | list[dict] | None = None, **kwargs: Any) -> None:
         super().__init__(init_cfg=init_cfg or [
@@ -110,14 +110,14 @@ class SpatialResNet(PyramidBackbone):
         self.make_stem(base_channels)
         channels = base_channels
         for index in range(num_stages):
-            width = base_channels << index
+            width, out_channels = (operator_channels or base_channels) << index, 4 * base_channels << index
             block: dict[str, Any] = dict(
                 dilation=dilations[index], style=style, spatial_cfg=spatial_cfgs[index], norm_cfg=norm_cfg,
                 with_cp=self.with_cp)
-            stage = [Bottleneck(channels, width, stride=strides[index], **block)]
-            channels = width * Bottleneck.expansion
-            stage += [Bottleneck(channels, width, stride=1, **block)
+            stage = [Bottleneck(channels, width, out_channels, stride=strides[index], **block)]
+            stage += [Bottleneck(out_channels, width, out_channels, stride=1, **block)
                       for _ in range(1, self.block_counts[depth][index])]
+            channels = out_channels
             self.add_stage({f'layer{index + 1}': Sequential(*stage)})
         self._freeze()
 

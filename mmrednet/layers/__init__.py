@@ -4,9 +4,15 @@ from ..packages import require
 
 require('mmrednet.layers', 'mmengine', 'mmcv')
 
+from .axial import AxialAttention, AxialAttention1d
 from .hamburger import Hamburger
 from .involution import Involution
 from .large_kernel import LargeKernelAttention, MultiScaleConvAttention
+from .local_relation import LocalRelation
+from .san import SANPairwise, SANPatchwise
+from .sasa import AttentionStem, StandAloneSelfAttention
 from .spatial import build_spatial
 
-__all__ = ['Hamburger', 'Involution', 'LargeKernelAttention', 'MultiScaleConvAttention', 'build_spatial']
+__all__ = ['AttentionStem', 'AxialAttention', 'AxialAttention1d', 'Hamburger', 'Involution', 'LargeKernelAttention',
+           'LocalRelation', 'MultiScaleConvAttention', 'SANPairwise', 'SANPatchwise', 'StandAloneSelfAttention',
+           'build_spatial']

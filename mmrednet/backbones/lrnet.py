@@ -1,0 +1,49 @@
+"""Local Relation Networks (Hu et al., ICCV 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mmcv.cnn import ConvModule, build_norm_layer
+from mmengine.model import Sequential
+from torch import Tensor, nn
+
+from ..layers.spatial import SpatialConfig, build_spatial
+from ..registry import MODELS
+from .resnet import SpatialResNet
+
+
+@MODELS.register_module()
+class LRNet(SpatialResNet):
+    """ResNet with local relation layers in the stem and in every bottleneck. Other arguments: see SpatialResNet.
+
+    The widths of the published networks are known for depth 50 alone, and there by their number of parameters.
+
+    Args:
+        depth: 26 (two blocks in every stage), 50 or 101.
+        spatial_cfg: the operator of the stages.
+        operator_channels: width of the first stage's operators.
+    """
+
+    block_counts = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+    def __init__(self, depth: int = 50, spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = dict(
+            type='LocalRelation'), *, operator_channels: int | None = 100, **kwargs: Any) -> None:
+        super().__init__(depth, spatial_cfg, operator_channels=operator_channels, **kwargs)
+
+    def make_stem(self, channels: int) -> None:
+        """Build the stem: 1x1 convolution, 7x7 local relation of stride 2, pooling of stride 2."""
+        self.stem = Sequential(
+            ConvModule(self.in_channels, channels, 1, norm_cfg=self.norm_cfg),
+            build_spatial(dict(type='LocalRelation'), channels, stride=2),
+            build_norm_layer(self.norm_cfg, channels)[1], nn.ReLU(inplace=True))
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+
+    def stem_modules(self) -> Iterable[nn.Module]:
+        """Return the modules of the stem."""
+        return (self.stem,)
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, base_channels, H / 4, W / 4)."""
+        return self.maxpool(self.stem(x))

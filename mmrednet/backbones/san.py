@@ -1,0 +1,115 @@
+"""The networks of Exploring Self-attention for Image Recognition (Zhao, Jia and Koltun, CVPR 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch.utils.checkpoint
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule, Sequential
+from torch import Tensor, nn
+
+from ..layers.spatial import SpatialConfig, build_spatial, per_stage
+from ..registry import MODELS
+from .base import PyramidBackbone
+
+OPERATORS = {'pairwise': 'SANPairwise', 'patchwise': 'SANPatchwise'}
+
+
+class SANBlock(BaseModule):
+    """Norm, activation, attention, norm, activation and 1x1 convolution, added to the input (figure 2 of the paper).
+
+    Args:
+        channels: C, of the input and of the output; the attention has C / 4 inside.
+        spatial_cfg: the attention; another operator works on C channels.
+        norm_cfg: of the norms.
+        with_cp: whether the block is computed again in the backward pass.
+    """
+
+    def __init__(self, channels: int, *, spatial_cfg: SpatialConfig, norm_cfg: dict, with_cp: bool) -> None:
+        super().__init__()
+        self.with_cp = with_cp
+        inner = channels
+        if spatial_cfg is not None and spatial_cfg['type'] in OPERATORS.values():
+            inner = channels // 4
+            spatial_cfg = dict(spatial_cfg, out_channels=inner)
+        self.bn1 = build_norm_layer(norm_cfg, channels)[1]
+        self.sam = build_spatial(spatial_cfg, channels, norm_cfg=norm_cfg)
+        self.bn2 = build_norm_layer(norm_cfg, inner)[1]
+        self.conv = nn.Conv2d(inner, channels, 1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        out = self.sam(self.relu(self.bn1(x)))
+        return x + self.conv(self.relu(self.bn2(out)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, channels, H, W) to the same shape."""
+        if self.with_cp and x.requires_grad:
+            return torch.utils.checkpoint.checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+
+@MODELS.register_module()
+class SAN(PyramidBackbone):
+    """Self-attention network. Other arguments: see :class:`PyramidBackbone`.
+
+    Five stages of 64, 256, 512, 1024 and 2048 channels at strides 2, 4, 8, 16 and 32; each begins with a 2x2 max
+    pooling and a 1x1 convolution.
+
+    Args:
+        depth: 10, 15 or 19.
+        relation: 'pairwise' or 'patchwise'.
+        spatial_cfg: operators in place of the relation's, one or one per stage; by default the published ones.
+        kernel_sizes: of the published operators, one per stage.
+        in_channels: of the image.
+        base_channels: of the first stage, 64.
+        norm_cfg: of all norms.
+
+    Raises:
+        ValueError: an argument has no such value, or not one entry per stage.
+    """
+
+    block_counts: ClassVar[dict[int, tuple[int, ...]]] = {
+        10: (2, 1, 2, 4, 1), 15: (3, 2, 3, 5, 2), 19: (3, 3, 4, 6, 3)}
+
+    def __init__(self, depth: int = 10, relation: str = 'pairwise', *,
+                 spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = None,
+                 kernel_sizes: Sequence[int] = (3, 7, 7, 7, 7), in_channels: int = 3, base_channels: int = 64,
+                 norm_cfg: dict = dict(type='BN'), out_indices: Sequence[int] = (1, 2, 3, 4), **kwargs: Any) -> None:
+        super().__init__(out_indices=out_indices, **kwargs)
+        if depth not in self.block_counts:
+            raise ValueError(f'depth must be one of {sorted(self.block_counts)}, got {depth}.')
+        if relation not in OPERATORS:
+            raise ValueError(f'relation must be one of {list(OPERATORS)}, got {relation!r}.')
+        counts = self.block_counts[depth]
+        if len(kernel_sizes) != len(counts):
+            raise ValueError(f'kernel_sizes must have one entry per stage, {len(counts)}, got {kernel_sizes}.')
+        self.check_stages(len(counts))
+        published = [dict(type=OPERATORS[relation], kernel_size=size) for size in kernel_sizes]
+        operators = published if spatial_cfg is None else per_stage(spatial_cfg, len(counts))
+        channels = base_channels
+        self.conv_in = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn_in = build_norm_layer(norm_cfg, channels)[1]
+        self.relu = nn.ReLU(inplace=True)
+        for index, (count, operator) in enumerate(zip(counts, operators, strict=True)):
+            width = base_channels if index == 0 else base_channels << (index + 1)
+            self.add_stage({
+                f'pool{index}': nn.MaxPool2d(2, ceil_mode=True),
+                f'conv{index}': nn.Conv2d(channels, width, 1, bias=False),
+                f'layer{index}': Sequential(*(
+                    SANBlock(width, spatial_cfg=operator, norm_cfg=norm_cfg, with_cp=self.with_cp)
+                    for _ in range(count))),
+                f'bn{index}': build_norm_layer(norm_cfg, width)[1],
+                f'relu{index}': nn.ReLU(inplace=True)})
+            channels = width
+        self._freeze()
+
+    def stem_modules(self) -> Iterable[nn.Module]:
+        """Return the modules of the stem."""
+        return self.conv_in, self.bn_in
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, base_channels, H, W)."""
+        return self.relu(self.bn_in(self.conv_in(x)))
