@@ -18,6 +18,7 @@ from ..registry import MODELS
 _HEADS = {
     'LightHamHead': ('mmseg', 'ham_head'),
     'SpatialFCNMaskHead': ('mmdet', 'mask_head'),
+    'SpatialRetinaHead': ('mmdet', 'retina_head'),
     'SpatialRPNHead': ('mmdet', 'rpn_head'),
 }
 __all__ = list(_HEADS)  # noqa: PLE0605

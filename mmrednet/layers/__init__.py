@@ -11,8 +11,8 @@ from .large_kernel import LargeKernelAttention, MultiScaleConvAttention
 from .local_relation import LocalRelation
 from .san import SANPairwise, SANPatchwise
 from .sasa import AttentionStem, StandAloneSelfAttention
-from .spatial import build_spatial
+from .spatial import OperatorChain, build_spatial
 
 __all__ = ['AttentionStem', 'AxialAttention', 'AxialAttention1d', 'Hamburger', 'Involution', 'LargeKernelAttention',
-           'LocalRelation', 'MultiScaleConvAttention', 'SANPairwise', 'SANPatchwise', 'StandAloneSelfAttention',
-           'build_spatial']
+           'LocalRelation', 'MultiScaleConvAttention', 'OperatorChain', 'SANPairwise', 'SANPatchwise',
+           'StandAloneSelfAttention', 'build_spatial']

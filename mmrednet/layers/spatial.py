@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmcv.cnn import build_conv_layer
+from mmengine.model import Sequential
 from torch import nn
 
 from ..registry import MODELS
@@ -75,3 +76,27 @@ def build_spatial(cfg: SpatialConfig, channels: int, *, stride: int = 1, dilatio
     if norm_cfg is not None and 'norm_cfg' in inspect.signature(layer).parameters:
         arguments.setdefault('norm_cfg', norm_cfg)
     return MODELS.build(arguments)
+
+
+@spatial_operator
+class OperatorChain(Sequential):
+    """Operators one behind the other, as attention along rows and then along columns.
+
+    Args:
+        channels: C, of the input and of the output.
+        operators: configs of the operators; the last one has the stride.
+        stride: distance of neighbouring outputs.
+        dilation: distance of neighbouring taps, of all of them.
+        norm_cfg: of the operators that have norms.
+
+    Raises:
+        ValueError: there is no operator.
+    """
+
+    def __init__(self, channels: int, *, operators: Sequence[SpatialConfig], stride: int = 1, dilation: int = 1,
+                 norm_cfg: dict | None = None) -> None:
+        if not operators:
+            raise ValueError(f'operators must have at least one config, got {operators}.')
+        super().__init__(*(
+            build_spatial(cfg, channels, stride=stride if index == len(operators) - 1 else 1, dilation=dilation,
+                          norm_cfg=norm_cfg) for index, cfg in enumerate(operators)))

@@ -20,8 +20,8 @@ class SpatialFPN(BaseModule):
     """FPN whose 3x3 output convolutions may be any spatial operator, involution by default as in RedNet's detectors.
 
     With ``spatial_cfg=None`` it is the FPN of mmdet, in names and in values. As published, nothing is added around the
-    operator, unless ``norm_cfg`` asks for norms. Extra levels (RetinaNet's P6 and P7) change the number of channels and
-    stay 3x3 convolutions.
+    operator, unless ``norm_cfg`` asks for norms. Extra levels (RetinaNet's P6 and P7) stay 3x3 convolutions, unless
+    ``spatial_extra_convs`` makes them operators of stride 2, as in SASA.
 
     Args:
         in_channels: of the input maps, from fine to coarse.
@@ -31,6 +31,8 @@ class SpatialFPN(BaseModule):
         start_level: the first input map to use.
         add_extra_convs: False, or the source of the first extra level: 'on_input' (also True), 'on_lateral' or
             'on_output'.
+        spatial_extra_convs: whether extra levels are operators; their source must then be a lateral or an output, which
+            have ``out_channels``.
         relu_before_extra_convs: whether extra levels after the first see their input through a ReLU.
         norm_cfg: behind the laterals, the operators and the convolutions, and inside the operators; where it is None
             there are norms inside the operators alone, their own.
@@ -42,8 +44,8 @@ class SpatialFPN(BaseModule):
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, num_outs: int, *,
                  spatial_cfg: SpatialConfig = dict(type='Involution'), start_level: int = 0,
-                 add_extra_convs: bool | str = False, relu_before_extra_convs: bool = False,
-                 norm_cfg: dict | None = None,
+                 add_extra_convs: bool | str = False, spatial_extra_convs: bool = False,
+                 relu_before_extra_convs: bool = False, norm_cfg: dict | None = None,
                  init_cfg: dict | list[dict] | None = dict(type='Xavier', layer='Conv2d', distribution='uniform'),
                  ) -> None:
         super().__init__(init_cfg)
@@ -53,6 +55,9 @@ class SpatialFPN(BaseModule):
                              f'at least 1, got {num_outs=}, {start_level=}, {in_channels=}.')
         if add_extra_convs not in (False, True, *EXTRA_SOURCES):
             raise ValueError(f'add_extra_convs must be a bool or one of {EXTRA_SOURCES}, got {add_extra_convs!r}.')
+        if spatial_extra_convs and add_extra_convs not in EXTRA_SOURCES[1:]:
+            raise ValueError(f'spatial_extra_convs needs add_extra_convs to be one of {EXTRA_SOURCES[1:]}, '
+                             f'got {add_extra_convs!r}.')
         self.in_channels, self.out_channels, self.num_outs = list(in_channels), out_channels, num_outs
         self.start_level, self.relu_before_extra_convs = start_level, relu_before_extra_convs
         self.extra_source = EXTRA_SOURCES[0] if add_extra_convs is True else add_extra_convs
@@ -62,14 +67,17 @@ class SpatialFPN(BaseModule):
         if self.extra_source:
             source = used[-1] if self.extra_source == 'on_input' else out_channels
             for _ in range(num_outs - len(used)):
+                if spatial_extra_convs:
+                    self.fpn_convs.append(self._output(spatial_cfg, norm_cfg, stride=2))
+                    continue
                 self.fpn_convs.append(
                     ConvModule(source, out_channels, 3, stride=2, padding=1, norm_cfg=norm_cfg, act_cfg=None))
                 source = out_channels
 
-    def _output(self, spatial_cfg: SpatialConfig, norm_cfg: dict | None) -> nn.Module:
+    def _output(self, spatial_cfg: SpatialConfig, norm_cfg: dict | None, stride: int = 1) -> nn.Module:
         if spatial_cfg is None:
-            return ConvModule(self.out_channels, self.out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=None)
-        operator = build_spatial(spatial_cfg, self.out_channels, norm_cfg=norm_cfg)
+            return ConvModule(self.out_channels, self.out_channels, 3, stride, 1, norm_cfg=norm_cfg, act_cfg=None)
+        operator = build_spatial(spatial_cfg, self.out_channels, stride=stride, norm_cfg=norm_cfg)
         if norm_cfg is None:
             return operator
         return nn.Sequential(operator, build_norm_layer(norm_cfg, self.out_channels)[1])

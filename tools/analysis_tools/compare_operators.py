@@ -1,0 +1,124 @@
+"""Train one small detector with each operator in turn and print what it cost and what it gave, as a table.
+
+Width, schedule, data and seed are those of the config; only the operator of the backbone's stages differs. Each run is
+a process of its own, so that its peak memory is its own.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+from mmengine.registry import MODELS
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmrednet.engine import load_config, scope_of
+
+SAN_SPAN = [dict(type='SANPairwise', kernel_size=(1, 7)), dict(type='SANPairwise', kernel_size=(7, 1))]
+PATCH_SPAN = [dict(type='SANPatchwise', kernel_size=(1, 7)), dict(type='SANPatchwise', kernel_size=(7, 1))]
+# name: spatial_cfg of the backbone
+OPERATORS = {
+    'convolution 3x3': None,
+    'involution': dict(type='Involution'),
+    'SASA': dict(type='StandAloneSelfAttention'),
+    'local relation': dict(type='LocalRelation'),
+    'SAN pairwise': dict(type='SANPairwise'),
+    'SAN patchwise': dict(type='SANPatchwise'),
+    'SAN pairwise, row then column': dict(type='OperatorChain', operators=SAN_SPAN),
+    'SAN patchwise, row then column': dict(type='OperatorChain', operators=PATCH_SPAN),
+    'axial': dict(type='AxialAttention', table_size=32),
+    'LKA': dict(type='LargeKernelAttention'),
+    'MSCA': dict(type='MultiScaleConvAttention'),
+    'convolution x2, then SASA x2': [None, None, *[dict(type='StandAloneSelfAttention')] * 2],
+}
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config', default='configs/shapes/faster-rcnn_r26_fpn_shapes.py',
+                        help='whose backbone takes spatial_cfg')
+    parser.add_argument('--operators', nargs='+', choices=list(OPERATORS), default=list(OPERATORS))
+    parser.add_argument('--iterations', type=int, default=500)
+    parser.add_argument('--shape', type=int, nargs=2, default=(128, 128), metavar=('H', 'W'),
+                        help='of the image for which multiply-adds are counted')
+    parser.add_argument('--metric', default='coco/bbox_mAP', help='key of the result')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare_operators'))
+    return parser.parse_args()
+
+
+def derive(args, name):
+    """Write a config that differs from the given one in its operator and its length, and return its path."""
+    path = args.work_dir / f'{"-".join(name.replace(",", "").split())}.py'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    iterations = args.iterations
+    path.write_text(f'''_base_ = {str(Path(args.config).resolve())!r}
+model = dict(backbone=dict(type='mmrednet.SpatialResNet', spatial_cfg={OPERATORS[name]!r}))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=0, end={iterations}, T_max={iterations}, eta_min=0)]
+train_cfg = dict(max_iters={iterations}, val_interval={iterations})
+default_hooks = dict(logger=dict(interval=50), checkpoint=dict(interval={iterations}))
+''')
+    return path
+
+
+def size(path, shape):
+    """Return parameters and multiply-adds of backbone and neck."""
+    cfg = load_config(str(path))
+    with torch.device('meta'), MODELS.switch_scope_and_registry(scope_of(cfg)) as registry:
+        model = registry.build(cfg.model)
+        model.eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.extract_feat(torch.empty(1, 3, *shape))
+    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
+
+
+def train(path, work_dir):
+    """Train and return the scalars that were logged, and the peak memory in bytes."""
+    command = [sys.executable, str(ROOT / 'tools/train.py'), str(path), '--work-dir', str(work_dir)]
+    log = work_dir.with_suffix('.log')
+    with log.open('w') as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+        peak = 0
+        while process.poll() is None:
+            status = Path(f'/proc/{process.pid}/status')
+            if status.exists():
+                lines = [line for line in status.read_text().splitlines() if line.startswith('VmHWM')]
+                peak = max([peak, *(int(line.split()[1]) * 1024 for line in lines)])
+            time.sleep(0.5)
+    if process.returncode:
+        sys.exit(f'{log} says why training failed')
+    latest = max(work_dir.glob('*/vis_data/scalars.json'), key=lambda item: item.stat().st_mtime)
+    # platforms without /proc report the largest child instead
+    peak = peak or resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return [json.loads(line) for line in latest.read_text().splitlines()], peak
+
+
+def main():
+    args = parse_args()
+    print(f'{args.config}, {args.iterations} iterations, {torch.get_num_threads()} threads, torch {torch.__version__}')
+    print(f'multiply-adds of backbone and neck for {args.shape[0]} x {args.shape[1]}; median seconds per iteration\n')
+    print(f'| operator | {args.metric} | parameters | 10^9 multiply-adds | seconds | peak memory, GiB |\n'
+          '|---|---|---|---|---|---|', flush=True)
+    for name in args.operators:
+        path = derive(args, name)
+        parameters, multiply_adds = size(path, args.shape)
+        scalars, peak = train(path, args.work_dir / path.stem)
+        result = next(entry[args.metric] for entry in reversed(scalars) if args.metric in entry)
+        seconds = np.median([entry['time'] for entry in scalars if 'loss' in entry])
+        losses = [entry['loss'] for entry in scalars if 'loss' in entry]
+        note = '' if np.isfinite(losses).all() else ' (loss not finite)'
+        print(f'| {name} | {result:.3f}{note} | {parameters:,} | {multiply_adds / 1e9:.3f} | {seconds:.3f} | '
+              f'{peak / 2**30:.2f} |', flush=True)
+
+
+if __name__ == '__main__':
+    main()
