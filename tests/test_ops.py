@@ -292,3 +292,11 @@ def test_torchs_counter_knows_the_operators():
         local_aggregate(value, weight, window).sum().backward()
     # aggregate, and scatter and correlate for its two gradients
     assert counter.get_total_flops() == 3 * one
+
+
+def test_results_may_be_changed_in_place():
+    x = torch.randn(2, 8, 5, 4, requires_grad=True)
+    value = x.unflatten(1, (2, 4))
+    result = local_aggregate(value, torch.rand(2, 2, 9, 5, 4), Window(3)).flatten(1, 2)
+    expected = torch.autograd.grad(result.relu().sum(), x, retain_graph=True)[0]
+    assert torch.equal(torch.autograd.grad(result.relu_().sum(), x)[0], expected)

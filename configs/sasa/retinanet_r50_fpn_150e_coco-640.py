@@ -2,7 +2,7 @@
 
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 scale = (640, 640)
-model = dict(neck=dict(add_extra_convs='on_output'))
+model = dict(backbone=dict(type='mmrednet.SpatialResNet'), neck=dict(add_extra_convs='on_output'))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),

@@ -108,7 +108,8 @@ class AxialAttention1d(BaseModule):
         return torch.stack(parts, 3)
 
     def _statistics(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, int]:
-        terms = self.logits(query, key, self.tables(query.shape[-1])).float()
+        terms = self.logits(query, key, self.tables(query.shape[-1]))
+        terms = terms.to(torch.promote_types(terms.dtype, torch.float32))
         return terms.sum((0, 2, 3)), terms.square().sum((0, 2, 3)), terms[:, 0].numel()
 
     def similarity_norm(self, chunks: list[tuple[Tensor, Tensor, Tensor]], run: Callable) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ class LocalRelation(BaseModule):
             raise ValueError(f'group_channels must be at least 1, got {group_channels=}.')
         if relation not in RELATIONS:
             raise ValueError(f'relation must be one of {RELATIONS}, got {relation!r}.')
-        self.relation, self.stride = relation, stride
+        self.relation, self.stride, self.group_channels = relation, stride, group_channels
         self.groups, self.missing = -(-channels // group_channels), -channels % group_channels
         self.window = Window(kernel_size, stride, dilation)
         self.query = None if relation == 'key' else nn.Conv2d(channels, self.groups, 1)

@@ -29,8 +29,8 @@ def empty_in_layout_of(like: Tensor, size: Sequence[int], dtype: torch.dtype) ->
     """
     strides = like.stride()
     order = sorted(range(like.dim()), key=lambda dim: -strides[dim])
-    empty = torch.empty([size[dim] for dim in order], dtype=dtype, device=like.device)
-    return empty.permute([order.index(dim) for dim in range(like.dim())])
+    # not a view of another tensor: what follows may change the result of an op in place
+    return torch.empty_permuted(tuple(size), order, dtype=dtype, device=like.device)
 
 
 def _axis_slices(tap: int, stride: int, dilation: int, padding: int, size: int, out: int) -> tuple[slice, slice]:
