@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+import counting
 import pytest
 import torch
 from mmengine.registry import MODELS
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmrednet.engine import check_classes, load_config, scope_of
 
@@ -81,30 +81,11 @@ def test_published_parameters(name):
     assert round(count, 0 if isinstance(published, int) else 1) == published
 
 
-def multiply_adds(model, shape):
-    """Return 10^9 multiply-adds of convolutions, products and involution, and what norms, biases and the like add."""
-    extra = dict(sync_bn=0, other=0)
-    # norms inside involution, and behind the stem's, stay plain in the published segmenters
+def synced_norms(model):
+    """Return the norms that the published segmenters synchronise: not those inside involution and behind the stem's."""
     plain = ('.conv2.conv1.', 'neck.fpn_convs.', 'stem.1.', 'stem.2')
-    synced = [module for name, module in model.named_modules()
-              if isinstance(module, nn.BatchNorm2d) and not any(part in name for part in plain)]
-
-    def count(module, inputs, output):
-        if module in synced:
-            extra['sync_bn'] += 2 * output.numel()
-        elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
-            extra['other'] += 2 * output.numel()
-        elif isinstance(module, nn.ReLU) or (isinstance(module, nn.Conv2d) and module.bias is not None):
-            extra['other'] += output.numel()
-        elif isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
-            extra['other'] += inputs[0].numel()
-
-    for module in model.modules():
-        module.register_forward_hook(count)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()
-        model.decode_head(model.extract_feat(torch.empty(1, 3, *shape, device='meta')))
-    return counter.get_total_flops() / 2e9, extra['sync_bn'] / 1e9, extra['other'] / 1e9
+    return [module for name, module in model.named_modules()
+            if isinstance(module, nn.BatchNorm2d) and not any(part in name for part in plain)]
 
 
 # 10^9 multiply-adds. The published counts have biases, norms, activations and pools; those of RedNet leave
@@ -123,7 +104,9 @@ def multiply_adds(model, shape):
       for arch, count in (('b2_8xb2', 948), ('b4_in22k_4xb4', 1098)))])
 def test_published_complexity(name, shape, published, sync_bn):
     _, model = build(f'configs/{name}.py')
-    operators, synced, other = multiply_adds(model, shape)
+    image = torch.empty(1, 3, *shape, device='meta')
+    operators, synced, other = counting.multiply_adds(
+        model, lambda model: model.decode_head(model.extract_feat(image)), synced_norms(model))
     total = operators + other + (synced if sync_bn else 0)
     assert round(total, 0 if isinstance(published, int) else 1) == published
 
