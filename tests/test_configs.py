@@ -31,7 +31,7 @@ def test_every_config_builds(path):
     cfg, model = build(path)
     if scope_of(cfg) == 'mmseg':
         check_classes(cfg)
-    assert type(model.backbone).__module__.startswith('mmrednet.')
+    assert any(type(module).__module__.startswith('mmrednet.') for module in model.modules())
     assert all(parameter.numel() for parameter in model.parameters())
     assert cfg.optim_wrapper.optimizer.lr > 0
 

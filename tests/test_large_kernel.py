@@ -79,20 +79,10 @@ def test_bad_arguments(build, message):
         build()
 
 
-@pytest.mark.parametrize('host', ['mmdet', 'mmseg'])
-@pytest.mark.parametrize('operator', ['LargeKernelAttention', 'MultiScaleConvAttention', 'Involution'])
-def test_plugins_of_stock_resnets(host, operator):
-    from importlib import import_module
-
-    resnet = import_module(f'{host}.models.backbones').ResNet
-    plugin = dict(cfg=dict(type=f'mmrednet.{operator}'), stages=(False, True, True, False), position='after_conv2')
-    model = resnet(50, plugins=[plugin])
-    model.eval()
-    layers = [module for module in model.layer2[0].children() if type(module).__name__ == operator]
-    assert len(layers) == 1
-    assert [tuple(x.shape[1:]) for x in model(torch.randn(1, 3, 32, 32))][1] == (512, 4, 4)
-    with pytest.raises(TypeError, match='must be given channels, or in_channels when it is a plugin'):
-        type(layers[0])()
+def test_a_layer_needs_its_channels_once():
+    for arguments in (dict(), dict(channels=4, in_channels=4)):
+        with pytest.raises(TypeError, match='must be given channels, or in_channels when it is a plugin'):
+            LargeKernelAttention(**arguments)
 
 
 # millions, table 5 of VAN; its classifier has 1000 classes

@@ -285,7 +285,8 @@ def options(data):
     return [
         '--cfg-options', *loaders, 'train_dataloader.dataset.pipeline.2.scale=(128,64)',
         'train_dataloader.dataset.pipeline.3.crop_size=(64,64)', 'model.data_preprocessor.size=(64,64)',
-        'test_dataloader.dataset.pipeline.1.scale=(128,64)', 'val_dataloader.dataset.pipeline.1.scale=(128,64)',
+        'test_pipeline.1.scale=(128,64)', 'test_dataloader.dataset.pipeline.1.scale=(128,64)',
+        'val_dataloader.dataset.pipeline.1.scale=(128,64)',
         'model.test_cfg.crop_size=(64,64)', 'model.test_cfg.stride=(48,48)', 'model.backbone.init_cfg=None',
         'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.logger.interval=1',
         'param_scheduler.0.start_factor=1.0', 'default_hooks.checkpoint.interval=2', 'randomness.seed=0']

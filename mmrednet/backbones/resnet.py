@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch.utils.checkpoint
-from mmcv.cnn import build_conv_layer, build_norm_layer
+from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
 from .base import PyramidBackbone
+
+PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 
 
 class Bottleneck(BaseModule):
@@ -27,11 +29,12 @@ class Bottleneck(BaseModule):
         style: 'pytorch' strides in the spatial operator, 'caffe' in the first convolution.
         spatial_cfg: the operator, see :func:`mmrednet.layers.build_spatial`.
         norm_cfg: of all norms.
+        plugins: layers behind the three convolutions, see :class:`SpatialResNet`.
         with_cp: whether the block is computed again in the backward pass.
     """
 
     def __init__(self, in_channels: int, width: int, out_channels: int, *, stride: int, dilation: int, style: str,
-                 spatial_cfg: SpatialConfig, norm_cfg: dict, with_cp: bool) -> None:
+                 spatial_cfg: SpatialConfig, norm_cfg: dict, plugins: Sequence[dict], with_cp: bool) -> None:
         # the last norm starts at zero: every block begins as the identity
         super().__init__(dict(type='Constant', val=0, override=dict(name='bn3')))
         self.with_cp = with_cp
@@ -48,11 +51,27 @@ class Bottleneck(BaseModule):
             self.downsample = Sequential(
                 build_conv_layer(None, in_channels, out_channels, 1, stride=stride, bias=False),
                 build_norm_layer(norm_cfg, out_channels)[1])
+        self.plugin_names: dict[str, list[str]] = {position: [] for position in PLUGIN_POSITIONS}
+        for plugin in plugins:
+            self._add_plugin(plugin, out_channels if plugin['position'] == 'after_conv3' else width)
+
+    def _add_plugin(self, plugin: dict, channels: int) -> None:
+        cfg = dict(plugin['cfg'])
+        name, layer = build_plugin_layer(cfg, in_channels=channels, postfix=cfg.pop('postfix', ''))
+        if hasattr(self, name):
+            raise ValueError(f"plugins.cfg.postfix must tell two plugins of a block apart, got {name!r} twice.")
+        self.add_module(name, layer)
+        self.plugin_names[plugin['position']].append(name)
+
+    def _plug(self, x: Tensor, position: str) -> Tensor:
+        for name in self.plugin_names[position]:
+            x = getattr(self, name)(x)
+        return x
 
     def _forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
+        out = self._plug(self.relu(self.bn1(self.conv1(x))), 'after_conv1')
+        out = self._plug(self.relu(self.bn2(self.conv2(out))), 'after_conv2')
+        out = self._plug(self.bn3(self.conv3(out)), 'after_conv3')
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,18 +98,22 @@ class SpatialResNet(PyramidBackbone):
         dilations: of the stages.
         style: 'pytorch' strides in the spatial operator, 'caffe' in the convolution before it.
         norm_cfg: of all norms, those inside the operators included.
+        plugins: layers in every block, as mmdet's ResNet takes them: dicts with ``cfg``, ``position`` ('after_conv1',
+            'after_conv2' or 'after_conv3') and, optionally, ``stages``, one bool for each.
 
     Raises:
         ValueError: an argument has no such value, or not one entry per stage.
     """
 
+    # gates in the files of timm, and gates and stem in those of pretrained-models.pytorch
+    legacy_keys = ((r'\.se(_module)?\.', '.se_layer.'), (r'^layer0\.(conv1|bn1)\.', r'\1.'))
     block_counts: ClassVar[dict[int, tuple[int, ...]]] = {
         26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
     def __init__(self, depth: int = 50, spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = None, *,
                  in_channels: int = 3, base_channels: int = 64, operator_channels: int | None = None,
                  num_stages: int = 4, strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
-                 style: str = 'pytorch', norm_cfg: dict = dict(type='BN'),
+                 style: str = 'pytorch', norm_cfg: dict = dict(type='BN'), plugins: Sequence[dict] | None = None,
                  init_cfg: dict | list[dict] | None = None, **kwargs: Any) -> None:
         super().__init__(init_cfg=init_cfg or [
             dict(type='Kaiming', layer='Conv2d'),
@@ -106,6 +129,7 @@ class SpatialResNet(PyramidBackbone):
             if len(values) != num_stages:
                 raise ValueError(f'{name} must have one entry per stage, {num_stages}, got {values}.')
         self.check_stages(num_stages)
+        _check_plugins(plugins or (), num_stages)
         self.in_channels, self.norm_cfg = in_channels, norm_cfg
         self.make_stem(base_channels)
         channels = base_channels
@@ -113,6 +137,7 @@ class SpatialResNet(PyramidBackbone):
             width, out_channels = (operator_channels or base_channels) << index, 4 * base_channels << index
             block: dict[str, Any] = dict(
                 dilation=dilations[index], style=style, spatial_cfg=spatial_cfgs[index], norm_cfg=norm_cfg,
+                plugins=[plugin for plugin in plugins or () if plugin.get('stages', (True,) * num_stages)[index]],
                 with_cp=self.with_cp)
             stage = [Bottleneck(channels, width, out_channels, stride=strides[index], **block)]
             stage += [Bottleneck(out_channels, width, out_channels, stride=1, **block)
@@ -135,3 +160,11 @@ class SpatialResNet(PyramidBackbone):
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, base_channels, H / 4, W / 4)."""
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+
+
+def _check_plugins(plugins: Sequence[dict], stages: int) -> None:
+    for plugin in plugins:
+        if plugin.get('position') not in PLUGIN_POSITIONS:
+            raise ValueError(f"plugins.position must be one of {PLUGIN_POSITIONS}, got {plugin.get('position')!r}.")
+        if len(plugin.get('stages', [True] * stages)) != stages:
+            raise ValueError(f"plugins.stages must have one entry per stage, {stages}, got {plugin['stages']}.")

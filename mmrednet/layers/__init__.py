@@ -5,6 +5,9 @@ from ..packages import require
 require('mmrednet.layers', 'mmengine', 'mmcv')
 
 from .axial import AxialAttention, AxialAttention1d
+from .conv_adapter import OperatorConv, SpatialConv
+from .deformable import DCN, DCNv2
+from .gates import CBAM, SE
 from .hamburger import Hamburger
 from .involution import Involution
 from .large_kernel import LargeKernelAttention, MultiScaleConvAttention
@@ -13,6 +16,6 @@ from .san import SANPairwise, SANPatchwise
 from .sasa import AttentionStem, StandAloneSelfAttention
 from .spatial import OperatorChain, build_spatial
 
-__all__ = ['AttentionStem', 'AxialAttention', 'AxialAttention1d', 'Hamburger', 'Involution', 'LargeKernelAttention',
-           'LocalRelation', 'MultiScaleConvAttention', 'OperatorChain', 'SANPairwise', 'SANPatchwise',
-           'StandAloneSelfAttention', 'build_spatial']
+__all__ = ['CBAM', 'DCN', 'SE', 'AttentionStem', 'AxialAttention', 'AxialAttention1d', 'DCNv2', 'Hamburger',
+           'Involution', 'LargeKernelAttention', 'LocalRelation', 'MultiScaleConvAttention', 'OperatorChain',
+           'OperatorConv', 'SANPairwise', 'SANPatchwise', 'SpatialConv', 'StandAloneSelfAttention', 'build_spatial']

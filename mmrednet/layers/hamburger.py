@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +9,8 @@ from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .precision import full_precision
 
 
 class NMF2D(nn.Module):
@@ -71,7 +72,7 @@ class NMF2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map the non-negative (B, C, H, W) to its approximation."""
         # products over all positions leave the range of float16, and the epsilon is none in it
-        with _full_precision(x.device.type):
+        with full_precision(x.device.type):
             parts = x.unflatten(1, (self.parts, -1)).flatten(0, 1).flatten(2)
             parts = parts.to(torch.promote_types(x.dtype, torch.float32))
             bases = self.starting_bases(parts)
@@ -81,13 +82,6 @@ class NMF2D(nn.Module):
                 bases = self._new_bases(parts, bases, coefficients)
             coefficients = self._new_coefficients(parts, bases, coefficients)
             return (bases @ coefficients.mT).reshape(x.shape).to(x.dtype)
-
-
-def _full_precision(device_type: str) -> AbstractContextManager:
-    """Return a context without autocast; devices that have none, as 'meta', need nothing."""
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 def _keep_bases(ham: NMF2D, state_dict: dict[str, Any], prefix: str, *_: object) -> None:

@@ -1,0 +1,2 @@
+_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+model = dict(backbone=dict(plugins=[dict(cfg=dict(type='mmrednet.CBAM'), position='after_conv3')]))

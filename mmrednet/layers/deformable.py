@@ -1,0 +1,108 @@
+"""Deformable convolution, versions 1 and 2 (Dai et al., ICCV 2017; Zhu et al., CVPR 2019), by mmcv's operators."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .precision import full_precision
+from .spatial import spatial_operator
+
+
+class DeformableConv(BaseModule):
+    """A convolution whose taps move by offsets that another convolution makes of the input.
+
+    Names are those of mmcv and mmdet: ``weight``, ``conv_offset.weight`` and ``conv_offset.bias``, which start at zero.
+    mmcv's compiled operators are imported when the first one is built. Under autocast they run in float32.
+
+    Args:
+        channels: C, of the input and of the output.
+        kernel_size: odd size of the kernel.
+        stride: distance of neighbouring outputs.
+        dilation: distance of neighbouring taps before they move.
+        deform_groups: groups of channels that move together.
+        init_cfg: see mmengine's BaseModule.
+
+    Raises:
+        ImportError: mmcv was installed without its compiled operators.
+        ValueError: ``kernel_size`` is even.
+    """
+
+    # 'dcn' is an attribute of mmdet's blocks
+    _abbr_ = 'deform_conv'
+    # name in mmcv.ops, and offset channels per tap and group: y, x and, in version 2, a weight
+    operator: str
+    offsets: int
+
+    def __init__(self, channels: int, *, kernel_size: int = 3, stride: int = 1, dilation: int = 1,
+                 deform_groups: int = 1, init_cfg: dict | list[dict] | None = None) -> None:
+        super().__init__(init_cfg)
+        if kernel_size % 2 == 0:
+            raise ValueError(f'kernel_size must be odd, got {kernel_size=}.')
+        try:
+            from mmcv import ops
+        except ImportError as error:
+            raise ImportError(f'{type(self).__name__} needs the compiled operators of mmcv, which cannot be imported: '
+                              f'{error}. Install the full mmcv, not mmcv-lite.') from error
+        self.function = getattr(ops, self.operator)
+        self.stride, self.dilation, self.deform_groups = stride, dilation, deform_groups
+        self.padding = dilation * (kernel_size // 2)
+        self.weight = nn.Parameter(torch.empty(channels, channels, kernel_size, kernel_size))
+        self.conv_offset = nn.Conv2d(channels, deform_groups * self.offsets * kernel_size**2, kernel_size, stride,
+                                     self.padding, dilation)
+        nn.init.kaiming_uniform_(self.weight, nonlinearity='relu')
+        self.start_still()
+
+    def init_weights(self) -> None:
+        """Initialise, and let taps begin where those of a convolution are."""
+        super().init_weights()
+        self.start_still()
+
+    def start_still(self) -> None:
+        """Set the offsets to zero, whatever the input."""
+        for parameter in self.conv_offset.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
+        height, width = x.shape[-2:]
+        # the operators refuse maps smaller than the kernel; beyond a map there is zero anyway
+        size = self.weight.shape[-1]
+        x = F.pad(x, (0, max(0, size - width), 0, max(0, size - height)))
+        offset = self.conv_offset(x)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with full_precision(x.device.type):
+            result = self.convolve(x.to(dtype), offset.to(dtype)).to(offset.dtype)
+        return result[..., :-(-height // self.stride), :-(-width // self.stride)]
+
+    @abstractmethod
+    def convolve(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Apply mmcv's operator, which knows float32 and float64 on every device."""
+
+
+@spatial_operator
+class DCN(DeformableConv):
+    """Version 1: taps move. Arguments: see :class:`DeformableConv`."""
+
+    operator, offsets = 'deform_conv2d', 2
+
+    def convolve(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Apply mmcv's operator to the input and the offsets (y, x) of every tap."""
+        return self.function(x, offset, self.weight, self.stride, self.padding, self.dilation, 1, self.deform_groups)
+
+
+@spatial_operator
+class DCNv2(DeformableConv):
+    """Version 2: taps move, and are weighed. Arguments: see :class:`DeformableConv`."""
+
+    operator, offsets = 'modulated_deform_conv2d', 3
+
+    def convolve(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Apply mmcv's operator to the input, the offsets (y, x) of every tap and the sigmoid of its weight."""
+        first, second, mask = offset.chunk(3, 1)
+        return self.function(x, torch.cat([first, second], 1), mask.sigmoid(), self.weight, None, self.stride,
+                             self.padding, self.dilation, 1, self.deform_groups)
