@@ -527,6 +527,13 @@ class TestNetworks:
         sum(output.square().mean() for output in outputs).backward()
         assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
+    def test_gradients_begin_moderate(self, build):
+        model = build().train()
+        model.init_weights()
+        outputs = model(torch.randn(2, 3, 64, 64))
+        sum(output.mean() for output in outputs).backward()
+        assert float(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()) < 1000
+
     def test_frozen(self, build):
         model = build(frozen_stages=1).train()
         outputs = model(torch.randn(2, 3, 64, 64))

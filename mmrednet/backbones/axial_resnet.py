@@ -32,7 +32,8 @@ class AxialBlock(BaseModule):
 
     def __init__(self, in_channels: int, width: int, *, stride: int, table_size: int, attention: dict, norm_cfg: dict,
                  with_cp: bool) -> None:
-        super().__init__()
+        # the last norm starts at zero: every block begins as the identity
+        super().__init__(dict(type='Constant', val=0, override=dict(name='bn2')))
         self.with_cp = with_cp
         out_channels = width * self.expansion
         self.conv_down = nn.Conv2d(in_channels, width, 1, bias=False)
