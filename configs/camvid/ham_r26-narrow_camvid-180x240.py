@@ -1,4 +1,4 @@
-"""A narrow ResNet-26 whose stages take any operator, with SegNeXt's head: what compare_operators.py trains on CamVid."""
+"""A narrow ResNet-26, whose stages take any operator, with SegNeXt's head: for compare_operators.py on CamVid."""
 
 _base_ = './segnext_mscan-narrow_camvid-180x240.py'
 
