@@ -3,7 +3,7 @@ VENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmrednet/venv
 PYTHON := $(VENV)/bin/python
 export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 
-.PHONY: help env demo demo-seg demo-conv test lint
+.PHONY: help env ext demo demo-seg demo-conv test lint
 
 help:
 	@echo 'make demo       train, evaluate and draw a small RedNet detector'
@@ -16,16 +16,20 @@ help:
 env:
 	@requirements/install.sh $(VENV)
 
-demo: env
+# the native CPU kernels of this clone: compiled where a source is newer
+ext: env
+	@$(PYTHON) setup.py build_ext --inplace 2>&1 | grep '^mmrednet:' || true
+
+demo: ext
 	@$(PYTHON) tools/demo.py
 
-demo-seg: env
+demo-seg: ext
 	@$(PYTHON) tools/demo.py --config configs/streets/segnext_mscan-narrow_streets.py
 
-demo-conv: env
+demo-conv: ext
 	@$(PYTHON) tools/demo.py --config configs/shapes/faster-rcnn_r26_fpn_shapes.py
 
-test: env
+test: ext
 	@$(PYTHON) -m pytest tests
 
 lint: env

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
-from mmrednet.ops import Window, _torch, local, local_aggregate, local_correlate, local_scatter
+from mmrednet.ops import Window, _native, _torch, local, local_aggregate, local_correlate, local_scatter
+
+# every kernel module that can run here
+KERNELS = [_torch] if _native.MISSING else [_torch, _native]
 
 BATCH, GROUPS, CHANNELS = 2, 2, 3
 WINDOWS = {
@@ -59,9 +62,15 @@ def test_agree_with_literal_loops(window, layout, dtype):
     window, size = WINDOWS[window]
     value, query, weight = tensors(window, size, layout, dtype)
     wide_value, wide_query, wide_weight = value.double(), query.double(), weight.double()
-    close(local_aggregate(value, weight, window), oracles.aggregate(wide_value, wide_weight, window), dtype)
-    close(local_correlate(query, value, window), oracles.correlate(wide_query, wide_value, window), dtype)
-    close(local_scatter(query, weight, size, window), oracles.scatter(wide_query, wide_weight, size, window), dtype)
+    expected = [oracles.aggregate(wide_value, wide_weight, window), oracles.correlate(wide_query, wide_value, window),
+                oracles.scatter(wide_query, wide_weight, size, window)]
+    for kernels in KERNELS:
+        close(kernels.aggregate(value, weight, window), expected[0], dtype)
+        close(kernels.correlate(query, value, window), expected[1], dtype)
+        close(kernels.scatter(query, weight, size, window), expected[2], dtype)
+    close(local_aggregate(value, weight, window), expected[0], dtype)
+    close(local_correlate(query, value, window), expected[1], dtype)
+    close(local_scatter(query, weight, size, window), expected[2], dtype)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)

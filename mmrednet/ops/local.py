@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _torch
+from . import _native, _torch
 from .window import Window
 
-__all__ = ['local_aggregate', 'local_correlate', 'local_scatter']
+__all__ = ['active_kernels', 'local_aggregate', 'local_correlate', 'local_scatter']
 
 
 def local_aggregate(value: Tensor, weight: Tensor, window: Window) -> Tensor:
@@ -155,6 +155,27 @@ def _correlate(query: Tensor, key: Tensor, window: Sequence[int]) -> Tensor:
 @custom_op('mmrednet::scatter', mutates_args=())
 def _scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[int]) -> Tensor:
     return _torch.scatter(grad, weight, size, Window.from_flat(window))
+
+
+if _native.MISSING is None:
+    @_aggregate.register_kernel('cpu')
+    def _(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:
+        return _native.aggregate(value, weight, window)
+
+    @_correlate.register_kernel('cpu')
+    def _(query: Tensor, key: Tensor, window: Sequence[int]) -> Tensor:
+        return _native.correlate(query, key, window)
+
+    @_scatter.register_kernel('cpu')
+    def _(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[int]) -> Tensor:
+        return _native.scatter(grad, weight, size, window)
+
+
+def active_kernels() -> dict[str, str]:
+    """Say which kernels the primitives use on each kind of device, and why not others."""
+    plain = 'plain torch, one tap at a time'
+    native = f'native, {_native.capability()}' if _native.MISSING is None else f'{plain} (native: {_native.MISSING})'
+    return {'cpu': native, 'other devices': plain}
 
 
 @_aggregate.register_fake

@@ -1,0 +1,24 @@
+// For processors with AVX2, which dispatch asks for before anything here is called. Headers of the standard library
+// come first: what they define inline is shared with files that are compiled for every processor.
+#include <cstdint>
+#include <cstring>
+
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
+#pragma GCC target("avx2,fma")
+#define MMREDNET_BUILT 1
+#else
+#define MMREDNET_BUILT 0
+#endif
+
+#include "problem.h"
+
+#if MMREDNET_BUILT
+#define MMREDNET_NAMESPACE mmrednet_avx2
+#include "kernels.h"
+
+mmrednet::Kernels mmrednet_kernels_avx2() {
+  return {"avx2", mmrednet_avx2::run_float, mmrednet_avx2::run_double, mmrednet_avx2::run_bfloat16};
+}
+#else
+mmrednet::Kernels mmrednet_kernels_avx2() { return {nullptr, nullptr, nullptr, nullptr}; }
+#endif

@@ -1,0 +1,24 @@
+// For processors with AVX512, which dispatch asks for before anything here is called. Headers of the standard library
+// come first: what they define inline is shared with files that are compiled for every processor.
+#include <cstdint>
+#include <cstring>
+
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#define MMREDNET_BUILT 1
+#else
+#define MMREDNET_BUILT 0
+#endif
+
+#include "problem.h"
+
+#if MMREDNET_BUILT
+#define MMREDNET_NAMESPACE mmrednet_avx512
+#include "kernels.h"
+
+mmrednet::Kernels mmrednet_kernels_avx512() {
+  return {"avx512", mmrednet_avx512::run_float, mmrednet_avx512::run_double, mmrednet_avx512::run_bfloat16};
+}
+#else
+mmrednet::Kernels mmrednet_kernels_avx512() { return {nullptr, nullptr, nullptr, nullptr}; }
+#endif

@@ -1,0 +1,9 @@
+// For every processor that the compiler's defaults allow.
+#include "problem.h"
+
+#define MMREDNET_NAMESPACE mmrednet_plain
+#include "kernels.h"
+
+mmrednet::Kernels mmrednet_kernels_plain() {
+  return {"plain", mmrednet_plain::run_float, mmrednet_plain::run_double, mmrednet_plain::run_bfloat16};
+}

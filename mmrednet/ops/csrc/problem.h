@@ -1,0 +1,132 @@
+// What a kernel is told: sizes, strides and the geometry of the window. No header of torch, no inline function that
+// another file might share: kernels.h is compiled for several instruction sets.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace mmrednet {
+
+enum Kind { kAggregate, kCorrelate, kScatter };
+
+// strides in elements: batch, group, channel or tap, row, column
+struct View {
+  int64_t b, g, c, h, w;
+};
+
+struct Geometry {
+  int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, padding_h, padding_w;
+};
+
+struct Problem {
+  Kind kind;
+  Geometry geometry;
+  // value and weight, query and key, or grad and weight; channels are those of a group
+  View first, second, result;
+  int64_t groups, channels;
+  // of the map, and of the outputs
+  int64_t height, width, out_height, out_width;
+  // rows of the result, and bytes of memory that a thread needs
+  int64_t lines, scratch;
+};
+
+// outputs are computed in sixteens
+static inline int64_t padded(int64_t width) { return (width + 15) / 16 * 16; }
+
+// how many rows of the map one row of outputs spans
+static inline int64_t slots(const Problem& p) { return (p.geometry.kernel_h - 1) * p.geometry.dilation_h + 1; }
+
+// how many columns of the map all outputs of a row see whose distance is a multiple of the stride
+static inline int64_t phase_length(const Problem& p) {
+  return padded(p.out_width) + (p.geometry.kernel_w - 1) * p.geometry.dilation_w / p.geometry.stride_w + 1;
+}
+
+// of the packed rows of one group, and of the number of the row that each slot holds
+static inline int64_t rows_bytes(const Problem& p, int64_t number) {
+  const int64_t bytes = slots(p) * (static_cast<int64_t>(sizeof(int64_t)) +
+                                    p.channels * phase_length(p) * p.geometry.stride_w * number);
+  return (bytes + 63) / 64 * 64;
+}
+
+// the longest kernel whose taps are listed one by one
+constexpr int64_t kMaxTaps = 64;
+
+// a channels-last map, and a kernel that needs no copy of it
+static inline bool by_pixels(const Problem& p) {
+  return p.kind != kCorrelate && p.first.c == 1 && p.first.w != 1 && p.result.c == 1 &&
+         (p.kind == kAggregate || (p.geometry.kernel_h <= kMaxTaps && p.geometry.kernel_w <= kMaxTaps));
+}
+
+// whether a scatter is the aggregate of flipped()
+static inline bool can_flip(const Problem& p) {
+  const Geometry& g = p.geometry;
+  return g.stride_h == 1 && g.stride_w == 1 && g.padding_h <= (g.kernel_h - 1) * g.dilation_h &&
+         g.padding_w <= (g.kernel_w - 1) * g.dilation_w;
+}
+
+// the map looks at the outputs through the same taps in reverse order
+static inline Problem flipped(const Problem& p) {
+  Problem f = p;
+  f.geometry.padding_h = (p.geometry.kernel_h - 1) * p.geometry.dilation_h - p.geometry.padding_h;
+  f.geometry.padding_w = (p.geometry.kernel_w - 1) * p.geometry.dilation_w - p.geometry.padding_w;
+  f.height = p.out_height, f.width = p.out_width;
+  f.out_height = p.height, f.out_width = p.width;
+  return f;
+}
+
+// rows of weights, of queries or of sums beside the packed rows
+static inline int64_t scratch_bytes(const Problem& p, int64_t number) {
+  const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w;
+  if (p.kind == kScatter && can_flip(p)) {
+    const Problem f = flipped(p);
+    return rows_bytes(f, number) + taps * phase_length(f) * number;
+  }
+  if (p.kind == kScatter) return rows_bytes(p, number) + p.channels * p.width * number;
+  return rows_bytes(p, number) + (p.kind == kAggregate ? taps : p.channels) * padded(p.out_width) * number;
+}
+
+// the upper half of a float
+struct BFloat16 {
+  uint16_t bits;
+};
+
+using Run = void (*)(const Problem&, const void*, const void*, void*, void*, int64_t, int64_t);
+
+// the kernels of one instruction set
+struct Kernels {
+  const char* name;
+  Run run_float, run_double, run_bfloat16;
+};
+
+}  // namespace mmrednet
+
+// static: every file has its own, compiled for its own instruction set
+namespace mmrednet {
+
+template <typename A, typename T>
+static inline A load(T value) {
+  return static_cast<A>(value);
+}
+template <>
+inline float load<float, BFloat16>(BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+template <typename T, typename A>
+static inline T store(A value) {
+  return static_cast<T>(value);
+}
+// to the nearest, ties to even, as torch rounds
+template <>
+inline BFloat16 store<BFloat16, float>(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  if (value != value) return BFloat16{0x7fc0};
+  return BFloat16{static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+}  // namespace mmrednet

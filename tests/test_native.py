@@ -1,0 +1,166 @@
+"""The compiled CPU kernels against those in plain torch: layouts, tails, threads, instruction sets."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmrednet.ops import Window, _native, _torch, active_kernels, local_aggregate
+
+ROOT = Path(__file__).parents[1]
+built = pytest.mark.skipif(bool(_native.MISSING), reason=str(_native.MISSING))
+DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+# seconds of test_random_problems; set it to 60 for a long search
+FUZZ_SECONDS = float(os.environ.get('MMREDNET_FUZZ_SECONDS', 3))
+
+
+def laid_out(layout, batch, groups, channels, height, width, dtype):
+    """Return random numbers (B, G, C, H, W) as one of the layouts that modules make."""
+    shape = {'planar': (batch, groups, channels, height, width), 'last': (batch, height, width, groups, channels),
+             'interleaved': (batch, channels, groups, height, width),
+             'interleaved last': (batch, height, width, channels, groups),
+             'strided': (batch, groups, channels, 2 * height, 3 * width)}[layout]
+    x = torch.randn(shape).to(dtype)
+    return {'planar': lambda: x, 'last': lambda: x.permute(0, 3, 4, 1, 2), 'interleaved': lambda: x.transpose(1, 2),
+            'interleaved last': lambda: x.permute(0, 4, 3, 1, 2), 'strided': lambda: x[..., ::2, ::3]}[layout]()
+
+
+LAYOUTS = ('planar', 'last', 'interleaved', 'interleaved last', 'strided')
+
+
+def compare(window, batch, groups, channels, size, dtypes, layouts):
+    outputs = window.output_size(*size)
+    value, key = (laid_out(layout, batch, groups, channels, *size, dtype)
+                  for layout, dtype in zip(layouts, dtypes, strict=False))
+    weight = laid_out(layouts[2], batch, groups, window.taps, *outputs, dtypes[1])
+    query = laid_out(layouts[3], batch, groups, channels, *outputs, dtypes[0])
+    for name, arguments in (('aggregate', (value, weight, window)), ('correlate', (query, key, window)),
+                            ('scatter', (query, weight, size, window))):
+        got, expected = (getattr(module, name)(*arguments) for module in (_native, _torch))
+        assert (got.shape, got.dtype, got.stride()) == (expected.shape, expected.dtype, expected.stride()), name
+        error = (got.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-9)
+        assert error < DTYPES[dtypes[0]], (name, window, size, dtypes, layouts)
+
+
+@built
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('stride', [1, 2])
+def test_every_width(layout, dtype, stride):
+    for width in range(1, 41):
+        compare(Window(3, stride), 1, 2, 20, (3, width), (dtype, dtype), [layout] * 4)
+
+
+@built
+def test_random_problems():
+    chance = random.Random(0)
+    end = time.monotonic() + FUZZ_SECONDS
+    pairs = [(dtype, dtype) for dtype in DTYPES] + [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]
+    for _ in range(10**9):
+        kernel = chance.choice([1, 2, 3, 5, 7, 11]), chance.choice([1, 3, 4, 7, 9])
+        dilation = chance.randint(1, 3), chance.randint(1, 3)
+        padding = tuple(chance.randint(0, dilation[axis] * kernel[axis]) for axis in range(2))
+        window = Window(kernel, (chance.randint(1, 3), chance.choice([1, 1, 2, 9])), dilation, padding)
+        size = chance.randint(1, 9), chance.randint(1, 40)
+        if all(size[axis] + 2 * padding[axis] > dilation[axis] * (kernel[axis] - 1) for axis in range(2)):
+            channels = chance.choice([1, 2, 4, 5, 16, 17, 20, 36])
+            compare(window, chance.randint(1, 2), chance.randint(1, 3), channels, size, chance.choice(pairs),
+                    [chance.choice(LAYOUTS) for _ in range(4)])
+        if time.monotonic() > end:
+            break
+
+
+@built
+@pytest.mark.parametrize('layout', ['planar', 'last'])
+def test_results_do_not_depend_on_threads(layout):
+    window, threads = Window(5), torch.get_num_threads()
+    value = laid_out(layout, 2, 3, 20, 33, 37, torch.float32)
+    weight = laid_out(layout, 2, 3, 25, 33, 37, torch.float32)
+    results = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        results.append([_native.aggregate(value, weight, window), _native.correlate(value, value, window),
+                        _native.scatter(value, weight, (33, 37), window)])
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+@built
+def test_addresses_beyond_32_bits():
+    # 2^31 elements and more apart, in 9 GiB of address space of which the pages that are touched alone exist
+    far = 2**31 + 64
+    memory = torch.empty(far + 64)
+    value = memory.as_strided((2, 1, 2, 3, 4), (far, 24, 12, 4, 1))
+    value.copy_(torch.randn(2, 1, 2, 3, 4))
+    weight = torch.randn(2, 1, 9, 3, 4)
+    near = value.clone(memory_format=torch.contiguous_format)
+    for got, expected in ((_native.aggregate(value, weight, Window(3)), _native.aggregate(near, weight, Window(3))),
+                          (_native.correlate(value, value, Window(3)), _native.correlate(near, near, Window(3)))):
+        assert torch.equal(got, expected)
+
+
+@built
+def test_expanded_inputs():
+    value, weight = torch.randn(1, 1, 2, 3, 4), torch.randn(1, 1, 9, 3, 4)
+    result = _native.aggregate(value.expand(3, -1, -1, -1, -1), weight.expand(3, -1, -1, -1, -1), Window(3))
+    for image in result:
+        torch.testing.assert_close(image[None], _torch.aggregate(value, weight, Window(3)))
+
+
+@built
+@pytest.mark.parametrize('shape', [(0, 2, 4, 5, 5), (2, 0, 4, 5, 5), (2, 2, 0, 5, 5)])
+def test_empty(shape):
+    value, weight = torch.randn(shape), torch.randn(*shape[:2], 9, 5, 5)
+    assert _native.aggregate(value, weight, Window(3)).shape == shape
+    assert _native.correlate(value, value, Window(3)).abs().sum() == 0
+    assert _native.scatter(value, weight, (5, 5), Window(3)).shape == shape
+
+
+@built
+@pytest.mark.parametrize('capability', ['plain', 'avx2'])
+def test_other_instruction_sets(capability):
+    code = '''
+import torch, test_native
+from mmrednet.ops import Window, _native
+for layout in test_native.LAYOUTS:
+    for dtype in test_native.DTYPES:
+        test_native.compare(Window(5, 2), 2, 2, 21, (6, 23), (dtype, dtype), [layout] * 4)
+        test_native.compare(Window(3), 2, 2, 21, (6, 23), (dtype, dtype), [layout] * 4)
+print(_native.capability())
+'''
+    environment = {**os.environ, 'MMREDNET_CPU_CAPABILITY': capability,
+                   'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')])}
+    result = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    # a processor without the one asked for falls back to a narrower one
+    assert result.stdout.split()[-1] in (capability, 'plain')
+
+
+@built
+def test_the_dispatcher_uses_them():
+    value, weight = torch.randn(1, 1, 16, 9, 9), torch.randn(1, 1, 9, 9, 9)
+    with torch.profiler.profile() as profile:
+        local_aggregate(value, weight, Window(3))
+    assert any('mmrednet_native::aggregate' in event.key for event in profile.key_averages())
+    assert active_kernels()['cpu'].startswith('native, ')
+
+
+def test_without_the_library_everything_runs(tmp_path):
+    code = '''
+import sys
+from importlib import machinery
+machinery.EXTENSION_SUFFIXES[:] = ['.none']
+import torch
+from mmrednet.ops import Window, active_kernels, local_aggregate
+print(active_kernels()['cpu'])
+print(float(local_aggregate(torch.ones(1, 1, 1, 3, 3), torch.ones(1, 1, 9, 3, 3), Window(3)).sum()))
+'''
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert 'plain torch, one tap at a time (native: not built: ' in result.stdout
+    assert result.stdout.split()[-1] == '49.0'
