@@ -3,12 +3,13 @@ VENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmrednet/venv
 PYTHON := $(VENV)/bin/python
 export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 
-.PHONY: help env ext demo demo-seg demo-conv test lint
+.PHONY: help env ext bench demo demo-seg demo-conv test lint
 
 help:
 	@echo 'make demo       train, evaluate and draw a small RedNet detector'
 	@echo 'make demo-seg   train, evaluate and draw a small SegNeXt on made-up streets'
 	@echo 'make demo-conv  the same with 3x3 convolutions in place of involution'
+	@echo 'make bench      time kernels and backbones on this CPU'
 	@echo 'make test       the test suite'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make env        only the environment, at VENV=$(VENV)'
@@ -25,6 +26,12 @@ demo: ext
 
 demo-seg: ext
 	@$(PYTHON) tools/demo.py --config configs/streets/segnext_mscan-narrow_streets.py
+
+bench: ext
+	@$(PYTHON) tools/analysis_tools/benchmark_ops.py
+	@$(PYTHON) tools/analysis_tools/benchmark_ops.py --input 800x1344 --rounds 3
+	@for shape in '224 224' '480 640'; do $(PYTHON) tools/analysis_tools/benchmark_backbone.py --shape $$shape; done
+	@$(PYTHON) tools/analysis_tools/benchmark_backbone.py --batch 2 --train
 
 demo-conv: ext
 	@$(PYTHON) tools/demo.py --config configs/shapes/faster-rcnn_r26_fpn_shapes.py

@@ -6,15 +6,14 @@ Contestants take turns, so that whatever else the machine does falls on all of t
 import argparse
 import platform
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
+from mmrednet.analysis import medians
 from mmrednet.ops import Window, _native, _torch, active_kernels, local_aggregate, local_correlate
 
 # maps of RedNet-50's stages
@@ -48,18 +47,6 @@ def unfold_correlate(query, key, window):
     patches = F.unfold(key.reshape(batch, groups * channels, height, width), window.kernel, window.dilation,
                        window.padding, window.stride)
     return (query.unsqueeze(3) * patches.view(batch, groups, channels, window.taps, *query.shape[-2:])).sum(2)
-
-
-def medians(contestants, rounds):
-    """Return the median seconds of each contestant, which take turns."""
-    times = {name: [] for name in contestants}
-    for turn in range(rounds + 2):
-        for name, function in contestants.items():
-            start = time.perf_counter()
-            function()
-            if turn >= 2:
-                times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values)) for name, values in times.items()}
 
 
 def laid_out(groups, inner, height, width, layout, dtype):

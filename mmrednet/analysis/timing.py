@@ -1,0 +1,35 @@
+"""Times that can be compared: contestants take turns in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+WARM_UP = 2
+
+
+def medians(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Call each contestant once per round, so that what else the machine does falls on all of them.
+
+    Args:
+        contestants: what to time, by name.
+        rounds: how often; two more come first and do not count.
+
+    Returns:
+        The median seconds of each.
+
+    Raises:
+        ValueError: there is no round.
+    """
+    if rounds < 1:
+        raise ValueError(f'rounds must be at least 1, got {rounds}.')
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + WARM_UP):
+        for name, function in contestants.items():
+            start = time.perf_counter()
+            function()
+            if turn >= WARM_UP:
+                times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in times.items()}
