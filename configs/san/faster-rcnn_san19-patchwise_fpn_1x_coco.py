@@ -1,6 +1,2 @@
-_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
-model = dict(
-    backbone=dict(
-        _delete_=True, type='mmrednet.SAN', depth=19, relation='patchwise',
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/san19_patchwise.pth')))
-optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))
+_base_ = './faster-rcnn_san19-pairwise_fpn_1x_coco.py'
+model = dict(backbone=dict(relation='patchwise', init_cfg=dict(checkpoint='checkpoints/san19_patchwise.pth')))

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-import torch.utils.checkpoint
 from mmcv.cnn import ConvModule, build_norm_layer
-from mmengine.model import BaseModule, Sequential
+from mmengine.model import Sequential
 from torch import Tensor, nn
 
 from ..layers.axial import AxialAttention1d
 from ..registry import MODELS
-from .base import PyramidBackbone
+from .base import CheckpointedBlock, PyramidBackbone
 
 
-class AxialBlock(BaseModule):
+class AxialBlock(CheckpointedBlock):
     """1x1 convolution, attention along the height and along the width, 1x1 convolution, added to the input.
 
     Args:
@@ -33,8 +32,7 @@ class AxialBlock(BaseModule):
     def __init__(self, in_channels: int, width: int, *, stride: int, table_size: int, attention: dict, norm_cfg: dict,
                  with_cp: bool) -> None:
         # the last norm starts at zero: every block begins as the identity
-        super().__init__(dict(type='Constant', val=0, override=dict(name='bn2')))
-        self.with_cp = with_cp
+        super().__init__(with_cp, dict(type='Constant', val=0, override=dict(name='bn2')))
         out_channels = width * self.expansion
         self.conv_down = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = build_norm_layer(norm_cfg, width)[1]
@@ -50,17 +48,12 @@ class AxialBlock(BaseModule):
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
                 build_norm_layer(norm_cfg, out_channels)[1])
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, 2 * width, ceil(H / stride), ceil(W / stride))."""
         out = self.relu(self.bn1(self.conv_down(x)))
         out = self.relu(self.pool(self.width_block(self.height_block(out))))
         out = self.bn2(self.conv_up(out))
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, H, W) to (B, 2 * width, ceil(H / stride), ceil(W / stride))."""
-        if self.with_cp and x.requires_grad:
-            return torch.utils.checkpoint.checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
 
 
 @MODELS.register_module()

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
+import torch.utils.checkpoint
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,6 +15,29 @@ from typing_extensions import Self
 
 # what training scripts put before a backbone's own names
 WRAPPER_PREFIXES = ('module.', 'backbone.')
+
+
+class CheckpointedBlock(BaseModule):
+    """A block that may be computed again in the backward pass, to save memory.
+
+    Args:
+        with_cp: whether it is.
+        init_cfg: see mmengine's BaseModule.
+    """
+
+    def __init__(self, with_cp: bool, init_cfg: dict | list[dict] | None = None) -> None:
+        super().__init__(init_cfg)
+        self.with_cp = with_cp
+
+    @abstractmethod
+    def compute(self, x: Tensor) -> Tensor:
+        """Map the input of the block to its output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the input of the block to its output, see ``compute``."""
+        if self.with_cp and x.requires_grad:
+            return torch.utils.checkpoint.checkpoint(self.compute, x, use_reentrant=False)
+        return self.compute(x)
 
 
 class PyramidBackbone(BaseModule):

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
-import torch.utils.checkpoint
 from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
-from mmengine.model import BaseModule, Sequential
+from mmengine.model import Sequential
 from torch import Tensor, nn
 
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
-from .base import PyramidBackbone
+from .base import CheckpointedBlock, PyramidBackbone
 
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 
 
-class Bottleneck(BaseModule):
+class Bottleneck(CheckpointedBlock):
     """1x1 convolution, spatial operator, 1x1 convolution, each with a norm, added to the input.
 
     Args:
@@ -36,8 +35,7 @@ class Bottleneck(BaseModule):
     def __init__(self, in_channels: int, width: int, out_channels: int, *, stride: int, dilation: int, style: str,
                  spatial_cfg: SpatialConfig, norm_cfg: dict, plugins: Sequence[dict], with_cp: bool) -> None:
         # the last norm starts at zero: every block begins as the identity
-        super().__init__(dict(type='Constant', val=0, override=dict(name='bn3')))
-        self.with_cp = with_cp
+        super().__init__(with_cp, dict(type='Constant', val=0, override=dict(name='bn3')))
         first_stride, spatial_stride = (stride, 1) if style == 'caffe' else (1, stride)
         self.conv1 = build_conv_layer(None, in_channels, width, 1, stride=first_stride, bias=False)
         self.bn1 = build_norm_layer(norm_cfg, width)[1]
@@ -68,17 +66,12 @@ class Bottleneck(BaseModule):
             x = getattr(self, name)(x)
         return x
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         out = self._plug(self.relu(self.bn1(self.conv1(x))), 'after_conv1')
         out = self._plug(self.relu(self.bn2(self.conv2(out))), 'after_conv2')
         out = self._plug(self.bn3(self.conv3(out)), 'after_conv3')
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
-        if self.with_cp and x.requires_grad:
-            return torch.utils.checkpoint.checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
 
 
 @MODELS.register_module()

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
-import torch.utils.checkpoint
 from mmcv.cnn import build_norm_layer
-from mmengine.model import BaseModule, Sequential
+from mmengine.model import Sequential
 from torch import Tensor, nn
 
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
-from .base import PyramidBackbone
+from .base import CheckpointedBlock, PyramidBackbone
 
 OPERATORS = {'pairwise': 'SANPairwise', 'patchwise': 'SANPatchwise'}
 
 
-class SANBlock(BaseModule):
+class SANBlock(CheckpointedBlock):
     """Norm, activation, attention, norm, activation and 1x1 convolution, added to the input (figure 2 of the paper).
 
     Args:
@@ -28,8 +27,7 @@ class SANBlock(BaseModule):
     """
 
     def __init__(self, channels: int, *, spatial_cfg: SpatialConfig, norm_cfg: dict, with_cp: bool) -> None:
-        super().__init__()
-        self.with_cp = with_cp
+        super().__init__(with_cp)
         inner = channels
         if spatial_cfg is not None and spatial_cfg['type'] in OPERATORS.values():
             inner = channels // 4
@@ -40,15 +38,10 @@ class SANBlock(BaseModule):
         self.conv = nn.Conv2d(inner, channels, 1)
         self.relu = nn.ReLU(inplace=True)
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
+        """Map (B, channels, H, W) to the same shape."""
         out = self.sam(self.relu(self.bn1(x)))
         return x + self.conv(self.relu(self.bn2(out)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, channels, H, W) to the same shape."""
-        if self.with_cp and x.requires_grad:
-            return torch.utils.checkpoint.checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
 
 
 @MODELS.register_module()

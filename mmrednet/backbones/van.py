@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
-from .base import PyramidBackbone
+from .base import CheckpointedBlock, PyramidBackbone
 
 # embed_dims, depths and mlp_ratios of the four stages
 Architecture = dict[str, Sequence[int]]
@@ -82,7 +82,7 @@ class ConvFeedForward(BaseModule):
         return self.drop(self.fc2(self.drop(self.act(self.dwconv(self.fc1(x))))))
 
 
-class VANBlock(BaseModule):
+class VANBlock(CheckpointedBlock):
     """Attention, then a feed-forward network: each behind a norm, scaled per channel, dropped by chance, and added.
 
     Args:
@@ -99,8 +99,7 @@ class VANBlock(BaseModule):
 
     def __init__(self, channels: int, *, mlp_ratio: float, spatial_cfg: SpatialConfig, drop_rate: float,
                  drop_path_rate: float, layer_scale: float, norm_cfg: dict, act_cfg: dict, with_cp: bool) -> None:
-        super().__init__()
-        self.with_cp = with_cp
+        super().__init__(with_cp)
         self.norm1 = build_norm_layer(norm_cfg, channels)[1]
         self.attn = GatedAttention(channels, spatial_cfg, act_cfg)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
@@ -109,15 +108,10 @@ class VANBlock(BaseModule):
         self.layer_scale_1 = nn.Parameter(torch.full((channels,), layer_scale))
         self.layer_scale_2 = nn.Parameter(torch.full((channels,), layer_scale))
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
+        """Map (B, channels, H, W) to the same shape."""
         x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.attn(self.norm1(x)))
         return x + self.drop_path(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, channels, H, W) to the same shape."""
-        if self.with_cp and x.requires_grad:
-            return torch.utils.checkpoint.checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
 
 
 @MODELS.register_module()
