@@ -3,13 +3,14 @@ VENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmrednet/venv
 PYTHON := $(VENV)/bin/python
 export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 
-.PHONY: help env ext bench demo demo-seg demo-conv test lint
+.PHONY: help env ext bench sanitize demo demo-seg demo-conv test lint
 
 help:
 	@echo 'make demo       train, evaluate and draw a small RedNet detector'
 	@echo 'make demo-seg   train, evaluate and draw a small SegNeXt on made-up streets'
 	@echo 'make demo-conv  the same with 3x3 convolutions in place of involution'
 	@echo 'make bench      time kernels and backbones on this CPU'
+	@echo 'make sanitize   the tests of the CPU kernels under sanitizers'
 	@echo 'make test       the test suite'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make env        only the environment, at VENV=$(VENV)'
@@ -32,6 +33,16 @@ bench: ext
 	@$(PYTHON) tools/analysis_tools/benchmark_ops.py --input 800x1344 --rounds 3
 	@for shape in '224 224' '480 640'; do $(PYTHON) tools/analysis_tools/benchmark_backbone.py --shape $$shape; done
 	@$(PYTHON) tools/analysis_tools/benchmark_backbone.py --batch 2 --train
+
+# the kernels' tests under the address and undefined-behaviour sanitizers, in a copy; one allocates too much for them
+sanitize: env
+	@rm -rf build/sanitize && mkdir -p build/sanitize && cp -r setup.py pyproject.toml mmrednet tests build/sanitize
+	@rm -f build/sanitize/mmrednet/ops/_C*
+	@cd build/sanitize && CFLAGS='-g -fno-omit-frame-pointer -fsanitize=address,undefined' \
+	    LDFLAGS=-fsanitize=address,undefined $(PYTHON) setup.py build_ext --inplace 2>&1 | grep '^mmrednet:' || true
+	@cd build/sanitize && PYTHONPATH=$$PWD ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	    $(PYTHON) -m pytest tests/test_native.py -k 'not 32_bits'
 
 demo-conv: ext
 	@$(PYTHON) tools/demo.py --config configs/shapes/faster-rcnn_r26_fpn_shapes.py
