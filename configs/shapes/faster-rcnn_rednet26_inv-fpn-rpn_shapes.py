@@ -5,7 +5,7 @@ _base_ = ['mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py']
 width, channels = 32, 64  # of the first stage (64 in the published networks), of the pyramid (256)
 size = (128, 128)
 classes = ('circle', 'square', 'triangle', 'star', 'cross')
-iterations, batch_size = 1400, 4
+iterations, batch_size = 1700, 4
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),
