@@ -1,3 +1,4 @@
+_base_ = './loaders.py'
 crop_size = (512, 512)
 scale = (2048, 512)
 train_pipeline = [
@@ -19,20 +20,11 @@ test_pipeline = [
 dataset = dict(type='ADE20KDataset', data_root='data/ade/ADEChallengeData2016', reduce_zero_label=True)
 train_dataloader = dict(
     batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         **dataset, data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
         pipeline=train_pipeline))
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         **dataset, data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator

@@ -1,3 +1,4 @@
+_base_ = './loaders.py'
 crop_size = (360, 480)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -12,19 +13,10 @@ test_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), d
 dataset = dict(type='mmrednet.CamVidDataset', data_root='data/camvid/')
 train_dataloader = dict(
     batch_size=8,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         **dataset, data_prefix=dict(img_path='images/train', seg_map_path='annotations/train'),
         pipeline=train_pipeline))
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         **dataset, data_prefix=dict(img_path='images/val', seg_map_path='annotations/val'), pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator

@@ -1,15 +1,6 @@
-data_preprocessor = dict(
-    type='SegDataPreProcessor',
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=True,
-    pad_val=0,
-    seg_pad_val=255,
-    size=(512, 512),
-    test_cfg=dict(size_divisor=32))
+_base_ = './encoder_decoder.py'
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=data_preprocessor,
+    data_preprocessor=dict(size=(512, 512), test_cfg=dict(size_divisor=32)),
     backbone=dict(
         type='mmrednet.MSCAN',
         arch='tiny',
@@ -26,6 +17,4 @@ model = dict(
         num_classes=150,
         norm_cfg=dict(type='GN', num_groups=32),
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
-    train_cfg=dict(),
-    test_cfg=dict(mode='whole'))
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)))

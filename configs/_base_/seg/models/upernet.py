@@ -1,11 +1,4 @@
-data_preprocessor = dict(
-    type='SegDataPreProcessor',
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=True,
-    pad_val=0,
-    seg_pad_val=255,
-    size=(512, 1024))
+_base_ = './encoder_decoder.py'
 norm_cfg = dict(type='BN', requires_grad=True)
 head = dict(
     dropout_ratio=0.1,
@@ -13,8 +6,7 @@ head = dict(
     norm_cfg=norm_cfg,
     align_corners=False)
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=data_preprocessor,
+    data_preprocessor=dict(size=(512, 1024)),
     backbone=dict(
         type='mmrednet.RedNet', depth=50, norm_cfg=norm_cfg,
         init_cfg=dict(type='Pretrained', checkpoint='checkpoints/rednet50.pth')),
@@ -34,6 +26,4 @@ model = dict(
         num_convs=1,
         concat_input=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
-        **head),
-    train_cfg=dict(),
-    test_cfg=dict(mode='whole'))
+        **head))
