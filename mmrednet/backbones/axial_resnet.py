@@ -10,6 +10,7 @@ from mmengine.model import Sequential
 from torch import Tensor, nn
 
 from ..layers.axial import AxialAttention1d
+from ..layers.spatial import cell_average
 from ..registry import MODELS
 from .base import CheckpointedBlock, PyramidBackbone
 
@@ -38,7 +39,7 @@ class AxialBlock(CheckpointedBlock):
         self.bn1 = build_norm_layer(norm_cfg, width)[1]
         self.height_block = AxialAttention1d(width, width, axis='height', table_size=table_size, **attention)
         self.width_block = AxialAttention1d(width, width, axis='width', table_size=table_size, **attention)
-        self.pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        self.pool = cell_average(stride)
         self.conv_up = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn2 = build_norm_layer(norm_cfg, out_channels)[1]
         self.relu = nn.ReLU(inplace=True)

@@ -10,7 +10,7 @@ import torch.utils.checkpoint
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
-from .spatial import spatial_operator
+from .spatial import cell_average, spatial_operator
 
 TERMS = ('query_key', 'query_position', 'key_position')
 # elements of the logits of one chunk; 2^28 are 1 GiB in float32
@@ -203,7 +203,7 @@ class AxialAttention(BaseModule):
             AxialAttention1d(channels, channels, num_heads=num_heads, axis=axis, table_size=table_size, span=span,
                              terms=terms, value_position=value_position, logits_budget=logits_budget)
             for axis in ('height', 'width')))
-        self.pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        self.pool = cell_average(stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""

@@ -10,11 +10,7 @@ from mmcv.cnn import build_activation_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .spatial import spatial_operator
-
-
-def _pool(stride: int) -> nn.Module:
-    return nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+from .spatial import cell_average, spatial_operator
 
 
 class ChannelMLP(BaseModule):
@@ -25,10 +21,12 @@ class ChannelMLP(BaseModule):
         hidden: channels between.
         bias: whether both have biases.
         act_cfg: the activation.
+        init_cfg: see mmengine's BaseModule.
     """
 
-    def __init__(self, channels: int, hidden: int, bias: bool, act_cfg: dict) -> None:
-        super().__init__()
+    def __init__(self, channels: int, hidden: int, bias: bool, act_cfg: dict,
+                 init_cfg: dict | list[dict] | None = None) -> None:
+        super().__init__(init_cfg)
         self.fc1 = nn.Conv2d(channels, hidden, 1, bias=bias)
         self.act = build_activation_layer(act_cfg)
         self.fc2 = nn.Conv2d(hidden, channels, 1, bias=bias)
@@ -48,7 +46,7 @@ def _reduced(channels: int, reduction_ratio: int, divisor: int) -> int:
 
 
 @spatial_operator
-class SE(BaseModule):
+class SE(ChannelMLP):
     r"""Squeeze and excitation: one factor for each channel, made of the means of all channels.
 
     .. math:: y = x \odot s, \qquad s = \sigma(W_2 \, \mathrm{ReLU}(W_1 \, \bar x))
@@ -75,15 +73,13 @@ class SE(BaseModule):
     def __init__(self, channels: int, *, reduction_ratio: int = 16, divisor: int = 1, bias: bool = True,
                  act_cfg: dict = dict(type='ReLU'), stride: int = 1, dilation: int = 1,
                  init_cfg: dict | list[dict] | None = None) -> None:
-        super().__init__(init_cfg)
-        layers = ChannelMLP(channels, _reduced(channels, reduction_ratio, divisor), bias, act_cfg)
-        self.fc1, self.act, self.fc2 = layers.fc1, layers.act, layers.fc2
-        self.pool = _pool(stride)
+        super().__init__(channels, _reduced(channels, reduction_ratio, divisor), bias, act_cfg, init_cfg)
+        self.pool = cell_average(stride)
         self.register_load_state_dict_pre_hook(_rename_gate_keys)
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the factors (B, C, 1, 1)."""
-        return self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
+        return super().forward(x.mean((2, 3), keepdim=True)).sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
@@ -140,7 +136,7 @@ class CBAM(BaseModule):
             2, 1, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation, bias=not official))
         if official:
             self.spatial.add_module('bn', nn.BatchNorm2d(1, momentum=0.01))
-        self.pool = _pool(stride)
+        self.pool = cell_average(stride)
         self.register_load_state_dict_pre_hook(_rename_gate_keys)
 
     def channel_gate(self, x: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ops import Window, local_aggregate
-from .spatial import spatial_operator
+from .spatial import cell_average, spatial_operator
 
 
 @spatial_operator
@@ -47,7 +47,7 @@ class Involution(BaseModule):
             raise ValueError(f'kernel_size must be odd, got {kernel_size=}.')
         self.groups = channels // group_channels
         self.window = Window(kernel_size, stride, dilation)
-        self.pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        self.pool = cell_average(stride)
         # conv1.conv, conv1.bn and conv2.conv are the names in the published checkpoints
         self.conv1 = ConvModule(channels, channels // reduction_ratio, 1, norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.conv2 = ConvModule(channels // reduction_ratio, self.groups * self.window.taps, 1, act_cfg=None)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .spatial import spatial_operator
+from .spatial import cell_average, spatial_operator
 
 
 class ConvolutionalAttention(BaseModule):
@@ -23,7 +23,7 @@ class ConvolutionalAttention(BaseModule):
 
     def __init__(self, stride: int, init_cfg: dict | list[dict] | None) -> None:
         super().__init__(init_cfg)
-        self.pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        self.pool = cell_average(stride)
 
     @abstractmethod
     def gate(self, x: Tensor) -> Tensor:

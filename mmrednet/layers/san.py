@@ -45,8 +45,7 @@ class VectorAttention(BaseModule):
     Channel c of the values takes weight c modulo (C_out / share), a strided view of the values. The map is continued
     by reflection beyond its border, on maps smaller than the window as often as it takes.
 
-    Args: see :class:`SANPairwise`; ``features`` is what the mapping gamma sees of a neighbour or of a patch, ``width``
-        its hidden width, and ``weights`` how many weights it gives per shared group.
+    Arguments: see :class:`SANPairwise`; ``relations`` are those that a kind knows.
     """
 
     def __init__(self, channels: int, *, out_channels: int | None, relation_channels: int | None, kernel_size: IntPair,

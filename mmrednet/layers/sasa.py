@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..ops import Window, local_aggregate, local_correlate
 from ..registry import MODELS
 from .position import RelativeEmbedding, absolute_embedding, attend
-from .spatial import spatial_operator
+from .spatial import cell_average, spatial_operator
 
 POSITIONS = ('relative', 'absolute', 'none')
 
@@ -61,7 +61,7 @@ class StandAloneSelfAttention(BaseModule):
         self.relative = None
         if position == 'relative':
             self.relative = RelativeEmbedding(num_heads, channels // num_heads, self.window.kernel)
-        self.pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        self.pool = cell_average(stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""

@@ -36,6 +36,11 @@ def spatial_operator(layer: type[nn.Module]) -> type[nn.Module]:
     return MODELS.register_module()(layer)
 
 
+def cell_average(stride: int) -> nn.Module:
+    """Return the mean over cells of stride x stride; those that reach beyond an odd map average what is there."""
+    return nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+
+
 def per_stage(spatial_cfg: SpatialConfig | Sequence[SpatialConfig], stages: int) -> Sequence[SpatialConfig]:
     """Return one operator per stage: a single config stands for all.
 

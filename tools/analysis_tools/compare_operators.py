@@ -6,10 +6,9 @@ a process of its own, so that its peak memory is its own.
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,19 +86,11 @@ def train(path, work_dir):
     log = work_dir.with_suffix('.log')
     with log.open('w') as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
-        peak = 0
-        while process.poll() is None:
-            status = Path(f'/proc/{process.pid}/status')
-            if status.exists():
-                lines = [line for line in status.read_text().splitlines() if line.startswith('VmHWM')]
-                peak = max([peak, *(int(line.split()[1]) * 1024 for line in lines)])
-            time.sleep(0.5)
-    if process.returncode:
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
         sys.exit(f'{log} says why training failed')
     latest = max(work_dir.glob('*/vis_data/scalars.json'), key=lambda item: item.stat().st_mtime)
-    # platforms without /proc report the largest child instead
-    peak = peak or resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return [json.loads(line) for line in latest.read_text().splitlines()], peak
+    return [json.loads(line) for line in latest.read_text().splitlines()], usage.ru_maxrss * 1024
 
 
 def main():

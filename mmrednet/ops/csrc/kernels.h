@@ -1,9 +1,10 @@
 // The three primitives for one instruction set: this file is compiled once for each, inside a namespace of its own.
 // Everything here works on raw pointers and strides; what the tensors mean is documented in mmrednet/ops/local.py.
 //
-// Each output is computed by one thread in one order, so results do not depend on the number of threads. There are two
-// forms of each loop: `rows` runs along the width, for maps whose rows are dense or not dense at all, and `pixels` runs
-// along the channels of a group, for channels-last maps.
+// Each output is computed by one thread in one order, so results do not depend on the number of threads. Channels-last maps
+// are read where they are, position by position, with vectors along the channels of a group. Of other maps, and of the keys
+// of correlate, a few rows at a time are packed so that vectors run along the width. A scatter with a stride, or with more
+// padding than its kernel reaches, adds row by row instead.
 
 #ifndef MMREDNET_NAMESPACE
 #error "MMREDNET_NAMESPACE names the instruction set"
@@ -47,12 +48,7 @@ void scatter_row(const Problem& p, const T* grad, const T* weight, T* result, A*
       for (int64_t d = 0; d < p.channels; ++d) {
         A* __restrict__ s = sums + d * p.width + column;
         const T* gr = grad + d * q.c + row * q.h + first * q.w;
-        if (g.stride_w == 1 && w.w == 1 && q.w == 1) {
-          for (int64_t x = 0; x < last - first; ++x) s[x] += load<A>(wt[x]) * load<A>(gr[x]);
-        } else {
-          for (int64_t x = 0; x < last - first; ++x)
-            s[x * g.stride_w] += load<A>(wt[x * w.w]) * load<A>(gr[x * q.w]);
-        }
+        for (int64_t x = 0; x < last - first; ++x) s[x * g.stride_w] += load<A>(wt[x * w.w]) * load<A>(gr[x * q.w]);
       }
     }
   }
