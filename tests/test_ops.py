@@ -97,9 +97,9 @@ def test_second_gradients(window, layout):
 def test_registration(layout):
     window, size = WINDOWS['k3_stride2_odd']
     value, query, weight = (tensor.detach().requires_grad_() for tensor in tensors(window, size, layout))
-    opcheck(local._aggregate, (value, weight, list(window)))
-    opcheck(local._correlate, (query, value, list(window)))
-    opcheck(local._scatter, (query, weight, list(size), list(window)))
+    opcheck(local.aggregate, (value, weight, list(window)))
+    opcheck(local.correlate, (query, value, list(window)))
+    opcheck(local.scatter, (query, weight, list(size), list(window)))
 
 
 def attention(q, k, v):

@@ -30,9 +30,9 @@ def kernel_maps(model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
     hooks = []
     for name, layer in model.named_modules():
         if isinstance(layer, Involution):
-            def store(_: nn.Module, __: tuple, weight: Tensor, name: str = name, layer: Involution = layer) -> None:
-                maps[name] = weight.detach().unflatten(1, (layer.groups, layer.window.taps)).sum(2)
-            hooks.append(layer.conv2.register_forward_hook(store))
+            def store(_: nn.Module, __: tuple, hidden: Tensor, name: str = name, layer: Involution = layer) -> None:
+                maps[name] = layer.generate(hidden.detach()).sum(2)
+            hooks.append(layer.conv1.register_forward_hook(store))
     if not hooks:
         raise ValueError(f'model must have at least one Involution, {type(model).__name__} has none.')
     try:

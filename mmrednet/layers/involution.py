@@ -6,7 +6,7 @@ from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from ..ops import Window, local_aggregate
+from ..ops import Window, local_involution
 from .spatial import cell_average, spatial_operator
 
 
@@ -52,11 +52,13 @@ class Involution(BaseModule):
         self.conv1 = ConvModule(channels, channels // reduction_ratio, 1, norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.conv2 = ConvModule(channels // reduction_ratio, self.groups * self.window.taps, 1, act_cfg=None)
 
-    def generate(self, x: Tensor) -> Tensor:
-        """Return the kernels (B, G, K * K, Ho, Wo) that the input (B, C, H, W) generates."""
-        return self.conv2(self.conv1(self.pool(x))).unflatten(1, (self.groups, self.window.taps))
+    def generate(self, hidden: Tensor) -> Tensor:
+        """Return the kernels (B, G, K * K, Ho, Wo) that the output of ``conv1`` generates; ``forward`` stores none."""
+        return self.conv2(hidden).unflatten(1, (self.groups, self.window.taps))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         value = x.unflatten(1, (self.groups, x.shape[1] // self.groups))
-        return local_aggregate(value, self.generate(x), self.window).flatten(1, 2)
+        generator = self.conv2.conv
+        return local_involution(value, self.conv1(self.pool(x)), generator.weight.flatten(1), generator.bias,
+                          self.window).flatten(1, 2)

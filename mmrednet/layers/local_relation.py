@@ -7,8 +7,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops import Window, local_aggregate, local_correlate
-from .position import GeometryPrior, attend
+from ..ops import Window, attend, local_aggregate, local_attention
+from .position import GeometryPrior
 from .spatial import spatial_operator
 
 RELATIONS = ('product', 'squared_difference', 'absolute_difference', 'key')
@@ -55,20 +55,17 @@ class LocalRelation(BaseModule):
         self.prior = GeometryPrior(self.groups, prior_channels, self.window.kernel) if prior_channels else None
         self.project = nn.Conv2d(channels, channels, 1, bias=False)
 
-    def relate(self, x: Tensor) -> Tensor:
-        """Return Phi (B, G, K, Ho, Wo)."""
+    def _pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return vectors (B, G, D, Ho, Wo) and (B, G, D, H, W) whose products are the relation."""
         key = self.key(x)
         if self.query is None:
             ones = torch.ones_like(key[..., ::self.stride, ::self.stride])
-            return local_correlate(ones.unsqueeze(2), key.unsqueeze(2), self.window)
+            return ones.unsqueeze(2), key.unsqueeze(2)
         query = self.query(x[..., ::self.stride, ::self.stride])
-        if self.relation == 'product':
-            return local_correlate(query.unsqueeze(2), key.unsqueeze(2), self.window)
         if self.relation == 'squared_difference':
             # -(q - k)^2 without its -q^2, which is the same for all neighbours and so nothing to the softmax
-            pair = torch.stack([2 * query, -torch.ones_like(query)], 2), torch.stack([key, key.square()], 2)
-            return local_correlate(*pair, self.window)
-        return -(query.unsqueeze(2) - self._neighbours(key)).abs()
+            return torch.stack([2 * query, -torch.ones_like(query)], 2), torch.stack([key, key.square()], 2)
+        return query.unsqueeze(2), key.unsqueeze(2)
 
     def _neighbours(self, key: Tensor) -> Tensor:
         """Return (B, G, K, Ho, Wo): keys are one channel per group, so a copy for every tap is small."""
@@ -78,10 +75,16 @@ class LocalRelation(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
-        logits = self.relate(x)
-        if self.prior is not None:
-            logits = logits + self.prior()[:, :, None, None]
-        weight = attend(logits, self.window, x.shape[-2:])
         value = F.pad(x, (0, 0, 0, 0, 0, self.missing)) if self.missing else x
-        result = local_aggregate(value.unflatten(1, (self.groups, -1)), weight, self.window).flatten(1, 2)
+        value = value.unflatten(1, (self.groups, -1))
+        prior = None if self.prior is None else self.prior()
+        query, key = self._pair(x)
+        if self.relation == 'absolute_difference':
+            logits = -(query - self._neighbours(key.squeeze(2))).abs()
+            if prior is not None:
+                logits = logits + prior[:, :, None, None]
+            result = local_aggregate(value, attend(logits, self.window, x.shape[-2:]), self.window)
+        else:
+            result = local_attention(query, key, value, self.window, bias=prior)
+        result = result.flatten(1, 2)
         return self.project(result[:, :x.shape[1]])

@@ -1,32 +1,11 @@
-"""What attention knows of positions: which neighbours lie on the map, and embeddings of where they are."""
+"""What attention knows of positions: embeddings of where neighbours are."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import Window
-
-
-def inside(window: Window, size: Sequence[int], device: torch.device) -> Tensor:
-    """Return (K, Ho, Wo) bool: which taps of a window lie on a map of this size."""
-    axes = []
-    for axis, (length, count) in enumerate(zip(size, window.output_size(size[0], size[1]), strict=True)):
-        position = torch.arange(count, device=device) * window.stride[axis] - window.padding[axis]
-        place = position + torch.arange(window.kernel[axis], device=device)[:, None] * window.dilation[axis]
-        axes.append((place >= 0) & (place < length))
-    return (axes[0][:, None, :, None] & axes[1][None, :, None, :]).flatten(0, 1)
-
-
-def attend(logits: Tensor, window: Window, size: Sequence[int]) -> Tensor:
-    """Turn logits (B, G, K, Ho, Wo) into weights that sum to one over the taps on a map of this size.
-
-    The softmax is taken in float32 or wider; taps outside the map get no weight.
-    """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return wide.masked_fill(~inside(window, size, logits.device), -torch.inf).softmax(2)
+from ..ops.attention import relative_logits
 
 
 class RelativeEmbedding(nn.Module):
@@ -52,10 +31,7 @@ class RelativeEmbedding(nn.Module):
 
     def forward(self, query: Tensor) -> Tensor:
         """Map the queries (B, N, D, H, W) to logits (B, N, K, H, W)."""
-        upper, lower = query.chunk(2, 2)
-        rows = torch.einsum('bndhw,ndu->bnuhw', upper, self.rows)
-        columns = torch.einsum('bndhw,ndv->bnvhw', lower, self.columns)
-        return (rows[:, :, :, None] + columns[:, :, None]).flatten(2, 3)
+        return relative_logits(query, self.rows, self.columns)
 
 
 def absolute_embedding(x: Tensor) -> Tensor:

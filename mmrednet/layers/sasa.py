@@ -8,9 +8,9 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops import Window, local_aggregate, local_correlate
+from ..ops import Window, attend, local_aggregate, local_attention, local_correlate
 from ..registry import MODELS
-from .position import RelativeEmbedding, absolute_embedding, attend
+from .position import RelativeEmbedding, absolute_embedding
 from .spatial import cell_average, spatial_operator
 
 POSITIONS = ('relative', 'absolute', 'none')
@@ -68,14 +68,14 @@ class StandAloneSelfAttention(BaseModule):
         heads = (self.num_heads, x.shape[1] // self.num_heads)
         seen = x + absolute_embedding(x) if self.absolute else x
         query = self.query(seen).unflatten(1, heads)
-        terms = []
+        value = self.value(x).unflatten(1, heads)
         if self.key is not None:
-            terms.append(local_correlate(query, self.key(seen).unflatten(1, heads), self.window))
-        if self.relative is not None:
-            terms.append(self.relative(query))
-        logits = terms[0] + terms[1] if len(terms) == 2 else terms[0]
-        weight = attend(logits, self.window, x.shape[-2:])
-        return self.pool(local_aggregate(self.value(x).unflatten(1, heads), weight, self.window).flatten(1, 2))
+            tables = {} if self.relative is None else dict(rows=self.relative.rows, columns=self.relative.columns)
+            result = local_attention(query, self.key(seen).unflatten(1, heads), value, self.window, **tables)
+        elif self.relative is not None:
+            weight = attend(self.relative(query), self.window, x.shape[-2:])
+            result = local_aggregate(value, weight, self.window)
+        return self.pool(result.flatten(1, 2))
 
 
 @MODELS.register_module()

@@ -23,6 +23,7 @@ from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
 from . import _native, _torch
+from .checks import check_outputs, check_same, check_taps, check_tensors
 from .window import Window
 
 __all__ = ['active_kernels', 'local_aggregate', 'local_correlate', 'local_scatter']
@@ -45,11 +46,11 @@ def local_aggregate(value: Tensor, weight: Tensor, window: Window) -> Tensor:
         TypeError: an argument is not a floating-point tensor.
         ValueError: a shape does not match.
     """
-    value, weight = _checked(value=value, weight=weight)
-    _check_taps('weight', weight, window)
-    _check_same('value', value, 'weight', weight, dims=2)
-    _check_output('weight', weight, 'value', value.shape[-2:], window)
-    return _aggregate(value, weight, list(window))
+    value, weight = check_tensors(value=(value, 5), weight=(weight, 5))
+    check_taps('weight', weight, window)
+    check_same('value', value, 'weight', weight, dims=2)
+    check_outputs('weight', weight, 'value', value.shape[-2:], window)
+    return aggregate(value, weight, list(window))
 
 
 def local_correlate(query: Tensor, key: Tensor, window: Window) -> Tensor:
@@ -69,10 +70,10 @@ def local_correlate(query: Tensor, key: Tensor, window: Window) -> Tensor:
         TypeError: an argument is not a floating-point tensor.
         ValueError: a shape does not match.
     """
-    query, key = _checked(query=query, key=key)
-    _check_same('query', query, 'key', key, dims=3)
-    _check_output('query', query, 'key', key.shape[-2:], window)
-    return _correlate(query, key, list(window))
+    query, key = check_tensors(query=(query, 5), key=(key, 5))
+    check_same('query', query, 'key', key, dims=3)
+    check_outputs('query', query, 'key', key.shape[-2:], window)
+    return correlate(query, key, list(window))
 
 
 def local_scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Window) -> Tensor:
@@ -93,80 +94,41 @@ def local_scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Win
         TypeError: an argument is not a floating-point tensor.
         ValueError: a shape does not match.
     """
-    grad, weight = _checked(grad=grad, weight=weight)
+    grad, weight = check_tensors(grad=(grad, 5), weight=(weight, 5))
     if len(size) != 2:
         raise ValueError(f'size must be (H, W), got {size=}.')
-    _check_taps('weight', weight, window)
-    _check_same('grad', grad, 'weight', weight, dims=2)
-    _check_output('weight', weight, 'size', size, window)
-    _check_output('grad', grad, 'size', size, window)
-    return _scatter(grad, weight, list(size), list(window))
-
-
-def _checked(**tensors: Tensor) -> tuple[Tensor, ...]:
-    """Check rank, dtype and device of the arguments, and cast them as autocast asks."""
-    (first_name, first), *_ = tensors.items()
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f'{name} must be a floating-point tensor, got {got}.')
-        if tensor.dim() != 5:
-            raise ValueError(f'{name} must have 5 dimensions (batch, groups, channels or taps, height, width), '
-                             f'got {name}.shape={tuple(tensor.shape)}.')
-        if tensor.device != first.device:
-            raise ValueError(f'{first_name} and {name} must be on one device, got {first.device} and {tensor.device}.')
-    device = first.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return tuple(tensors.values())
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors.values())
-
-
-def _check_same(first_name: str, first: Tensor, name: str, tensor: Tensor, *, dims: int) -> None:
-    if first.shape[:dims] != tensor.shape[:dims]:
-        what = ('batch', 'groups', 'channels per group')[:dims]
-        raise ValueError(f'{first_name} and {name} must agree in {", ".join(what)}, got '
-                         f'{first_name}.shape={tuple(first.shape)}, {name}.shape={tuple(tensor.shape)}.')
-
-
-def _check_taps(name: str, tensor: Tensor, window: Window) -> None:
-    if tensor.shape[2] != window.taps:
-        raise ValueError(f'{name} must have one entry per tap, {window.taps} for kernel {window.kernel}, '
-                         f'in dimension 2, got {name}.shape={tuple(tensor.shape)}.')
-
-
-def _check_output(name: str, tensor: Tensor, source: str, size: Sequence[int], window: Window) -> None:
-    expected = window.output_size(size[0], size[1])
-    if tuple(tensor.shape[-2:]) != expected:
-        raise ValueError(f'{name} must end in the output size {expected} of {window} on a map ({source}) of '
-                         f'{tuple(size)}, got {name}.shape={tuple(tensor.shape)}.')
+    check_taps('weight', weight, window)
+    check_same('grad', grad, 'weight', weight, dims=2)
+    check_outputs('weight', weight, 'size', size, window)
+    check_outputs('grad', grad, 'size', size, window)
+    return scatter(grad, weight, list(size), list(window))
 
 
 @custom_op('mmrednet::aggregate', mutates_args=())
-def _aggregate(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:
+def aggregate(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:
     return _torch.aggregate(value, weight, Window.from_flat(window))
 
 
 @custom_op('mmrednet::correlate', mutates_args=())
-def _correlate(query: Tensor, key: Tensor, window: Sequence[int]) -> Tensor:
+def correlate(query: Tensor, key: Tensor, window: Sequence[int]) -> Tensor:
     return _torch.correlate(query, key, Window.from_flat(window))
 
 
 @custom_op('mmrednet::scatter', mutates_args=())
-def _scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[int]) -> Tensor:
+def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[int]) -> Tensor:
     return _torch.scatter(grad, weight, size, Window.from_flat(window))
 
 
 if _native.MISSING is None:
-    @_aggregate.register_kernel('cpu')
+    @aggregate.register_kernel('cpu')
     def _(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:
         return _native.aggregate(value, weight, window)
 
-    @_correlate.register_kernel('cpu')
+    @correlate.register_kernel('cpu')
     def _(query: Tensor, key: Tensor, window: Sequence[int]) -> Tensor:
         return _native.correlate(query, key, window)
 
-    @_scatter.register_kernel('cpu')
+    @scatter.register_kernel('cpu')
     def _(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[int]) -> Tensor:
         return _native.scatter(grad, weight, size, window)
 
@@ -178,18 +140,18 @@ def active_kernels() -> dict[str, str]:
     return {'cpu': native, 'other devices': plain}
 
 
-@_aggregate.register_fake
+@aggregate.register_fake
 def _(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:
     return _torch.empty_in_layout_of(value, (*value.shape[:3], *weight.shape[-2:]), value.dtype)
 
 
-@_correlate.register_fake
+@correlate.register_fake
 def _(query: Tensor, key: Tensor, window: Sequence[int]) -> Tensor:
     size = (*query.shape[:2], window[0] * window[1], *query.shape[-2:])
     return _torch.empty_in_layout_of(query, size, query.dtype)
 
 
-@_scatter.register_fake
+@scatter.register_fake
 def _(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[int]) -> Tensor:
     return _torch.empty_in_layout_of(grad, (*grad.shape[:3], *size), grad.dtype)
 
@@ -208,9 +170,9 @@ def _aggregate_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     value, weight = ctx.saved_tensors
     grad_value = grad_weight = None
     if ctx.needs_input_grad[0]:
-        grad_value = _scatter(grad, weight, value.shape[-2:], ctx.window)
+        grad_value = scatter(grad, weight, value.shape[-2:], ctx.window)
     if ctx.needs_input_grad[1]:
-        grad_weight = _correlate(_widened(grad, weight), value, ctx.window).to(weight.dtype)
+        grad_weight = correlate(_widened(grad, weight), value, ctx.window).to(weight.dtype)
     return grad_value, grad_weight, None
 
 
@@ -218,9 +180,9 @@ def _correlate_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     query, key = ctx.saved_tensors
     grad_query = grad_key = None
     if ctx.needs_input_grad[0]:
-        grad_query = _aggregate(_widened(key, query), grad, ctx.window).to(query.dtype)
+        grad_query = aggregate(_widened(key, query), grad, ctx.window).to(query.dtype)
     if ctx.needs_input_grad[1]:
-        grad_key = _scatter(_widened(query, key), grad, key.shape[-2:], ctx.window).to(key.dtype)
+        grad_key = scatter(_widened(query, key), grad, key.shape[-2:], ctx.window).to(key.dtype)
     return grad_query, grad_key, None
 
 
@@ -228,15 +190,15 @@ def _scatter_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     source, weight = ctx.saved_tensors
     grad_source = grad_weight = None
     if ctx.needs_input_grad[0]:
-        grad_source = _aggregate(grad, weight, ctx.window)
+        grad_source = aggregate(grad, weight, ctx.window)
     if ctx.needs_input_grad[1]:
-        grad_weight = _correlate(_widened(source, weight), grad, ctx.window).to(weight.dtype)
+        grad_weight = correlate(_widened(source, weight), grad, ctx.window).to(weight.dtype)
     return grad_source, grad_weight, None, None
 
 
-_aggregate.register_autograd(_aggregate_grad, setup_context=_setup_context)
-_correlate.register_autograd(_correlate_grad, setup_context=_setup_context)
-_scatter.register_autograd(_scatter_grad, setup_context=_setup_context)
+aggregate.register_autograd(_aggregate_grad, setup_context=_setup_context)
+correlate.register_autograd(_correlate_grad, setup_context=_setup_context)
+scatter.register_autograd(_scatter_grad, setup_context=_setup_context)
 
 
 # two per multiply-add, as torch counts: without them its counter would report nothing for these operators

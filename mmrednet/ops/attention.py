@@ -1,0 +1,220 @@
+"""Local attention in one function, so that its logits need not reach memory.
+
+With K = 49 taps the logits of a head of 8 channels are six times its values, kept before and after the softmax. A fused
+kernel keeps one number for each position, the logarithm of the softmax's sum, and makes the rest again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+from torch.utils.flop_counter import register_flop_formula
+
+from . import _torch, local
+from .checks import check_outputs, check_same, check_shape, check_tensors
+from .window import Window
+
+
+def local_attention(query: Tensor, key: Tensor, value: Tensor, window: Window, *, rows: Tensor | None = None,
+                    columns: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    r"""Average the neighbours of every position, weighed by how they relate to it and by where they are.
+
+        result[b, n, d, i] = sum over j of  softmax over j of (logits[b, n, j, i]) * value[b, n, d, i + j]
+        logits[b, n, j, i] = q . key[b, n, :, i + j]  +  q . [rows[n, :, u], columns[n, :, v]]  +  bias[n, j]
+
+    with q = query[b, n, :, i] and tap j in row u and column v of the window (Ramachandran et al., NeurIPS 2019,
+    equations 2 and 3; without scaling). Neighbours outside the map get no weight. The softmax and all sums are taken in
+    float32 or wider. Gradients reach all tensors.
+
+    Args:
+        query: (B, N, D, Ho, Wo).
+        key: (B, N, D, H, W).
+        value: (B, N, Dv, H, W).
+        window: the neighbourhood; ``window.output_size(H, W)`` must be (Ho, Wo).
+        rows: (N, D / 2, Kh), what the first half of a query's channels meets in each row, or None.
+        columns: (N, D / 2, Kw), what the second half meets in each column; given if and only if ``rows`` is.
+        bias: (N, K), what is added for each relative position, or None.
+
+    Returns:
+        (B, N, Dv, Ho, Wo), in the dtype and the memory layout of ``value``; NaN where no neighbour lies on the map.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: a shape does not match.
+    """
+    query, key, value, rows, columns, bias = check_tensors(
+        query=(query, 5), key=(key, 5), value=(value, 5), rows=(rows, 3), columns=(columns, 3), bias=(bias, 2))
+    check_same('query', query, 'key', key, dims=3)
+    check_same('key', key, 'value', value, dims=2)
+    if key.shape[-2:] != value.shape[-2:]:
+        raise ValueError(f'key and value must agree in size, got {key.shape=}, {value.shape=}.')
+    check_outputs('query', query, 'key', key.shape[-2:], window)
+    heads, channels = query.shape[1:3]
+    if (rows is None) != (columns is None):
+        raise ValueError('rows and columns must be given together, got only '
+                         f'{"columns" if rows is None else "rows"}.')
+    if rows is not None and channels % 2:
+        raise ValueError(f'query must have an even number of channels for rows and columns, got {query.shape=}.')
+    check_shape('rows', rows, '(heads, channels / 2, rows of the window)', (heads, channels // 2, window.kernel[0]))
+    check_shape('columns', columns, '(heads, channels / 2, columns of the window)',
+                (heads, channels // 2, window.kernel[1]))
+    check_shape('bias', bias, '(heads, taps)', (heads, window.taps))
+    return attention(query, key, value, rows, columns, bias, list(window))[0]
+
+
+def outside(window: Window, size: Sequence[int], device: torch.device) -> Tensor:
+    """Return (K, Ho, Wo) bool: which taps of a window do not lie on a map of this size."""
+    axes = []
+    for axis, (length, count) in enumerate(zip(size, window.output_size(size[0], size[1]), strict=True)):
+        position = torch.arange(count, device=device) * window.stride[axis] - window.padding[axis]
+        place = position + torch.arange(window.kernel[axis], device=device)[:, None] * window.dilation[axis]
+        axes.append((place < 0) | (place >= length))
+    return (axes[0][:, None, :, None] | axes[1][None, :, None, :]).flatten(0, 1)
+
+
+def relative_logits(query: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return what queries (B, N, D, H, W) meet at each relative position, (B, N, K, H, W)."""
+    upper, lower = query.chunk(2, 2)
+    by_row = torch.einsum('bndhw,ndu->bnuhw', upper, rows)
+    by_column = torch.einsum('bndhw,ndv->bnvhw', lower, columns)
+    return (by_row[:, :, :, None] + by_column[:, :, None]).flatten(2, 3)
+
+
+def attend(logits: Tensor, window: Window, size: Sequence[int]) -> Tensor:
+    """Turn logits (B, N, K, Ho, Wo) into weights that sum to one over the taps on a map of this size.
+
+    The softmax is taken in float32 or wider; taps outside the map get no weight.
+    """
+    return _masked(logits, window, size).softmax(2)
+
+
+def _masked(logits: Tensor, window: Window, size: Sequence[int]) -> Tensor:
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide.masked_fill(outside(window, size, logits.device), -torch.inf)
+
+
+def _logits(query: Tensor, key: Tensor, rows: Tensor | None, columns: Tensor | None, bias: Tensor | None,
+            window: Sequence[int]) -> Tensor:
+    wide = query.to(_torch.sum_dtype(query, key))
+    logits = local.correlate(wide, key, window)
+    if rows is not None and columns is not None:
+        logits = logits + relative_logits(wide, rows.to(wide.dtype), columns.to(wide.dtype))
+    if bias is not None:
+        logits = logits + bias[:, :, None, None]
+    return _masked(logits, Window.from_flat(window), key.shape[-2:])
+
+
+def definition(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None,
+               bias: Tensor | None, window: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Compute :func:`local_attention` by way of stored logits: what every fused kernel is compared with.
+
+    Returns:
+        The result and, in float32 or wider, the logarithm (B, N, Ho, Wo) of the softmax's sum.
+    """
+    logits = _logits(query, key, rows, columns, bias, window)
+    return local.aggregate(value, logits.softmax(2), window), logits.logsumexp(2)
+
+
+def gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None,
+              bias: Tensor | None, window: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of :func:`definition`'s result for its six tensors; differentiable in turn.
+
+    With P the weights and dP = correlate(grad, value), those of the logits are  P (dP - sum over j of P dP).
+    """
+    weight = _logits(query, key, rows, columns, bias, window).softmax(2)
+    grad_value = local.scatter(grad.to(value.dtype), weight, value.shape[-2:], window)
+    grad_weight = local.correlate(grad.to(weight.dtype), value, window)
+    grad_logits = weight * (grad_weight - (weight * grad_weight).sum(2, keepdim=True))
+    wide_query = query.to(weight.dtype)
+    grad_query = local.aggregate(key.to(weight.dtype), grad_logits, window)
+    grad_key = local.scatter(wide_query, grad_logits, key.shape[-2:], window).to(key.dtype)
+    grad_rows, grad_columns, grad_bias = (query.new_empty(0) for _ in range(3))
+    if rows is not None and columns is not None:
+        by_tap = grad_logits.unflatten(2, (rows.shape[2], columns.shape[2]))
+        by_row, by_column = by_tap.sum(3), by_tap.sum(2)
+        upper, lower = wide_query.chunk(2, 2)
+        grad_query = grad_query + torch.cat([torch.einsum('bnuhw,ndu->bndhw', by_row, rows.to(weight.dtype)),
+                                             torch.einsum('bnvhw,ndv->bndhw', by_column, columns.to(weight.dtype))], 2)
+        grad_rows = torch.einsum('bnuhw,bndhw->ndu', by_row, upper).to(rows.dtype)
+        grad_columns = torch.einsum('bnvhw,bndhw->ndv', by_column, lower).to(columns.dtype)
+    if bias is not None:
+        grad_bias = grad_logits.sum((0, 3, 4)).to(bias.dtype)
+    return grad_query.to(query.dtype), grad_key, grad_value, grad_rows, grad_columns, grad_bias
+
+
+@custom_op('mmrednet::attention', mutates_args=())
+def attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None,
+              bias: Tensor | None, window: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """See :func:`definition`; what it is given has been checked."""
+    return definition(query, key, value, rows, columns, bias, window)
+
+
+@custom_op('mmrednet::attention_backward', mutates_args=())
+def attention_backward(grad: Tensor, result: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
+                       rows: Tensor | None, columns: Tensor | None, bias: Tensor | None, window: Sequence[int],
+                       ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`gradients`; a kernel may use what the forward pass has found."""
+    return gradients(grad, query, key, value, rows, columns, bias, window)
+
+
+@attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None, bias: Tensor | None,
+      window: Sequence[int]) -> tuple[Tensor, Tensor]:
+    size = query.shape[-2:]
+    result = _torch.empty_in_layout_of(value, (*value.shape[:3], *size), value.dtype)
+    return result, query.new_empty((*query.shape[:2], *size), dtype=_torch.sum_dtype(query, key))
+
+
+@attention_backward.register_fake
+def _(grad: Tensor, result: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None,
+      columns: Tensor | None, bias: Tensor | None, window: Sequence[int]) -> tuple[Tensor, ...]:
+    tables = [query.new_empty(0) if table is None else torch.empty_like(table) for table in (rows, columns, bias)]
+    return (*(_torch.empty_in_layout_of(tensor, tensor.shape, tensor.dtype) for tensor in (query, key, value)), *tables)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.window = inputs
+    ctx.save_for_backward(*output, *tensors)
+    ctx.set_materialize_grads(False)
+
+
+def _grad(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 7
+    result, logsumexp, query, key, value, rows, columns, bias = ctx.saved_tensors
+    inputs = (query, key, value, rows, columns, bias, ctx.window)
+    # higher derivatives go through the primitives, which know theirs
+    higher = torch.is_grad_enabled()
+    grads = gradients(grad, *inputs) if higher else attention_backward(grad, result, logsumexp, *inputs)
+    return *(tensor if needed else None for tensor, needed in zip(grads, ctx.needs_input_grad, strict=False)), None
+
+
+attention.register_autograd(_grad, setup_context=_setup_context)
+
+
+def _table_entries(rows: Sequence[int] | None, columns: Sequence[int] | None) -> int:
+    return 0 if rows is None or columns is None else rows[1] * rows[2] + columns[1] * columns[2]
+
+
+# two per multiply-add, as torch counts; rows and columns are met one by one
+@register_flop_formula(torch.ops.mmrednet.attention)
+def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], rows: Sequence[int] | None,
+           columns: Sequence[int] | None, bias: Sequence[int] | None, window: Sequence[int], **_: Any) -> int:
+    batch, heads, channels, height, width = query
+    per_position = window[0] * window[1] * (channels + value[2]) + _table_entries(rows, columns)
+    return 2 * batch * heads * height * width * per_position
+
+
+# logits and weights again, then the gradients of all five products
+@register_flop_formula(torch.ops.mmrednet.attention_backward)
+def _flops_backward(grad: Sequence[int], result: Sequence[int], logsumexp: Sequence[int], query: Sequence[int],
+                    key: Sequence[int], value: Sequence[int], rows: Sequence[int] | None,
+                    columns: Sequence[int] | None, bias: Sequence[int] | None, window: Sequence[int],
+                    **_: Any) -> int:
+    batch, heads, channels, height, width = query
+    per_position = window[0] * window[1] * (3 * channels + 2 * value[2]) + 3 * _table_entries(rows, columns)
+    return 2 * batch * heads * height * width * per_position

@@ -1,0 +1,130 @@
+"""Involution with its kernel generation inside, so that the generated kernels need not reach memory.
+
+A kernel has K weights for each group of D channels: with K = 49 and D = 16 all of them are three times the size of the
+input, written once and read once. Here they are made where they are used, and made again in the backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+from . import _torch, local
+from .checks import check_outputs, check_same, check_shape, check_tensors
+from .window import Window
+
+
+def local_involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+    """Sum the neighbours of every position with the kernel that the position's hidden features generate.
+
+        result[b, g, d, i] = sum over j of  kernel[b, g, j, i] * value[b, g, d, i + j]
+        kernel[b, g, j, i] = bias[g K + j] + sum over r of  weight[g K + j, r] * hidden[b, r, i]
+
+    (Li et al., CVPR 2021, equations 4 and 6.) Gradients reach all four tensors.
+
+    Args:
+        value: (B, G, D, H, W); the D channels of a group share their kernel.
+        hidden: (B, R, Ho, Wo), what the kernels are generated from.
+        weight: (G * K, R), of the generator's last layer.
+        bias: (G * K,), or None.
+        window: the neighbourhood; ``window.output_size(H, W)`` must be (Ho, Wo).
+
+    Returns:
+        (B, G, D, Ho, Wo), in the dtype and the memory layout of ``value``.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: a shape does not match.
+    """
+    value, hidden, weight, bias = check_tensors(
+        value=(value, 5), hidden=(hidden, 4), weight=(weight, 2), bias=(bias, 1))
+    check_same('value', value, 'hidden', hidden, dims=1)
+    check_outputs('hidden', hidden, 'value', value.shape[-2:], window)
+    rows = value.shape[1] * window.taps
+    check_shape('weight', weight, '(groups * taps, hidden channels)', (rows, hidden.shape[1]))
+    check_shape('bias', bias, '(groups * taps,)', (rows,))
+    return involution(value, hidden, weight, bias, list(window))
+
+
+def generate_kernels(hidden: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """Return the kernels (B, G, K, Ho, Wo) that hidden features (B, R, Ho, Wo) generate."""
+    return F.conv2d(hidden, weight[:, :, None, None], bias).unflatten(1, (groups, -1))
+
+
+def definition(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int]) -> Tensor:
+    """Compute :func:`local_involution` by way of stored kernels: what every fused kernel is compared with."""
+    return local.aggregate(value, generate_kernels(hidden, weight, bias, value.shape[1]), window)
+
+
+def gradients(grad: Tensor, value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
+              window: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of :func:`definition`, from kernels that are generated again; differentiable in turn."""
+    kernels = generate_kernels(hidden, weight, bias, value.shape[1])
+    grad_value = local.scatter(grad, kernels, value.shape[-2:], window).to(value.dtype)
+    grad_kernels = local.correlate(grad, value, window).to(hidden.dtype).flatten(1, 2)
+    grad_hidden, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad_kernels, hidden, weight[:, :, None, None], [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
+        [True, True, bias is not None])
+    return grad_value, grad_hidden, grad_weight.flatten(1), weight.new_empty(0) if bias is None else grad_bias
+
+
+@custom_op('mmrednet::involution', mutates_args=())
+def involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int]) -> Tensor:
+    """See :func:`local_involution`; what it is given has been checked."""
+    return definition(value, hidden, weight, bias, window)
+
+
+@custom_op('mmrednet::involution_backward', mutates_args=())
+def involution_backward(grad: Tensor, value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
+                        window: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`gradients`."""
+    return gradients(grad, value, hidden, weight, bias, window)
+
+
+@involution.register_fake
+def _(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int]) -> Tensor:
+    return _torch.empty_in_layout_of(value, (*value.shape[:3], *hidden.shape[-2:]), value.dtype)
+
+
+@involution_backward.register_fake
+def _(grad: Tensor, value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
+      window: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_value = _torch.empty_in_layout_of(grad, value.shape, value.dtype)
+    grad_bias = weight.new_empty(0) if bias is None else torch.empty_like(bias)
+    return grad_value, torch.empty_like(hidden), torch.empty_like(weight), grad_bias
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.window = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # higher derivatives go through the primitives, which know theirs
+    backward = gradients if torch.is_grad_enabled() else involution_backward
+    value, hidden, weight, bias = ctx.saved_tensors
+    *grads, grad_bias = backward(grad, value, hidden, weight, bias, ctx.window)
+    return *grads, None if bias is None else grad_bias, None
+
+
+involution.register_autograd(_grad, setup_context=_setup_context)
+
+
+# two per multiply-add, as torch counts
+@register_flop_formula(torch.ops.mmrednet.involution)
+def _flops(value: Sequence[int], hidden: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * hidden[0] * math.prod(hidden[2:]) * weight[0] * (hidden[1] + value[2])
+
+
+# kernels again, then the gradients of value and of kernels, then those of the generator's input and of its weight
+@register_flop_formula(torch.ops.mmrednet.involution_backward)
+def _flops_backward(grad: Sequence[int], value: Sequence[int], hidden: Sequence[int], weight: Sequence[int], *_: Any,
+                    **__: Any) -> int:
+    return 2 * hidden[0] * math.prod(hidden[2:]) * weight[0] * (3 * hidden[1] + 2 * value[2])

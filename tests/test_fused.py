@@ -1,0 +1,258 @@
+"""Involution and local attention as one function each, against literal loops: values, gradients, layouts, dtypes."""
+
+import oracles
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmrednet.ops import Window, attention, involution, local_attention, local_involution
+
+BATCH, GROUPS, CHANNELS, HIDDEN = 2, 3, 4, 5
+WINDOWS = {
+    'k1': (Window(1), (4, 3)),
+    'k3': (Window(3), (5, 18)),
+    'k3_stride2_dilation2': (Window(3, 2, 2), (7, 5)),
+    'k5x3': (Window((5, 3)), (4, 5)),
+    'k7_larger_than_map': (Window(7), (2, 3)),
+    'k2_no_padding': (Window(2, padding=0), (4, 5)),
+}
+LAYOUTS = ('planar', 'last', 'interleaved')
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+TABLES = {'plain': (), 'relative': ('rows', 'columns'), 'bias': ('bias',), 'all': ('rows', 'columns', 'bias')}
+
+
+def grouped(layout, channels, size):
+    """Return random numbers (B, G, D, H, W) in one of the layouts that modules make."""
+    if layout == 'planar':
+        return torch.randn(BATCH, GROUPS, channels, *size, dtype=torch.float64)
+    if layout == 'last':
+        return torch.randn(BATCH, *size, GROUPS, channels, dtype=torch.float64).permute(0, 3, 4, 1, 2)
+    return torch.randn(BATCH, channels, GROUPS, *size, dtype=torch.float64).transpose(1, 2)
+
+
+def involution_inputs(window, size, layout='planar'):
+    hidden = torch.randn(BATCH, HIDDEN, *window.output_size(*size), dtype=torch.float64)
+    if layout == 'last':
+        hidden = hidden.contiguous(memory_format=torch.channels_last)
+    rows = GROUPS * window.taps
+    return [grouped(layout, CHANNELS, size), hidden, torch.randn(rows, HIDDEN, dtype=torch.float64),
+            torch.randn(rows, dtype=torch.float64)]
+
+
+def attention_inputs(window, size, layout='planar', tables=TABLES['all']):
+    query, key, value = (grouped(layout, channels, shape) for channels, shape in (
+        (CHANNELS, window.output_size(*size)), (CHANNELS, size), (CHANNELS + 2, size)))
+    shapes = dict(rows=(GROUPS, CHANNELS // 2, window.kernel[0]), columns=(GROUPS, CHANNELS // 2, window.kernel[1]),
+                  bias=(GROUPS, window.taps))
+    return [query, key, value, *(torch.randn(shape, dtype=torch.float64) if name in tables else None
+                                 for name, shape in shapes.items())]
+
+
+def attend(window):
+    return lambda query, key, value, rows, columns, bias: local_attention(
+        query, key, value, window, rows=rows, columns=columns, bias=bias)
+
+
+def literal_involution(value, hidden, weight, bias, window):
+    kernels = torch.einsum('kr,brhw->bkhw', weight, hidden) + (0 if bias is None else bias[:, None, None])
+    return oracles.aggregate(value, kernels.unflatten(1, (GROUPS, -1)), window)
+
+
+def literal_attention(query, key, value, rows, columns, bias, window):
+    result = value.new_zeros((*value.shape[:3], *query.shape[-2:]))
+    for y in range(query.shape[-2]):
+        for x in range(query.shape[-1]):
+            places = list(oracles.neighbours(window, key.shape[-2:], (y, x)))
+            logits = []
+            for tap, row, column in places:
+                logit = (query[..., y, x] * key[..., row, column]).sum(2)
+                if rows is not None:
+                    u, v = divmod(tap, window.kernel[1])
+                    where = torch.cat([rows[:, :, u], columns[:, :, v]], 1)
+                    logit = logit + (query[..., y, x] * where).sum(2)
+                logits.append(logit if bias is None else logit + bias[:, tap])
+            weights = torch.stack(logits).softmax(0)
+            for weight, (_, row, column) in zip(weights, places, strict=True):
+                result[..., y, x] += weight.unsqueeze(2) * value[..., row, column]
+    return result
+
+
+def close(got, expected, dtype):
+    assert got.dtype == dtype
+    assert got.shape == expected.shape
+    assert (got.double() - expected).abs().max() <= TOLERANCE[dtype] * max(1, float(expected.abs().max()))
+
+
+def cast(inputs, dtype):
+    return [tensor if tensor is None else tensor.to(dtype) for tensor in inputs]
+
+
+def widened(inputs):
+    return [tensor if tensor is None else tensor.double() for tensor in inputs]
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('window', WINDOWS)
+def test_involution(window, layout, dtype):
+    window, size = WINDOWS[window]
+    inputs = cast(involution_inputs(window, size, layout), dtype)
+    close(local_involution(*inputs, window), literal_involution(*widened(inputs), window), dtype)
+    inputs[-1] = None
+    close(local_involution(*inputs, window), literal_involution(*widened(inputs), window), dtype)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('tables', TABLES)
+@pytest.mark.parametrize('window', WINDOWS)
+def test_attention(window, tables, layout, dtype):
+    window, size = WINDOWS[window]
+    inputs = cast(attention_inputs(window, size, layout, TABLES[tables]), dtype)
+    close(attend(window)(*inputs), literal_attention(*widened(inputs), window), dtype)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('window', WINDOWS)
+def test_gradients_of_both_orders(window, layout):
+    window, size = WINDOWS[window]
+    inputs = [tensor.requires_grad_() for tensor in involution_inputs(window, size, layout)]
+    function = lambda *tensors: local_involution(*tensors, window)  # noqa: E731
+    assert gradcheck(function, inputs, fast_mode=True)
+    assert gradgradcheck(function, inputs, fast_mode=True)
+    inputs = [tensor.requires_grad_() for tensor in attention_inputs(window, size, layout)]
+    assert gradcheck(attend(window), inputs, fast_mode=True)
+    assert gradgradcheck(attend(window), inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize('tables', TABLES)
+def test_gradients_without_tables(tables):
+    window, size = WINDOWS['k3_stride2_dilation2']
+    inputs = attention_inputs(window, size, tables=TABLES[tables])
+    given = [tensor.requires_grad_() for tensor in inputs if tensor is not None]
+    got = torch.autograd.grad(attend(window)(*inputs).sin().sum(), given)
+    expected = torch.autograd.grad(literal_attention(*inputs, window).sin().sum(), given)
+    for have, want in zip(got, expected, strict=True):
+        torch.testing.assert_close(have, want)
+
+
+@pytest.mark.parametrize('low', [torch.bfloat16, torch.float16])
+def test_gradients_in_half_precision(low):
+    window, size = Window(5), (7, 9)
+    for inputs, function in ((involution_inputs(window, size), lambda *tensors: local_involution(*tensors, window)),
+                             (attention_inputs(window, size), attend(window))):
+        halves = [tensor.to(low).requires_grad_() for tensor in inputs]
+        wide = [tensor.detach().double().requires_grad_() for tensor in halves]
+        grad = torch.randn_like(function(*wide))
+        got, expected = (torch.autograd.grad(function(*tensors), tensors, grad.to(tensors[0].dtype))
+                         for tensors in (halves, wide))
+        for have, want in zip(got, expected, strict=True):
+            assert have.dtype == low
+            assert (have.double() - want).norm() < 3 * TOLERANCE[low] * want.norm()
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_registration(layout):
+    window, size = WINDOWS['k3_stride2_dilation2']
+    inputs = [tensor.requires_grad_() for tensor in involution_inputs(window, size, layout)]
+    opcheck(involution.involution, (*inputs, list(window)))
+    inputs = [tensor.requires_grad_() for tensor in attention_inputs(window, size, layout)]
+    opcheck(attention.attention, (*inputs, list(window)), test_utils=('test_schema', 'test_faketensor'))
+
+
+def both(value, hidden, weight, query, key):
+    window = Window(3)
+    involved = local_involution(value, hidden, weight, None, window)
+    return local_attention(query, key, involved, window)
+
+
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_compile_in_one_graph(dynamic):
+    compiled = torch.compile(both, fullgraph=True, backend='aot_eager', dynamic=dynamic)
+    for size in ((5, 6), (7, 4)):
+        inputs = [*involution_inputs(Window(3), size)[:3], *attention_inputs(Window(3), size)[:2]]
+        inputs = [tensor.requires_grad_() for tensor in inputs]
+        expected, got = both(*inputs), compiled(*inputs)
+        torch.testing.assert_close(got, expected)
+        for want, have in zip(torch.autograd.grad(expected.sin().sum(), inputs),
+                              torch.autograd.grad(got.sin().sum(), inputs), strict=True):
+            torch.testing.assert_close(have, want)
+
+
+def test_large_logits_do_not_overflow():
+    window = Window(3)
+    query, key, value = (100 * grouped('planar', CHANNELS, (4, 5)).float() for _ in range(3))
+    result = local_attention(query, key, value, window)
+    close(result, literal_attention(*widened((query, key, value)), None, None, None, window), torch.float32)
+
+
+def test_autocast_casts_float32_and_leaves_float64():
+    window = Window(3)
+    inputs = [tensor.float().requires_grad_() for tensor in involution_inputs(window, (5, 4))]
+    with torch.autocast('cpu', torch.bfloat16):
+        result = local_involution(*inputs, window)
+        wide = local_involution(*widened(inputs), window)
+    assert (result.dtype, wide.dtype) == (torch.bfloat16, torch.float64)
+    result.float().sum().backward()
+    assert all(tensor.grad.dtype == torch.float32 for tensor in inputs)
+
+
+@pytest.mark.parametrize('name', ['involution', 'attention'])
+def test_empty_batch(name):
+    window = Window(3)
+    inputs = involution_inputs(window, (4, 5)) if name == 'involution' else attention_inputs(window, (4, 5))
+    inputs = [tensor[:0] if tensor.dim() > 3 else tensor for tensor in inputs]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    result = local_involution(*inputs, window) if name == 'involution' else attend(window)(*inputs)
+    assert result.shape[0] == 0
+    result.sum().backward()
+    assert inputs[0].grad.shape == inputs[0].shape
+
+
+def test_flops():
+    """The counts of the fused functions are those of the parts that they are made of."""
+    window, size = Window((5, 3)), (6, 7)
+    inputs = involution_inputs(window, size)
+    with FlopCounterMode(display=False) as count:
+        local_involution(*inputs, window)
+    positions = BATCH * 6 * 7
+    assert count.get_total_flops() == 2 * positions * GROUPS * 15 * (HIDDEN + CHANNELS)
+    inputs = attention_inputs(window, size)
+    with FlopCounterMode(display=False) as count:
+        attend(window)(*inputs)
+    per_position = 15 * (CHANNELS + CHANNELS + 2) + CHANNELS // 2 * (5 + 3)
+    assert count.get_total_flops() == 2 * positions * GROUPS * per_position
+
+
+@pytest.mark.parametrize(('name', 'change', 'message'), [
+    ('hidden', lambda x: x[..., 1:], r'hidden must end in the output size \(4, 5\)'),
+    ('hidden', lambda x: x[:1], 'value and hidden must agree in batch'),
+    ('weight', lambda x: x[1:], r'weight must be \(groups \* taps, hidden channels\), \(27, 5\), got'),
+    ('bias', lambda x: x[1:], r'bias must be \(groups \* taps,\), \(27,\), got'),
+    ('value', lambda x: x[0], 'value must have 5 dimensions'),
+    ('value', lambda x: x.int(), 'value must be a floating-point tensor'),
+])
+def test_bad_input_of_involution(name, change, message):
+    inputs = dict(zip(('value', 'hidden', 'weight', 'bias'), involution_inputs(Window(3), (4, 5)), strict=True))
+    inputs[name] = change(inputs[name])
+    with pytest.raises((ValueError, TypeError), match=message):
+        local_involution(**inputs, window=Window(3))
+
+
+@pytest.mark.parametrize(('name', 'change', 'message'), [
+    ('key', lambda x: x[:, :, :3], 'query and key must agree in batch, groups, channels per group'),
+    ('value', lambda x: x[:, :2], 'key and value must agree in batch, groups'),
+    ('value', lambda x: x[..., 1:], 'key and value must agree in size'),
+    ('rows', lambda _: None, 'rows and columns must be given together, got only columns'),
+    ('rows', lambda x: x[..., 1:], r'rows must be \(heads, channels / 2, rows of the window\), \(3, 2, 3\), got'),
+    ('columns', lambda x: x[1:], r'columns must be \(heads, channels / 2, columns of the window\)'),
+    ('bias', lambda x: x[:, 1:], r'bias must be \(heads, taps\), \(3, 9\), got'),
+])
+def test_bad_input_of_attention(name, change, message):
+    names = ('query', 'key', 'value', 'rows', 'columns', 'bias')
+    inputs = dict(zip(names, attention_inputs(Window(3), (4, 5)), strict=True))
+    inputs[name] = change(inputs[name])
+    with pytest.raises(ValueError, match=message):
+        local_attention(**inputs, window=Window(3))
