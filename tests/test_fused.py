@@ -200,6 +200,19 @@ def test_autocast_casts_float32_and_leaves_float64():
 
 
 @pytest.mark.parametrize('name', ['involution', 'attention'])
+def test_results_may_be_changed_in_place(name):
+    make, call = dict(involution=(involution_inputs, local_involution), attention=(attention_inputs, attend))[name]
+    first, *others = make(Window(3), (5, 4))
+    run = (lambda value: call(value, *others, window=Window(3))) if name == 'involution' else (
+        lambda query: call(Window(3))(query, *others))
+    x = first.flatten(1, 2).requires_grad_()
+    expected, found = (torch.autograd.grad(after(run(x.unflatten(1, (GROUPS, CHANNELS))).flatten(1, 2)).sum(), x)[0]
+                       for after in (torch.relu, torch.relu_))
+    assert expected.any()
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize('name', ['involution', 'attention'])
 def test_empty_batch(name):
     window = Window(3)
     inputs = involution_inputs(window, (4, 5)) if name == 'involution' else attention_inputs(window, (4, 5))

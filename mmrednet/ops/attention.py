@@ -154,7 +154,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, co
 
 
 @custom_op('mmrednet::attention_backward', mutates_args=())
-def attention_backward(grad: Tensor, result: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
+def attention_backward(grad: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
                        rows: Tensor | None, columns: Tensor | None, bias: Tensor | None, window: Sequence[int],
                        ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`gradients`; a kernel may use what the forward pass has found."""
@@ -170,7 +170,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: T
 
 
 @attention_backward.register_fake
-def _(grad: Tensor, result: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None,
+def _(grad: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None,
       columns: Tensor | None, bias: Tensor | None, window: Sequence[int]) -> tuple[Tensor, ...]:
     tables = [query.new_empty(0) if table is None else torch.empty_like(table) for table in (rows, columns, bias)]
     return (*(_torch.empty_in_layout_of(tensor, tensor.shape, tensor.dtype) for tensor in (query, key, value)), *tables)
@@ -178,18 +178,19 @@ def _(grad: Tensor, result: Tensor, logsumexp: Tensor, query: Tensor, key: Tenso
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.window = inputs
-    ctx.save_for_backward(*output, *tensors)
+    # without the result: what follows may change it in place
+    ctx.save_for_backward(output[1], *tensors)
     ctx.set_materialize_grads(False)
 
 
 def _grad(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 7
-    result, logsumexp, query, key, value, rows, columns, bias = ctx.saved_tensors
+    logsumexp, query, key, value, rows, columns, bias = ctx.saved_tensors
     inputs = (query, key, value, rows, columns, bias, ctx.window)
     # higher derivatives go through the primitives, which know theirs
     higher = torch.is_grad_enabled()
-    grads = gradients(grad, *inputs) if higher else attention_backward(grad, result, logsumexp, *inputs)
+    grads = gradients(grad, *inputs) if higher else attention_backward(grad, logsumexp, *inputs)
     return *(tensor if needed else None for tensor, needed in zip(grads, ctx.needs_input_grad, strict=False)), None
 
 
@@ -211,10 +212,9 @@ def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], rows:
 
 # logits and weights again, then the gradients of all five products
 @register_flop_formula(torch.ops.mmrednet.attention_backward)
-def _flops_backward(grad: Sequence[int], result: Sequence[int], logsumexp: Sequence[int], query: Sequence[int],
-                    key: Sequence[int], value: Sequence[int], rows: Sequence[int] | None,
-                    columns: Sequence[int] | None, bias: Sequence[int] | None, window: Sequence[int],
-                    **_: Any) -> int:
+def _flops_backward(grad: Sequence[int], logsumexp: Sequence[int], query: Sequence[int], key: Sequence[int],
+                    value: Sequence[int], rows: Sequence[int] | None, columns: Sequence[int] | None,
+                    bias: Sequence[int] | None, window: Sequence[int], **_: Any) -> int:
     batch, heads, channels, height, width = query
     per_position = window[0] * window[1] * (3 * channels + 2 * value[2]) + 3 * _table_entries(rows, columns)
     return 2 * batch * heads * height * width * per_position
