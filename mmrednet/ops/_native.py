@@ -49,3 +49,8 @@ def correlate(query: Tensor, key: Tensor, window: WindowNumbers) -> Tensor:
 def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: WindowNumbers) -> Tensor:
     """See :func:`mmrednet.ops.local_scatter`."""
     return torch.ops.mmrednet_native.scatter(grad, weight, list(size), list(window))
+
+
+def involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: WindowNumbers) -> Tensor:
+    """See :func:`mmrednet.ops.local_involution`."""
+    return torch.ops.mmrednet_native.involution(value, hidden, weight, bias, list(window))

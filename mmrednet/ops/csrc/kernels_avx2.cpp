@@ -16,9 +16,7 @@
 #define MMREDNET_NAMESPACE mmrednet_avx2
 #include "kernels.h"
 
-mmrednet::Kernels mmrednet_kernels_avx2() {
-  return {"avx2", mmrednet_avx2::run_float, mmrednet_avx2::run_double, mmrednet_avx2::run_bfloat16};
-}
+mmrednet::Kernels mmrednet_kernels_avx2() { return mmrednet_avx2::kernels("avx2"); }
 #else
-mmrednet::Kernels mmrednet_kernels_avx2() { return {nullptr, nullptr, nullptr, nullptr}; }
+mmrednet::Kernels mmrednet_kernels_avx2() { return {}; }
 #endif

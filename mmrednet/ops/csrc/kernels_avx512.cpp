@@ -16,9 +16,7 @@
 #define MMREDNET_NAMESPACE mmrednet_avx512
 #include "kernels.h"
 
-mmrednet::Kernels mmrednet_kernels_avx512() {
-  return {"avx512", mmrednet_avx512::run_float, mmrednet_avx512::run_double, mmrednet_avx512::run_bfloat16};
-}
+mmrednet::Kernels mmrednet_kernels_avx512() { return mmrednet_avx512::kernels("avx512"); }
 #else
-mmrednet::Kernels mmrednet_kernels_avx512() { return {nullptr, nullptr, nullptr, nullptr}; }
+mmrednet::Kernels mmrednet_kernels_avx512() { return {}; }
 #endif

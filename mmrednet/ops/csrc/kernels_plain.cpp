@@ -4,6 +4,4 @@
 #define MMREDNET_NAMESPACE mmrednet_plain
 #include "kernels.h"
 
-mmrednet::Kernels mmrednet_kernels_plain() {
-  return {"plain", mmrednet_plain::run_float, mmrednet_plain::run_double, mmrednet_plain::run_bfloat16};
-}
+mmrednet::Kernels mmrednet_kernels_plain() { return mmrednet_plain::kernels("plain"); }

@@ -86,17 +86,49 @@ static inline int64_t scratch_bytes(const Problem& p, int64_t number) {
   return rows_bytes(p, number) + (p.kind == kAggregate ? taps : p.channels) * padded(p.out_width) * number;
 }
 
+// involution with its kernel generation inside
+struct Involution {
+  Problem local;
+  // strides of the hidden features; their number; the bytes of memory that a thread needs
+  View seen;
+  int64_t hidden, scratch;
+  // whether `local` is read where it is; outputs of a tile, those computed for it, and tiles of an image
+  bool pixels;
+  int64_t size, pitch, tiles;
+};
+
+// outputs of a tile of a channels-last map
+constexpr int64_t kTile = 48;
+
+static inline void set_tiles(Involution& q, int64_t number) {
+  const Problem& p = q.local;
+  const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w, outputs = p.out_height * p.out_width;
+  q.pixels = by_pixels(p);
+  q.size = q.pixels ? kTile : p.out_width;
+  q.pitch = padded(q.size);
+  q.tiles = (outputs + q.size - 1) / q.size;
+  q.scratch = ((q.hidden + taps) * q.pitch + taps * (q.hidden + 1)) * number;
+  if (!q.pixels) q.scratch += rows_bytes(p, number);
+}
+
 // the upper half of a float
 struct BFloat16 {
   uint16_t bits;
 };
 
 using Run = void (*)(const Problem&, const void*, const void*, void*, void*, int64_t, int64_t);
+using RunInvolution = void (*)(const Involution&, const void*, const void*, const void*, const void*, void*, void*, int64_t,
+                               int64_t);
 
-// the kernels of one instruction set
+// the kernels of one instruction set for one type of numbers
+struct Typed {
+  Run local;
+  RunInvolution involution;
+};
+
 struct Kernels {
   const char* name;
-  Run run_float, run_double, run_bfloat16;
+  Typed float_, double_, bfloat16;
 };
 
 }  // namespace mmrednet

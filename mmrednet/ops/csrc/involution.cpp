@@ -1,0 +1,55 @@
+// Involution with its kernel generation inside as an operator of torch.
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+
+#include "native.h"
+
+namespace {
+
+at::Tensor involution(const at::Tensor& value_given, const at::Tensor& hidden_given, const at::Tensor& weight_given,
+                      const std::optional<at::Tensor>& bias_given, at::IntArrayRef window) {
+  TORCH_CHECK(window.size() == 8, "window must have 8 numbers, got ", window.size());
+  TORCH_CHECK(value_given.dim() == 5 && hidden_given.dim() == 4, "value must have 5 dimensions and hidden 4");
+  const auto type = mmrednet::kernel_type(value_given.scalar_type(), hidden_given.scalar_type());
+  const at::Tensor value = value_given.to(type), hidden = hidden_given.to(type);
+  const at::Tensor weight = weight_given.to(type).contiguous();
+  const at::Tensor bias = bias_given ? bias_given->to(type).contiguous() : at::zeros({weight.size(0)}, weight.options());
+  at::Tensor result = mmrednet::empty_in_layout_of(
+      value, {value.size(0), value.size(1), value.size(2), hidden.size(2), hidden.size(3)});
+  if (result.numel() == 0) return result.to(value_given.scalar_type());
+  mmrednet::Involution q;
+  mmrednet::Problem& p = q.local;
+  p.kind = mmrednet::kAggregate;
+  p.geometry = {window[0], window[1], window[2], window[3], window[4], window[5], window[6], window[7]};
+  p.first = mmrednet::view(value);
+  p.second = {};
+  p.result = mmrednet::view(result);
+  p.groups = value.size(1);
+  p.channels = value.size(2);
+  p.height = value.size(3);
+  p.width = value.size(4);
+  p.out_height = hidden.size(2);
+  p.out_width = hidden.size(3);
+  q.hidden = hidden.size(1);
+  q.seen = {hidden.stride(0), 0, hidden.stride(1), hidden.stride(2), hidden.stride(3)};
+  mmrednet::set_tiles(q, mmrednet::sum_bytes(type));
+  const auto run = mmrednet::kernels_for(type).involution;
+  const int64_t work = q.size * window[0] * window[1] * (p.channels + q.hidden);
+  const int64_t grain = std::max<int64_t>(1, mmrednet::kGrain / std::max<int64_t>(1, work));
+  at::parallel_for(0, value.size(0) * p.groups * q.tiles, grain, [&](int64_t begin, int64_t end) {
+    std::unique_ptr<char[]> scratch(new char[q.scratch]);
+    run(q, value.const_data_ptr(), hidden.const_data_ptr(), weight.const_data_ptr(), bias.const_data_ptr(),
+        result.mutable_data_ptr(), scratch.get(), begin, end);
+  });
+  return result.to(value_given.scalar_type());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mmrednet_native, CPU, m) { m.impl("involution", &involution); }

@@ -1,0 +1,71 @@
+// The three primitives as operators of torch: tensors to pointers and strides, rows to threads.
+
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "native.h"
+
+namespace {
+
+using mmrednet::Kind;
+using mmrednet::Problem;
+
+at::Tensor solve(Kind kind, const at::Tensor& first_given, const at::Tensor& second_given, at::IntArrayRef size,
+                 at::IntArrayRef map, at::IntArrayRef outputs, at::IntArrayRef window) {
+  TORCH_CHECK(window.size() == 8, "window must have 8 numbers, got ", window.size());
+  TORCH_CHECK(first_given.dim() == 5 && second_given.dim() == 5, "inputs must have 5 dimensions");
+  const auto type = mmrednet::kernel_type(first_given.scalar_type(), second_given.scalar_type());
+  const at::Tensor first = first_given.to(type), second = second_given.to(type);
+  at::Tensor result = mmrednet::empty_in_layout_of(first, size);
+  if (result.numel() == 0) return result.to(first_given.scalar_type());
+  Problem p;
+  p.kind = kind;
+  p.geometry = {window[0], window[1], window[2], window[3], window[4], window[5], window[6], window[7]};
+  p.first = mmrednet::view(first);
+  p.second = mmrednet::view(second);
+  p.result = mmrednet::view(result);
+  p.groups = first.size(1);
+  p.channels = first.size(2);
+  p.height = map[0];
+  p.width = map[1];
+  p.out_height = outputs[0];
+  p.out_width = outputs[1];
+  p.lines = size[3];
+  const auto run = mmrednet::kernels_for(type).local;
+  const int64_t line_work = std::max<int64_t>(1, p.channels * size[4] * window[0] * window[1]);
+  const int64_t grain = std::max<int64_t>(1, mmrednet::kGrain / line_work);
+  p.scratch = mmrednet::scratch_bytes(p, mmrednet::sum_bytes(type));
+  at::parallel_for(0, size[0] * p.groups * p.lines, grain, [&](int64_t begin, int64_t end) {
+    std::unique_ptr<char[]> scratch(new char[p.scratch]);
+    run(p, first.const_data_ptr(), second.const_data_ptr(), result.mutable_data_ptr(), scratch.get(), begin, end);
+  });
+  return result.to(first_given.scalar_type());
+}
+
+at::Tensor aggregate(const at::Tensor& value, const at::Tensor& weight, at::IntArrayRef window) {
+  return solve(mmrednet::kAggregate, value, weight,
+               {value.size(0), value.size(1), value.size(2), weight.size(3), weight.size(4)},
+               value.sizes().slice(3), weight.sizes().slice(3), window);
+}
+
+at::Tensor correlate(const at::Tensor& query, const at::Tensor& key, at::IntArrayRef window) {
+  return solve(mmrednet::kCorrelate, query, key,
+               {query.size(0), query.size(1), window[0] * window[1], query.size(3), query.size(4)},
+               key.sizes().slice(3), query.sizes().slice(3), window);
+}
+
+at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef size, at::IntArrayRef window) {
+  return solve(mmrednet::kScatter, grad, weight, {grad.size(0), grad.size(1), grad.size(2), size[0], size[1]}, size,
+               grad.sizes().slice(3), window);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mmrednet_native, CPU, m) {
+  m.impl("aggregate", &aggregate);
+  m.impl("correlate", &correlate);
+  m.impl("scatter", &scatter);
+}

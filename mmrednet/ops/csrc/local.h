@@ -1,0 +1,92 @@
+// The three primitives, line by line. Included by kernels.h for each instruction set.
+
+// outputs [first, last) along one axis whose tap falls on the map
+inline void valid(int64_t tap, int64_t stride, int64_t dilation, int64_t padding, int64_t size, int64_t outputs,
+                  int64_t* first, int64_t* last) {
+  const int64_t offset = tap * dilation - padding;
+  const int64_t begin = offset < 0 ? (-offset + stride - 1) / stride : 0;
+  const int64_t room = size - 1 - offset;
+  const int64_t end = room < 0 ? 0 : room / stride + 1;
+  *first = begin < outputs ? begin : outputs;
+  *last = end < outputs ? end : outputs;
+}
+
+// scatter, one row of the map of one group: what every output that sees it through some tap adds
+template <typename T, typename A>
+void scatter_row(const Problem& p, const T* grad, const T* weight, T* result, A* sums, int64_t y) {
+  const Geometry& g = p.geometry;
+  const View &q = p.first, &w = p.second, &r = p.result;
+  for (int64_t i = 0; i < p.channels * p.width; ++i) sums[i] = 0;
+  for (int64_t u = 0; u < g.kernel_h; ++u) {
+    const int64_t from = y + g.padding_h - u * g.dilation_h;
+    if (from < 0 || from % g.stride_h || from / g.stride_h >= p.out_height) continue;
+    const int64_t row = from / g.stride_h;
+    for (int64_t t = 0; t < g.kernel_w; ++t) {
+      int64_t first, last;
+      valid(t, g.stride_w, g.dilation_w, g.padding_w, p.width, p.out_width, &first, &last);
+      if (first >= last) continue;
+      const int64_t column = first * g.stride_w + t * g.dilation_w - g.padding_w;
+      const T* wt = weight + (u * g.kernel_w + t) * w.c + row * w.h + first * w.w;
+      for (int64_t d = 0; d < p.channels; ++d) {
+        A* __restrict__ s = sums + d * p.width + column;
+        const T* gr = grad + d * q.c + row * q.h + first * q.w;
+        for (int64_t x = 0; x < last - first; ++x) s[x * g.stride_w] += load<A>(wt[x * w.w]) * load<A>(gr[x * q.w]);
+      }
+    }
+  }
+  for (int64_t d = 0; d < p.channels; ++d)
+    for (int64_t x = 0; x < p.width; ++x) result[d * r.c + y * r.h + x * r.w] = store<T>(sums[d * p.width + x]);
+}
+
+// Where the weights of row y lie. A scatter with stride 1 is an aggregate with flipped taps (see mmrednet::flipped), whose
+// weights lie at what an output sees.
+template <typename T>
+inline Taps<T> weights_of(const Problem& f, const T* weight, int64_t y, bool flip) {
+  const Geometry& g = f.geometry;
+  const View& w = f.second;
+  if (!flip) return {weight + y * w.h, g.kernel_w * w.c, w.c, w.w};
+  const int64_t last = g.kernel_h * g.kernel_w - 1;
+  return {weight + last * w.c + (y - g.padding_h) * w.h - g.padding_w * w.w, g.dilation_h * w.h - g.kernel_w * w.c,
+          g.dilation_w * w.w - w.c, w.w};
+}
+
+// lines [begin, end) of the problem, a line being one row of one group of one image; `memory` holds p.scratch bytes
+template <typename T, typename A>
+void run(const Problem& p, const void* first_data, const void* second_data, void* result_data, void* memory,
+         int64_t begin, int64_t end) {
+  const bool scatter = p.kind == mmrednet::kScatter, correlate = p.kind == mmrednet::kCorrelate;
+  const bool pixels = mmrednet::by_pixels(p), flip = scatter && mmrednet::can_flip(p);
+  const Problem f = flip ? mmrednet::flipped(p) : p;
+  Rows<T, A> rows(f, correlate ? p.second : p.first, static_cast<char*>(memory));
+  A* scratch = reinterpret_cast<A*>(static_cast<char*>(memory) + mmrednet::rows_bytes(f, sizeof(A)));
+  Hits hit_rows, hit_columns;
+  const Geometry& g = p.geometry;
+  for (int64_t line = begin; line < end; ++line) {
+    // groups of one row lie together in a channels-last map
+    const int64_t image = line / p.lines / p.groups, rest = line % (p.lines * p.groups);
+    const int64_t y = pixels ? rest / p.groups : rest % p.lines, group = pixels ? rest % p.groups : rest / p.lines;
+    const T* first = static_cast<const T*>(first_data) + image * p.first.b + group * p.first.g;
+    const T* second = static_cast<const T*>(second_data) + image * p.second.b + group * p.second.g;
+    T* out = static_cast<T*>(result_data) + image * p.result.b + group * p.result.g;
+    if (pixels && scatter && !flip) {
+      hit_rows.find(y, g.kernel_h, g.stride_h, g.dilation_h, g.padding_h, p.out_height);
+      for (int64_t x = 0; x < p.width; ++x) {
+        hit_columns.find(x, g.kernel_w, g.stride_w, g.dilation_w, g.padding_w, p.out_width);
+        scatter_pixel<T, A>(p, first, second, out + y * p.result.h + x * p.result.w, hit_rows, hit_columns);
+      }
+    } else if (pixels) {
+      aggregate_span<T, A>(f, first, weights_of<T>(f, second, y, flip), out + y * p.result.h, y, 0, f.out_width);
+    } else if (correlate) {
+      rows.look_at(second);
+      correlate_row<T, A>(p, rows, first, out, scratch, y);
+    } else if (flip) {
+      rows.look_at(first);
+      scatter_line<T, A>(f, rows, second, out, scratch, y);
+    } else if (scatter) {
+      scatter_row<T, A>(p, first, second, out, scratch, y);
+    } else {
+      rows.look_at(first);
+      aggregate_line<T, A>(p, rows, second, out, scratch, y);
+    }
+  }
+}
