@@ -1,5 +1,6 @@
 """Builds the native CPU kernels where torch and a compiler are there; without them the package works on plain torch."""
 
+import sys
 from pathlib import Path
 
 from setuptools import setup
@@ -10,6 +11,7 @@ SOURCES = sorted(str(path) for path in Path('mmrednet/ops/csrc').glob('*.cpp'))
 def native_kernels():
     """Return what setup() needs to build the kernels, nothing where torch cannot be imported."""
     try:
+        from torch.backends import openmp
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError as error:
         say_why_not(f'torch cannot be imported here ({error}); pip install --no-build-isolation shows it one')
@@ -26,6 +28,9 @@ def native_kernels():
 
     # vectors are passed between inlined functions alone, so their calling convention does not matter
     flags = ['-O3', '-Wall', '-Wno-psabi', '-fno-math-errno']
+    if openmp.is_available() and sys.platform == 'linux':
+        # only to compile: the threads are those of the library that torch has brought
+        flags.append('-fopenmp')
     extension = CppExtension('mmrednet.ops._C', SOURCES, extra_compile_args=flags)
     return dict(ext_modules=[extension], cmdclass=dict(build_ext=OptionalBuild))
 

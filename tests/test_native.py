@@ -92,6 +92,18 @@ def test_results_do_not_depend_on_threads(layout):
 
 
 @built
+@pytest.mark.skipif(not torch.backends.openmp.is_available(), reason='this torch has other threads than OpenMP')
+@pytest.mark.parametrize('count', [1, 2, 3])
+def test_torch_sets_the_number_of_threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        assert _native.threads() == count
+    finally:
+        torch.set_num_threads(before)
+
+
+@built
 def test_addresses_beyond_32_bits():
     # 2^31 elements and more apart, in 9 GiB of address space of which the pages that are touched alone exist
     far = 2**31 + 64

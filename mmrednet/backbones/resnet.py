@@ -70,8 +70,12 @@ class Bottleneck(CheckpointedBlock):
         """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         out = self._plug(self.relu(self.bn1(self.conv1(x))), 'after_conv1')
         out = self._plug(self.relu(self.bn2(self.conv2(out))), 'after_conv2')
-        out = self._plug(self.bn3(self.conv3(out)), 'after_conv3')
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        out = self.bn3(self.conv3(out))
+        identity = x if self.downsample is None else self.downsample(x)
+        if self.plugin_names['after_conv3']:
+            # a plugin may need its result to differentiate itself
+            return self.relu(self._plug(out, 'after_conv3') + identity)
+        return self.relu(out.add_(identity))
 
 
 @MODELS.register_module()

@@ -36,6 +36,11 @@ def capability() -> str:
     return torch.ops.mmrednet_native.capability()
 
 
+def threads() -> int:
+    """Return how many threads a large problem is shared by; ``torch.set_num_threads`` sets it."""
+    return torch.ops.mmrednet_native.threads()
+
+
 def aggregate(value: Tensor, weight: Tensor, window: WindowNumbers) -> Tensor:
     """See :func:`mmrednet.ops.local_aggregate`."""
     return torch.ops.mmrednet_native.aggregate(value, weight, list(window))

@@ -2,6 +2,7 @@
 
 #include "native.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
@@ -26,6 +27,13 @@ bool has(const char* isa) {
   if (!std::strcmp(isa, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
   return !std::strcmp(isa, "plain");
+}
+
+// how many of torch's threads share a loop of these kernels
+int64_t threads() {
+  std::vector<char> seen(at::get_num_threads());
+  at::parallel_for(0, static_cast<int64_t>(seen.size()), 1, [&](int64_t, int64_t) { seen[at::get_thread_num()] = 1; });
+  return std::count(seen.begin(), seen.end(), 1);
 }
 
 }  // namespace
@@ -72,4 +80,5 @@ TORCH_LIBRARY(mmrednet_native, m) {
   m.def("scatter(Tensor grad, Tensor weight, int[] size, int[] window) -> Tensor");
   m.def("involution(Tensor value, Tensor hidden, Tensor weight, Tensor? bias, int[] window) -> Tensor");
   m.def("capability() -> str", [] { return std::string(mmrednet_kernels().name); });
+  m.def("threads() -> int", &threads);
 }
