@@ -188,6 +188,19 @@ def test_large_logits_do_not_overflow():
     close(result, literal_attention(*widened((query, key, value)), None, None, None, window), torch.float32)
 
 
+def test_where_no_neighbour_lies_on_the_map():
+    window = Window(3, padding=4)
+    inputs = [tensor.requires_grad_() for tensor in attention_inputs(window, (4, 5))]
+    result, logsumexp = attention.attention(*inputs, list(window))
+    blind = logsumexp == -torch.inf
+    # two rows and columns at each end
+    assert blind[0, 0].sum() == 10 * 11 - 6 * 7
+    assert not result.transpose(2, 4)[blind.transpose(2, 3)].any()
+    for grad in torch.autograd.grad(result.sum(), inputs):
+        assert grad.isfinite().all()
+    assert gradcheck(attend(window), inputs, fast_mode=True)
+
+
 def test_autocast_casts_float32_and_leaves_float64():
     window = Window(3)
     inputs = [tensor.float().requires_grad_() for tensor in involution_inputs(window, (5, 4))]

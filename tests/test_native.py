@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmrednet.ops import Window, _native, _torch, active_kernels, local_aggregate
+from mmrednet.ops import (
+    Window,
+    _native,
+    _torch,
+    active_kernels,
+    attention,
+    involution,
+    local_aggregate,
+    local_attention,
+    local_involution,
+)
 
 ROOT = Path(__file__).parents[1]
 built = pytest.mark.skipif(bool(_native.MISSING), reason=str(_native.MISSING))
@@ -33,6 +43,16 @@ def laid_out(layout, batch, groups, channels, height, width, dtype):
 LAYOUTS = ('planar', 'last', 'interleaved', 'interleaved last', 'strided')
 
 
+def agree(got, expected, tolerance, *what):
+    assert (got.shape, got.dtype) == (expected.shape, expected.dtype), what
+    got, expected = got.double(), expected.double()
+    # the logarithm of a sum of nothing
+    lowest = expected == -torch.inf
+    assert torch.equal(got == -torch.inf, lowest), what
+    got, expected = got.masked_fill(lowest, 0), expected.masked_fill(lowest, 0)
+    assert (got - expected).norm() < tolerance * expected.norm().clamp_min(1e-3), what
+
+
 def compare(window, batch, groups, channels, size, dtypes, layouts):
     outputs = window.output_size(*size)
     value, key = (laid_out(layout, batch, groups, channels, *size, dtype)
@@ -43,8 +63,29 @@ def compare(window, batch, groups, channels, size, dtypes, layouts):
                             ('scatter', (query, weight, size, window))):
         got, expected = (getattr(module, name)(*arguments) for module in (_native, _torch))
         assert (got.shape, got.dtype, got.stride()) == (expected.shape, expected.dtype, expected.stride()), name
-        error = (got.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-9)
-        assert error < DTYPES[dtypes[0]], (name, window, size, dtypes, layouts)
+        agree(got, expected, DTYPES[dtypes[0]], name, window, size, dtypes, layouts)
+
+
+def compare_fused(window, groups, channels, size, dtype, layouts, tables=True):
+    outputs, heads = window.output_size(*size), groups
+    value, key = (laid_out(layout, 2, groups, depth, *size, dtype)
+                  for layout, depth in zip(layouts, (channels, 2 * channels), strict=False))
+    hidden = laid_out(layouts[2], 2, 1, 5, *outputs, dtype)[:, 0]
+    rows = groups * window.taps
+    weight, bias = torch.randn(rows, 5).to(dtype), torch.randn(rows).to(dtype) if tables else None
+    query = laid_out(layouts[3], 2, heads, 2 * channels, *outputs, dtype)
+    shapes = [(heads, channels, window.kernel[0]), (heads, channels, window.kernel[1]), (heads, window.taps)]
+    added = [torch.randn(shape).to(dtype) if tables else None for shape in shapes]
+    what = (window, groups, channels, size, dtype, layouts, tables)
+    for name, module, inputs in (('involution', involution, (value, hidden, weight, bias)),
+                                 ('attention', attention, (query, key, value, *added))):
+        wide = [tensor if tensor is None else tensor.double() for tensor in inputs]
+        got, expected = getattr(_native, name)(*inputs, window), module.definition(*wide, list(window))
+        if name == 'involution':
+            got, expected = (got,), (expected,)
+        assert got[0].stride() == _torch.empty_in_layout_of(value, got[0].shape, dtype).stride(), what
+        for one, other in zip(got, expected, strict=True):
+            agree(one, other.to(one.dtype), DTYPES[dtype], name, *what)
 
 
 @built
@@ -54,6 +95,7 @@ def compare(window, batch, groups, channels, size, dtypes, layouts):
 def test_every_width(layout, dtype, stride):
     for width in range(1, 41):
         compare(Window(3, stride), 1, 2, 20, (3, width), (dtype, dtype), [layout] * 4)
+        compare_fused(Window(3, stride), 2, 20, (3, width), dtype, [layout] * 4)
 
 
 @built
@@ -66,11 +108,12 @@ def test_random_problems():
         dilation = chance.randint(1, 3), chance.randint(1, 3)
         padding = tuple(chance.randint(0, dilation[axis] * kernel[axis]) for axis in range(2))
         window = Window(kernel, (chance.randint(1, 3), chance.choice([1, 1, 2, 9])), dilation, padding)
-        size = chance.randint(1, 9), chance.randint(1, 40)
+        size = chance.choice([chance.randint(1, 9), 30]), chance.randint(1, 40)
         if all(size[axis] + 2 * padding[axis] > dilation[axis] * (kernel[axis] - 1) for axis in range(2)):
             channels = chance.choice([1, 2, 4, 5, 16, 17, 20, 36])
-            compare(window, chance.randint(1, 2), chance.randint(1, 3), channels, size, chance.choice(pairs),
-                    [chance.choice(LAYOUTS) for _ in range(4)])
+            groups, layouts = chance.randint(1, 3), [chance.choice(LAYOUTS) for _ in range(4)]
+            compare(window, chance.randint(1, 2), groups, channels, size, chance.choice(pairs), layouts)
+            compare_fused(window, groups, channels, size, chance.choice(list(DTYPES)), layouts, chance.random() < 0.7)
         if time.monotonic() > end:
             break
 
@@ -81,11 +124,14 @@ def test_results_do_not_depend_on_threads(layout):
     window, threads = Window(5), torch.get_num_threads()
     value = laid_out(layout, 2, 3, 20, 33, 37, torch.float32)
     weight = laid_out(layout, 2, 3, 25, 33, 37, torch.float32)
+    hidden, generator = laid_out(layout, 2, 1, 5, 33, 37, torch.float32)[:, 0], torch.randn(75, 5)
     results = []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
         results.append([_native.aggregate(value, weight, window), _native.correlate(value, value, window),
-                        _native.scatter(value, weight, (33, 37), window)])
+                        _native.scatter(value, weight, (33, 37), window),
+                        _native.involution(value, hidden, generator, None, window),
+                        *_native.attention(value, value, value, None, None, None, window)])
     torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
@@ -110,10 +156,14 @@ def test_addresses_beyond_32_bits():
     memory = torch.empty(far + 64)
     value = memory.as_strided((2, 1, 2, 3, 4), (far, 24, 12, 4, 1))
     value.copy_(torch.randn(2, 1, 2, 3, 4))
-    weight = torch.randn(2, 1, 9, 3, 4)
+    weight, hidden, generator = torch.randn(2, 1, 9, 3, 4), torch.randn(2, 5, 3, 4), torch.randn(9, 5)
     near = value.clone(memory_format=torch.contiguous_format)
     for got, expected in ((_native.aggregate(value, weight, Window(3)), _native.aggregate(near, weight, Window(3))),
-                          (_native.correlate(value, value, Window(3)), _native.correlate(near, near, Window(3)))):
+                          (_native.correlate(value, value, Window(3)), _native.correlate(near, near, Window(3))),
+                          (_native.involution(value, hidden, generator, None, Window(3)),
+                           _native.involution(near, hidden, generator, None, Window(3))),
+                          (_native.attention(value, value, value, None, None, None, Window(3))[0],
+                           _native.attention(near, near, near, None, None, None, Window(3))[0])):
         assert torch.equal(got, expected)
 
 
@@ -132,6 +182,10 @@ def test_empty(shape):
     assert _native.aggregate(value, weight, Window(3)).shape == shape
     assert _native.correlate(value, value, Window(3)).abs().sum() == 0
     assert _native.scatter(value, weight, (5, 5), Window(3)).shape == shape
+    hidden, generator = torch.randn(shape[0], 3, 5, 5), torch.randn(9 * shape[1], 3)
+    assert _native.involution(value, hidden, generator, None, Window(3)).shape == shape
+    result, logsumexp = _native.attention(value, value, value, None, None, None, Window(3))
+    assert (result.shape, logsumexp.shape) == (shape, (*shape[:2], 5, 5))
 
 
 @built
@@ -144,6 +198,8 @@ for layout in test_native.LAYOUTS:
     for dtype in test_native.DTYPES:
         test_native.compare(Window(5, 2), 2, 2, 21, (6, 23), (dtype, dtype), [layout] * 4)
         test_native.compare(Window(3), 2, 2, 21, (6, 23), (dtype, dtype), [layout] * 4)
+        test_native.compare_fused(Window(3), 2, 20, (30, 23), dtype, [layout] * 4)
+        test_native.compare_fused(Window(5, 2), 2, 7, (6, 23), dtype, [layout] * 4)
 print(_native.capability())
 '''
     environment = {**os.environ, 'MMREDNET_CPU_CAPABILITY': capability,
@@ -159,7 +215,10 @@ def test_the_dispatcher_uses_them():
     value, weight = torch.randn(1, 1, 16, 9, 9), torch.randn(1, 1, 9, 9, 9)
     with torch.profiler.profile() as profile:
         local_aggregate(value, weight, Window(3))
-    assert any('mmrednet_native::aggregate' in event.key for event in profile.key_averages())
+        local_involution(value, torch.randn(1, 5, 9, 9), torch.randn(9, 5), None, Window(3))
+        local_attention(value, value, value, Window(3))
+    keys = {event.key for event in profile.key_averages()}
+    assert {f'mmrednet_native::{name}' for name in ('aggregate', 'involution', 'attention')} <= keys
     assert active_kernels()['cpu'].startswith('native, ')
 
 

@@ -59,3 +59,9 @@ def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: WindowNum
 def involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: WindowNumbers) -> Tensor:
     """See :func:`mmrednet.ops.local_involution`."""
     return torch.ops.mmrednet_native.involution(value, hidden, weight, bias, list(window))
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None,
+              bias: Tensor | None, window: WindowNumbers) -> tuple[Tensor, Tensor]:
+    """See :func:`mmrednet.ops.attention.definition`."""
+    return torch.ops.mmrednet_native.attention(query, key, value, rows, columns, bias, list(window))

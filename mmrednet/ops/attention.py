@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _torch, local
+from . import _native, _torch, local
 from .checks import check_outputs, check_same, check_shape, check_tensors
 from .window import Window
 
@@ -40,7 +40,7 @@ def local_attention(query: Tensor, key: Tensor, value: Tensor, window: Window, *
         bias: (N, K), what is added for each relative position, or None.
 
     Returns:
-        (B, N, Dv, Ho, Wo), in the dtype and the memory layout of ``value``; NaN where no neighbour lies on the map.
+        (B, N, Dv, Ho, Wo), in the dtype and the memory layout of ``value``; zero where no neighbour lies on the map.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
@@ -87,14 +87,20 @@ def relative_logits(query: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def attend(logits: Tensor, window: Window, size: Sequence[int]) -> Tensor:
     """Turn logits (B, N, K, Ho, Wo) into weights that sum to one over the taps on a map of this size.
 
-    The softmax is taken in float32 or wider; taps outside the map get no weight.
+    The softmax is taken in float32 or wider; taps outside the map get no weight, nor do any where all are outside.
     """
-    return _masked(logits, window, size).softmax(2)
+    return _softmax(logits, window, size)[0]
 
 
-def _masked(logits: Tensor, window: Window, size: Sequence[int]) -> Tensor:
+def _softmax(logits: Tensor, window: Window, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the weights and the logits in the dtype of the softmax, with those of taps outside the map masked."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return wide.masked_fill(outside(window, size, logits.device), -torch.inf)
+    unseen = outside(window, size, logits.device)
+    masked = wide.masked_fill(unseen, -torch.inf)
+    # a softmax of nothing but minus infinity is NaN, and so are its gradients
+    blind = unseen.all(0)
+    weight = masked.masked_fill(blind, 0).softmax(2).masked_fill(blind, 0)
+    return weight, masked
 
 
 def _logits(query: Tensor, key: Tensor, rows: Tensor | None, columns: Tensor | None, bias: Tensor | None,
@@ -103,9 +109,7 @@ def _logits(query: Tensor, key: Tensor, rows: Tensor | None, columns: Tensor | N
     logits = local.correlate(wide, key, window)
     if rows is not None and columns is not None:
         logits = logits + relative_logits(wide, rows.to(wide.dtype), columns.to(wide.dtype))
-    if bias is not None:
-        logits = logits + bias[:, :, None, None]
-    return _masked(logits, Window.from_flat(window), key.shape[-2:])
+    return logits if bias is None else logits + bias[:, :, None, None]
 
 
 def definition(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None,
@@ -113,10 +117,12 @@ def definition(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, c
     """Compute :func:`local_attention` by way of stored logits: what every fused kernel is compared with.
 
     Returns:
-        The result and, in float32 or wider, the logarithm (B, N, Ho, Wo) of the softmax's sum.
+        The result and, in float32 or wider, the logarithm (B, N, Ho, Wo) of the softmax's sum: minus infinity where no
+        neighbour lies on the map.
     """
     logits = _logits(query, key, rows, columns, bias, window)
-    return local.aggregate(value, logits.softmax(2), window), logits.logsumexp(2)
+    weight, masked = _softmax(logits, Window.from_flat(window), key.shape[-2:])
+    return local.aggregate(value, weight, window), masked.logsumexp(2)
 
 
 def gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None,
@@ -125,7 +131,7 @@ def gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, rows: Ten
 
     With P the weights and dP = correlate(grad, value), those of the logits are  P (dP - sum over j of P dP).
     """
-    weight = _logits(query, key, rows, columns, bias, window).softmax(2)
+    weight = attend(_logits(query, key, rows, columns, bias, window), Window.from_flat(window), key.shape[-2:])
     grad_value = local.scatter(grad.to(value.dtype), weight, value.shape[-2:], window)
     grad_weight = local.correlate(grad.to(weight.dtype), value, window)
     grad_logits = weight * (grad_weight - (weight * grad_weight).sum(2, keepdim=True))
@@ -151,6 +157,13 @@ def attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, co
               bias: Tensor | None, window: Sequence[int]) -> tuple[Tensor, Tensor]:
     """See :func:`definition`; what it is given has been checked."""
     return definition(query, key, value, rows, columns, bias, window)
+
+
+if _native.MISSING is None:
+    @attention.register_kernel('cpu')
+    def _(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None, bias: Tensor | None,
+          window: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return _native.attention(query, key, value, rows, columns, bias, window)
 
 
 @custom_op('mmrednet::attention_backward', mutates_args=())

@@ -8,7 +8,7 @@ inline void generate_block(const A* weight, int64_t weight_pitch, const A* bias,
   typedef typename Lanes<A, 16>::Vector Vector;
   Vector s[N][V];
   for (int n = 0; n < N; ++n)
-    for (int v = 0; v < V; ++v) s[n][v] = Vector{} + bias[n];
+    for (int v = 0; v < V; ++v) s[n][v] = Vector{} + (bias ? bias[n] : 0);
   for (int64_t r = 0; r < count; ++r) {
     Vector seen[V];
 #pragma GCC unroll 8
@@ -34,17 +34,17 @@ inline void generate_rows(const A* weight, int64_t weight_pitch, const A* bias, 
     generate_block<A, N, 1>(weight, weight_pitch, bias, hidden + x, count, pitch, kernels + x);
 }
 
-// kernels (rows x pitch) = weight (rows x count) * hidden (count x pitch) + bias
+// kernels (rows x pitch) = weight (rows x count) * hidden (count x pitch) + bias, which may be null
 template <typename A>
 void generate(const A* weight, int64_t weight_pitch, const A* bias, const A* hidden, int64_t rows, int64_t count,
               int64_t pitch, A* kernels) {
   int64_t k = 0;
   for (; k + 7 <= rows; k += 7)
-    generate_rows<A, 7>(weight + k * weight_pitch, weight_pitch, bias + k, hidden, count, pitch, kernels + k * pitch);
+    generate_rows<A, 7>(weight + k * weight_pitch, weight_pitch, bias ? bias + k : bias, hidden, count, pitch, kernels + k * pitch);
   for (; k + 3 <= rows; k += 3)
-    generate_rows<A, 3>(weight + k * weight_pitch, weight_pitch, bias + k, hidden, count, pitch, kernels + k * pitch);
+    generate_rows<A, 3>(weight + k * weight_pitch, weight_pitch, bias ? bias + k : bias, hidden, count, pitch, kernels + k * pitch);
   for (; k < rows; ++k)
-    generate_rows<A, 1>(weight + k * weight_pitch, weight_pitch, bias + k, hidden, count, pitch, kernels + k * pitch);
+    generate_rows<A, 1>(weight + k * weight_pitch, weight_pitch, bias ? bias + k : bias, hidden, count, pitch, kernels + k * pitch);
 }
 
 // the hidden features of outputs [first, first + count), numbered row by row: one line for each feature, zeros behind them
@@ -54,17 +54,10 @@ void pack_hidden(const Involution& q, const T* from, int64_t first, int64_t coun
   for (int64_t i = 0; i < count;) {
     const int64_t y = (first + i) / width, x = (first + i) % width;
     const int64_t length = count - i < width - x ? count - i : width - x;
-    const T* row = from + y * q.seen.h + x * q.seen.w;
-    if (q.seen.c == 1)
-      for (int64_t n = 0; n < length; ++n)
-        for (int64_t r = 0; r < q.hidden; ++r) to[r * q.pitch + i + n] = load<A>(row[n * q.seen.w + r]);
-    else
-      for (int64_t r = 0; r < q.hidden; ++r)
-        for (int64_t n = 0; n < length; ++n) to[r * q.pitch + i + n] = load<A>(row[r * q.seen.c + n * q.seen.w]);
+    pack_lines(to + i, q.pitch, from + y * q.seen.h + x * q.seen.w, q.seen.c, q.seen.w, q.hidden, length);
     i += length;
   }
-  for (int64_t r = 0; r < q.hidden; ++r)
-    for (int64_t i = count; i < q.pitch; ++i) to[r * q.pitch + i] = 0;
+  clear_lines(to, q.pitch, q.hidden, count);
 }
 
 // numbers in the type in which sums are taken, copied to `to` where that is another one
@@ -85,7 +78,7 @@ void run_involution(const Involution& q, const void* value_data, const void* hid
   const Problem& p = q.local;
   const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w, pitch = q.pitch, outputs = p.out_height * p.out_width;
   char* free = static_cast<char*>(memory);
-  Rows<T, A> rows(p, p.first, free);
+  if (!q.pixels) Rows<T, A>::forget(free, 1, 0);
   A* hidden = reinterpret_cast<A*>(free + (q.pixels ? 0 : mmrednet::rows_bytes(p, sizeof(A))));
   A* kernels = hidden + q.hidden * pitch;
   A* spare = kernels + taps * pitch;
@@ -109,7 +102,7 @@ void run_involution(const Involution& q, const void* value_data, const void* hid
     const T* value = static_cast<const T*>(value_data) + image * p.first.b + group * p.first.g;
     T* result = static_cast<T*>(result_data) + image * p.result.b + group * p.result.g;
     if (!q.pixels) {
-      rows.look_at(value);
+      Rows<T, A> rows(p, p.first, free, value);
       hold_seen(p, rows, tile);
       aggregate_row<T, A, false>(p, rows, kernels, pitch, result, tile);
       continue;

@@ -14,7 +14,6 @@ namespace {
 
 at::Tensor involution(const at::Tensor& value_given, const at::Tensor& hidden_given, const at::Tensor& weight_given,
                       const std::optional<at::Tensor>& bias_given, at::IntArrayRef window) {
-  TORCH_CHECK(window.size() == 8, "window must have 8 numbers, got ", window.size());
   TORCH_CHECK(value_given.dim() == 5 && hidden_given.dim() == 4, "value must have 5 dimensions and hidden 4");
   const auto type = mmrednet::kernel_type(value_given.scalar_type(), hidden_given.scalar_type());
   const at::Tensor value = value_given.to(type), hidden = hidden_given.to(type);
@@ -26,7 +25,7 @@ at::Tensor involution(const at::Tensor& value_given, const at::Tensor& hidden_gi
   mmrednet::Involution q;
   mmrednet::Problem& p = q.local;
   p.kind = mmrednet::kAggregate;
-  p.geometry = {window[0], window[1], window[2], window[3], window[4], window[5], window[6], window[7]};
+  p.geometry = mmrednet::geometry(window);
   p.first = mmrednet::view(value);
   p.second = {};
   p.result = mmrednet::view(result);
@@ -36,6 +35,7 @@ at::Tensor involution(const at::Tensor& value_given, const at::Tensor& hidden_gi
   p.width = value.size(4);
   p.out_height = hidden.size(2);
   p.out_width = hidden.size(3);
+  p.held = 1;
   q.hidden = hidden.size(1);
   q.seen = {hidden.stride(0), 0, hidden.stride(1), hidden.stride(2), hidden.stride(3)};
   mmrednet::set_tiles(q, mmrednet::sum_bytes(type));

@@ -12,6 +12,8 @@
 
 namespace MMREDNET_NAMESPACE {
 
+using mmrednet::Attention;
+using mmrednet::AttentionData;
 using mmrednet::Geometry;
 using mmrednet::Involution;
 using mmrednet::Problem;
@@ -21,7 +23,13 @@ using mmrednet::store;
 
 #include "lanes.h"
 
+#include "taps.h"
+
+#include "lines.h"
+
 #include "rows.h"
+
+#include "correlate.h"
 
 #include "pixels.h"
 
@@ -29,9 +37,11 @@ using mmrednet::store;
 
 #include "generate.h"
 
+#include "attend.h"
+
 template <typename T, typename A>
 constexpr mmrednet::Typed typed() {
-  return {run<T, A>, run_involution<T, A>};
+  return {run<T, A>, run_involution<T, A>, run_attention<T, A>};
 }
 
 inline mmrednet::Kernels kernels(const char* name) {

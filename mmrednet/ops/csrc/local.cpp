@@ -15,7 +15,6 @@ using mmrednet::Problem;
 
 at::Tensor solve(Kind kind, const at::Tensor& first_given, const at::Tensor& second_given, at::IntArrayRef size,
                  at::IntArrayRef map, at::IntArrayRef outputs, at::IntArrayRef window) {
-  TORCH_CHECK(window.size() == 8, "window must have 8 numbers, got ", window.size());
   TORCH_CHECK(first_given.dim() == 5 && second_given.dim() == 5, "inputs must have 5 dimensions");
   const auto type = mmrednet::kernel_type(first_given.scalar_type(), second_given.scalar_type());
   const at::Tensor first = first_given.to(type), second = second_given.to(type);
@@ -23,7 +22,7 @@ at::Tensor solve(Kind kind, const at::Tensor& first_given, const at::Tensor& sec
   if (result.numel() == 0) return result.to(first_given.scalar_type());
   Problem p;
   p.kind = kind;
-  p.geometry = {window[0], window[1], window[2], window[3], window[4], window[5], window[6], window[7]};
+  p.geometry = mmrednet::geometry(window);
   p.first = mmrednet::view(first);
   p.second = mmrednet::view(second);
   p.result = mmrednet::view(result);
@@ -37,6 +36,8 @@ at::Tensor solve(Kind kind, const at::Tensor& first_given, const at::Tensor& sec
   const auto run = mmrednet::kernels_for(type).local;
   const int64_t line_work = std::max<int64_t>(1, p.channels * size[4] * window[0] * window[1]);
   const int64_t grain = std::max<int64_t>(1, mmrednet::kGrain / line_work);
+  const Problem f = kind == mmrednet::kScatter && mmrednet::can_flip(p) ? mmrednet::flipped(p) : p;
+  p.held = mmrednet::held_groups(f, kind == mmrednet::kCorrelate ? p.second : p.first, mmrednet::sum_bytes(type));
   p.scratch = mmrednet::scratch_bytes(p, mmrednet::sum_bytes(type));
   at::parallel_for(0, size[0] * p.groups * p.lines, grain, [&](int64_t begin, int64_t end) {
     std::unique_ptr<char[]> scratch(new char[p.scratch]);

@@ -1,16 +1,5 @@
 // The three primitives, line by line. Included by kernels.h for each instruction set.
 
-// outputs [first, last) along one axis whose tap falls on the map
-inline void valid(int64_t tap, int64_t stride, int64_t dilation, int64_t padding, int64_t size, int64_t outputs,
-                  int64_t* first, int64_t* last) {
-  const int64_t offset = tap * dilation - padding;
-  const int64_t begin = offset < 0 ? (-offset + stride - 1) / stride : 0;
-  const int64_t room = size - 1 - offset;
-  const int64_t end = room < 0 ? 0 : room / stride + 1;
-  *first = begin < outputs ? begin : outputs;
-  *last = end < outputs ? end : outputs;
-}
-
 // scatter, one row of the map of one group: what every output that sees it through some tap adds
 template <typename T, typename A>
 void scatter_row(const Problem& p, const T* grad, const T* weight, T* result, A* sums, int64_t y) {
@@ -57,14 +46,16 @@ void run(const Problem& p, const void* first_data, const void* second_data, void
   const bool scatter = p.kind == mmrednet::kScatter, correlate = p.kind == mmrednet::kCorrelate;
   const bool pixels = mmrednet::by_pixels(p), flip = scatter && mmrednet::can_flip(p);
   const Problem f = flip ? mmrednet::flipped(p) : p;
-  Rows<T, A> rows(f, correlate ? p.second : p.first, static_cast<char*>(memory));
-  A* scratch = reinterpret_cast<A*>(static_cast<char*>(memory) + mmrednet::rows_bytes(f, sizeof(A)));
+  char* held = static_cast<char*>(memory);
+  const int64_t bytes = mmrednet::rows_bytes(f, sizeof(A));
+  A* scratch = reinterpret_cast<A*>(held + p.held * bytes);
+  Rows<T, A>::forget(held, p.held, bytes);
   Hits hit_rows, hit_columns;
   const Geometry& g = p.geometry;
   for (int64_t line = begin; line < end; ++line) {
-    // groups of one row lie together in a channels-last map
-    const int64_t image = line / p.lines / p.groups, rest = line % (p.lines * p.groups);
-    const int64_t y = pixels ? rest / p.groups : rest % p.lines, group = pixels ? rest % p.groups : rest / p.lines;
+    const Place place = place_of(line, p.lines, p.groups, pixels || p.held > 1);
+    const int64_t image = place.image, group = place.group, y = place.row;
+    char* piece = held + (p.held > 1 ? group * bytes : 0);
     const T* first = static_cast<const T*>(first_data) + image * p.first.b + group * p.first.g;
     const T* second = static_cast<const T*>(second_data) + image * p.second.b + group * p.second.g;
     T* out = static_cast<T*>(result_data) + image * p.result.b + group * p.result.g;
@@ -77,15 +68,20 @@ void run(const Problem& p, const void* first_data, const void* second_data, void
     } else if (pixels) {
       aggregate_span<T, A>(f, first, weights_of<T>(f, second, y, flip), out + y * p.result.h, y, 0, f.out_width);
     } else if (correlate) {
-      rows.look_at(second);
-      correlate_row<T, A>(p, rows, first, out, scratch, y);
+      const int64_t pitch = mmrednet::padded(p.out_width), taps = g.kernel_h * g.kernel_w;
+      A* logits = scratch + p.channels * pitch;
+      Rows<T, A> rows(p, p.second, piece, second);
+      pack_lines(scratch, pitch, first + y * p.first.h, p.first.c, p.first.w, p.channels, p.out_width);
+      clear_lines(scratch, pitch, p.channels, p.out_width);
+      correlate_row(p, rows, scratch, pitch, logits, y);
+      unpack_lines(out + y * p.result.h, p.result.c, p.result.w, logits, pitch, taps, p.out_width);
     } else if (flip) {
-      rows.look_at(first);
+      Rows<T, A> rows(f, p.first, piece, first);
       scatter_line<T, A>(f, rows, second, out, scratch, y);
     } else if (scatter) {
       scatter_row<T, A>(p, first, second, out, scratch, y);
     } else {
-      rows.look_at(first);
+      Rows<T, A> rows(p, p.first, piece, first);
       aggregate_line<T, A>(p, rows, second, out, scratch, y);
     }
   }

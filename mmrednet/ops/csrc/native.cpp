@@ -58,6 +58,11 @@ View view(const at::Tensor& tensor) {
   return {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3), tensor.stride(4)};
 }
 
+Geometry geometry(at::IntArrayRef window) {
+  TORCH_CHECK(window.size() == 8, "window must have 8 numbers, got ", window.size());
+  return {window[0], window[1], window[2], window[3], window[4], window[5], window[6], window[7]};
+}
+
 at::Tensor empty_in_layout_of(const at::Tensor& like, at::IntArrayRef size) {
   std::vector<int64_t> order(like.dim());
   std::iota(order.begin(), order.end(), 0);
@@ -79,6 +84,9 @@ TORCH_LIBRARY(mmrednet_native, m) {
   m.def("correlate(Tensor query, Tensor key, int[] window) -> Tensor");
   m.def("scatter(Tensor grad, Tensor weight, int[] size, int[] window) -> Tensor");
   m.def("involution(Tensor value, Tensor hidden, Tensor weight, Tensor? bias, int[] window) -> Tensor");
+  m.def(
+      "attention(Tensor query, Tensor key, Tensor value, Tensor? rows, Tensor? columns, Tensor? bias, int[] window)"
+      " -> (Tensor, Tensor)");
   m.def("capability() -> str", [] { return std::string(mmrednet_kernels().name); });
   m.def("threads() -> int", &threads);
 }

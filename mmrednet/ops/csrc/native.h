@@ -31,6 +31,9 @@ inline int64_t sum_bytes(at::ScalarType type) { return type == at::kDouble ? siz
 
 View view(const at::Tensor& tensor);
 
+// of the eight numbers of a window
+Geometry geometry(at::IntArrayRef window);
+
 // dense, with the dimensions in memory in the order of those of `like`
 at::Tensor empty_in_layout_of(const at::Tensor& like, at::IntArrayRef size);
 

@@ -1,13 +1,6 @@
 // Channels-last maps, read where they are: vectors run along the channels of a group. Included by kernels.h for each
 // instruction set.
 
-// taps [begin, end) along one axis that fall on the map, for a window whose first tap is at `start`
-inline void inside(int64_t start, int64_t dilation, int64_t size, int64_t kernel, int64_t* begin, int64_t* end) {
-  *begin = start < 0 ? (-start + dilation - 1) / dilation : 0;
-  *end = size - 1 - start < 0 ? 0 : (size - 1 - start) / dilation + 1;
-  if (*end > kernel) *end = kernel;
-}
-
 // where the weights of a span of outputs of one row lie: those of tap (u, t) of output x at u * row + t * tap + x * place
 template <typename W>
 struct Taps {

@@ -27,8 +27,8 @@ struct Problem {
   int64_t groups, channels;
   // of the map, and of the outputs
   int64_t height, width, out_height, out_width;
-  // rows of the result, and bytes of memory that a thread needs
-  int64_t lines, scratch;
+  // rows of the result, groups whose rows are held at once, and bytes of memory that a thread needs
+  int64_t lines, held, scratch;
 };
 
 // outputs are computed in sixteens
@@ -42,11 +42,18 @@ static inline int64_t phase_length(const Problem& p) {
   return padded(p.out_width) + (p.geometry.kernel_w - 1) * p.geometry.dilation_w / p.geometry.stride_w + 1;
 }
 
-// of the packed rows of one group, and of the number of the row that each slot holds
+// of the packed rows of one group, of the number of the row that each slot holds, and of the group's address
 static inline int64_t rows_bytes(const Problem& p, int64_t number) {
-  const int64_t bytes = slots(p) * (static_cast<int64_t>(sizeof(int64_t)) +
-                                    p.channels * phase_length(p) * p.geometry.stride_w * number);
-  return (bytes + 63) / 64 * 64;
+  const int64_t numbers = slots(p) * p.channels * phase_length(p) * p.geometry.stride_w;
+  return (numbers * number + (slots(p) + 1) * static_cast<int64_t>(sizeof(int64_t)) + 63) / 64 * 64;
+}
+
+// How many groups' rows are held at once. Where the groups of a pixel lie together, going through them row by row reads
+// whole cache lines; a map of few rows would have most of them packed by every thread.
+static inline int64_t held_groups(const Problem& p, const View& v, int64_t number) {
+  constexpr int64_t kMost = 1 << 21;
+  const bool together = v.w != 1 && p.lines >= 4 * slots(p) && p.groups * rows_bytes(p, number) <= kMost;
+  return together ? p.groups : 1;
 }
 
 // the longest kernel whose taps are listed one by one
@@ -75,15 +82,16 @@ static inline Problem flipped(const Problem& p) {
   return f;
 }
 
-// rows of weights, of queries or of sums beside the packed rows
+// rows of weights, of queries and logits, or of sums beside the packed rows
 static inline int64_t scratch_bytes(const Problem& p, int64_t number) {
   const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w;
   if (p.kind == kScatter && can_flip(p)) {
     const Problem f = flipped(p);
-    return rows_bytes(f, number) + taps * phase_length(f) * number;
+    return p.held * rows_bytes(f, number) + taps * phase_length(f) * number;
   }
-  if (p.kind == kScatter) return rows_bytes(p, number) + p.channels * p.width * number;
-  return rows_bytes(p, number) + (p.kind == kAggregate ? taps : p.channels) * padded(p.out_width) * number;
+  if (p.kind == kScatter) return p.held * rows_bytes(p, number) + p.channels * p.width * number;
+  const int64_t lines = p.kind == kAggregate ? taps : p.channels + taps;
+  return p.held * rows_bytes(p, number) + lines * padded(p.out_width) * number;
 }
 
 // involution with its kernel generation inside
@@ -111,6 +119,26 @@ static inline void set_tiles(Involution& q, int64_t number) {
   if (!q.pixels) q.scratch += rows_bytes(p, number);
 }
 
+// local attention: a correlate, a softmax and an aggregate of one geometry
+struct Attention {
+  Problem keys, values;
+  int64_t scratch;
+};
+
+// Tables in the type in which sums are taken, or null: rows (heads, kernel_h, channels / 2), columns alike, bias (heads,
+// taps). The result has the type of the values, logsumexp (images, heads, out_height, out_width) that of sums.
+struct AttentionData {
+  const void *query, *key, *value, *rows, *columns, *bias;
+  void *result, *logsumexp;
+};
+
+static inline int64_t scratch_bytes(const Attention& q, int64_t number) {
+  const Geometry& g = q.keys.geometry;
+  const int64_t lines = q.keys.channels + g.kernel_h * g.kernel_w + g.kernel_h + 2 * g.kernel_w;
+  return q.keys.held * (rows_bytes(q.keys, number) + rows_bytes(q.values, number)) +
+         lines * padded(q.keys.out_width) * number;
+}
+
 // the upper half of a float
 struct BFloat16 {
   uint16_t bits;
@@ -120,10 +148,13 @@ using Run = void (*)(const Problem&, const void*, const void*, void*, void*, int
 using RunInvolution = void (*)(const Involution&, const void*, const void*, const void*, const void*, void*, void*, int64_t,
                                int64_t);
 
+using RunAttention = void (*)(const Attention&, const AttentionData&, void*, int64_t, int64_t);
+
 // the kernels of one instruction set for one type of numbers
 struct Typed {
   Run local;
   RunInvolution involution;
+  RunAttention attention;
 };
 
 struct Kernels {

@@ -18,24 +18,27 @@ template <typename T, typename A>
 struct Rows {
   const Problem& p;
   const View& view;
+  // in memory that outlives this object: the address of the group that is held, and the number of the row in each slot
+  int64_t *group, *held;
   const T* data;
-  int64_t* held;
   A* packed;
   int64_t slots, phase, pitch;
 
-  Rows(const Problem& problem, const View& v, char* memory)
-      : p(problem), view(v), data(nullptr), held(reinterpret_cast<int64_t*>(memory)) {
+  // nothing is held in these pieces of memory
+  static void forget(char* memory, int64_t pieces, int64_t bytes) {
+    for (int64_t i = 0; i < pieces; ++i) std::memset(memory + i * bytes, 0, sizeof(int64_t));
+  }
+
+  Rows(const Problem& problem, const View& v, char* memory, const T* group_data)
+      : p(problem), view(v), group(reinterpret_cast<int64_t*>(memory)), held(group + 1), data(group_data) {
     slots = mmrednet::slots(p);
     phase = mmrednet::phase_length(p);
     pitch = phase * p.geometry.stride_w;
-    packed = reinterpret_cast<A*>(memory + slots * sizeof(int64_t));
-    for (int64_t i = 0; i < slots; ++i) held[i] = -1;
-  }
-
-  // another group: nothing that is held belongs to it
-  void look_at(const T* group) {
-    if (group == data) return;
-    data = group;
+    packed = reinterpret_cast<A*>(held + slots);
+    // another group: nothing that is held belongs to it
+    const int64_t address = reinterpret_cast<int64_t>(data);
+    if (*group == address) return;
+    *group = address;
     for (int64_t i = 0; i < slots; ++i) held[i] = -1;
   }
 
@@ -52,13 +55,18 @@ struct Rows {
     const int64_t slot = row % slots, stride = p.geometry.stride_w, left = p.geometry.padding_w;
     if (held[slot] == row) return;
     held[slot] = row;
+    if (stride == 1) {
+      A* to = packed + slot * p.channels * pitch;
+      const int64_t count = p.width < pitch - left ? p.width : pitch - left;
+      for (int64_t d = 0; d < p.channels; ++d)
+        for (int64_t i = 0; i < left; ++i) to[d * pitch + i] = 0;
+      pack_lines(to + left, pitch, data + row * view.h, view.c, view.w, p.channels, count);
+      clear_lines(to, pitch, p.channels, left + count);
+      return;
+    }
     for (int64_t d = 0; d < p.channels; ++d) {
       A* to = packed + (slot * p.channels + d) * pitch;
       const T* from = data + row * view.h + d * view.c;
-      if (stride == 1) {
-        pack_line(to, pitch, left, from, view.w, p.width);
-        continue;
-      }
       for (int64_t i = 0; i < pitch; ++i) to[i] = 0;
       const int64_t count = p.width < pitch - left ? p.width : pitch - left;
       for (int64_t c = 0; c < count; ++c)
@@ -71,7 +79,7 @@ struct Rows {
 // the outputs see through it.
 template <typename A, int D, bool kShifted, typename R>
 inline void aggregate_tile(const Problem& p, const R& rows, const A* weights, int64_t pitch, int64_t y, int64_t x,
-                           int64_t d, typename Lanes<A, 16>::Vector* sums) {
+                           int64_t d, A* sums) {
   typedef typename Lanes<A, 16>::Vector V;
   const Geometry& g = p.geometry;
   V s[D];
@@ -88,15 +96,14 @@ inline void aggregate_tile(const Problem& p, const R& rows, const A* weights, in
       for (int n = 0; n < D; ++n) s[n] += factor * load_lanes<A, 16>(from + n * rows.pitch);
     }
   }
-  for (int n = 0; n < D; ++n) sums[n] = s[n];
+  std::memcpy(sums, s, sizeof(s));
 }
 
 // one row of the outputs of one group, from packed weights
 template <typename T, typename A, bool kShifted>
 void aggregate_row(const Problem& p, const Rows<T, A>& rows, const A* weights, int64_t pitch, T* result, int64_t y) {
-  typedef typename Lanes<A, 16>::Vector V;
   const View& r = p.result;
-  V sums[8];
+  A sums[8 * 16];
   for (int64_t x = 0; x < p.out_width; x += 16) {
     const int64_t count = p.out_width - x < 16 ? p.out_width - x : 16;
     int64_t d = 0;
@@ -106,12 +113,7 @@ void aggregate_row(const Problem& p, const Rows<T, A>& rows, const A* weights, i
       if (step == 8) aggregate_tile<A, 8, kShifted>(p, rows, weights, pitch, y, x, d, sums);
       else if (step == 4) aggregate_tile<A, 4, kShifted>(p, rows, weights, pitch, y, x, d, sums);
       else aggregate_tile<A, 1, kShifted>(p, rows, weights, pitch, y, x, d, sums);
-      for (int n = 0; n < step; ++n) {
-        A numbers[16];
-        std::memcpy(numbers, &sums[n], sizeof(numbers));
-        T* to = result + (d + n) * r.c + y * r.h + x * r.w;
-        for (int64_t i = 0; i < count; ++i) to[i * r.w] = store<T>(numbers[i]);
-      }
+      unpack_lines(result + d * r.c + y * r.h + x * r.w, r.c, r.w, sums, 16, step, count);
       d += step;
     }
   }
@@ -158,68 +160,4 @@ void scatter_line(const Problem& f, Rows<T, A>& rows, const T* weight, T* result
     }
   }
   aggregate_row<T, A, true>(f, rows, weights, rows.pitch, result, y);
-}
-
-// correlate, sixteen logits of a row and N neighbouring taps at once
-template <typename A, int N, typename R>
-inline void correlate_tile(const Problem& p, const R& keys, const A* query, int64_t pitch, int64_t row, int64_t x,
-                           int64_t t, typename Lanes<A, 16>::Vector* sums) {
-  typedef typename Lanes<A, 16>::Vector V;
-  V s[N];
-  int64_t columns[N];
-  for (int n = 0; n < N; ++n) {
-    s[n] = V{};
-    columns[n] = keys.column(t + n) + x;
-  }
-  for (int64_t d = 0; d < p.channels; ++d) {
-    const V factor = load_lanes<A, 16>(query + d * pitch + x);
-    const A* line = keys.line(row, d);
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) s[n] += factor * load_lanes<A, 16>(line + columns[n]);
-  }
-  for (int n = 0; n < N; ++n) sums[n] = s[n];
-}
-
-template <typename T, typename A>
-void correlate_row(const Problem& p, Rows<T, A>& keys, const T* query, T* result, A* queries, int64_t y) {
-  typedef typename Lanes<A, 16>::Vector V;
-  const Geometry& g = p.geometry;
-  const View &q = p.first, &r = p.result;
-  const int64_t pitch = mmrednet::padded(p.out_width);
-  for (int64_t d = 0; d < p.channels; ++d) {
-    A* to = queries + d * pitch;
-    const T* from = query + d * q.c + y * q.h;
-    for (int64_t x = 0; x < p.out_width; ++x) to[x] = load<A>(from[x * q.w]);
-    for (int64_t x = p.out_width; x < pitch; ++x) to[x] = 0;
-  }
-  V sums[7];
-  for (int64_t u = 0; u < g.kernel_h; ++u) {
-    const int64_t row = y * g.stride_h + u * g.dilation_h - g.padding_h;
-    const bool inside = row >= 0 && row < p.height;
-    if (inside) keys.hold(row);
-    for (int64_t x = 0; x < p.out_width; x += 16) {
-      const int64_t count = p.out_width - x < 16 ? p.out_width - x : 16;
-      int64_t t = 0;
-      while (t < g.kernel_w) {
-        const int64_t left = g.kernel_w - t;
-        const int step = left >= 7 ? 7 : left >= 3 ? 3 : 1;
-        if (!inside) {
-          for (int n = 0; n < step; ++n) sums[n] = V{};
-        } else if (step == 7) {
-          correlate_tile<A, 7>(p, keys, queries, pitch, row, x, t, sums);
-        } else if (step == 3) {
-          correlate_tile<A, 3>(p, keys, queries, pitch, row, x, t, sums);
-        } else {
-          correlate_tile<A, 1>(p, keys, queries, pitch, row, x, t, sums);
-        }
-        for (int n = 0; n < step; ++n) {
-          A numbers[16];
-          std::memcpy(numbers, &sums[n], sizeof(numbers));
-          T* to = result + (u * g.kernel_w + t + n) * r.c + y * r.h + x * r.w;
-          for (int64_t i = 0; i < count; ++i) to[i * r.w] = store<T>(numbers[i]);
-        }
-        t += step;
-      }
-    }
-  }
 }
