@@ -1,17 +1,11 @@
-"""The compiled CPU kernels, where they were built: see csrc/."""
+"""The compiled CPU kernels, where they were built: loading them gives the CPU its implementations. See csrc/."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
-from torch import Tensor
-
-from .window import Window
-
-WindowNumbers = Window | Sequence[int]
 
 
 def _load() -> str | None:
@@ -39,29 +33,3 @@ def capability() -> str:
 def threads() -> int:
     """Return how many threads a large problem is shared by; ``torch.set_num_threads`` sets it."""
     return torch.ops.mmrednet_native.threads()
-
-
-def aggregate(value: Tensor, weight: Tensor, window: WindowNumbers) -> Tensor:
-    """See :func:`mmrednet.ops.local_aggregate`."""
-    return torch.ops.mmrednet_native.aggregate(value, weight, list(window))
-
-
-def correlate(query: Tensor, key: Tensor, window: WindowNumbers) -> Tensor:
-    """See :func:`mmrednet.ops.local_correlate`."""
-    return torch.ops.mmrednet_native.correlate(query, key, list(window))
-
-
-def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: WindowNumbers) -> Tensor:
-    """See :func:`mmrednet.ops.local_scatter`."""
-    return torch.ops.mmrednet_native.scatter(grad, weight, list(size), list(window))
-
-
-def involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: WindowNumbers) -> Tensor:
-    """See :func:`mmrednet.ops.local_involution`."""
-    return torch.ops.mmrednet_native.involution(value, hidden, weight, bias, list(window))
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None,
-              bias: Tensor | None, window: WindowNumbers) -> tuple[Tensor, Tensor]:
-    """See :func:`mmrednet.ops.attention.definition`."""
-    return torch.ops.mmrednet_native.attention(query, key, value, rows, columns, bias, list(window))

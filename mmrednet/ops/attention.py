@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _native, _torch, local
+from . import _torch, local
 from .checks import check_outputs, check_same, check_shape, check_tensors
 from .window import Window
 
@@ -157,13 +157,6 @@ def attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, co
               bias: Tensor | None, window: Sequence[int]) -> tuple[Tensor, Tensor]:
     """See :func:`definition`; what it is given has been checked."""
     return definition(query, key, value, rows, columns, bias, window)
-
-
-if _native.MISSING is None:
-    @attention.register_kernel('cpu')
-    def _(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None, bias: Tensor | None,
-          window: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return _native.attention(query, key, value, rows, columns, bias, window)
 
 
 @custom_op('mmrednet::attention_backward', mutates_args=())

@@ -16,7 +16,7 @@ from torch.library import custom_op
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _native, _torch, local
+from . import _torch, local
 from .checks import check_outputs, check_same, check_shape, check_tensors
 from .window import Window
 
@@ -79,12 +79,6 @@ def gradients(grad: Tensor, value: Tensor, hidden: Tensor, weight: Tensor, bias:
 def involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int]) -> Tensor:
     """See :func:`local_involution`; what it is given has been checked."""
     return definition(value, hidden, weight, bias, window)
-
-
-if _native.MISSING is None:
-    @involution.register_kernel('cpu')
-    def _(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int]) -> Tensor:
-        return _native.involution(value, hidden, weight, bias, window)
 
 
 @custom_op('mmrednet::involution_backward', mutates_args=())

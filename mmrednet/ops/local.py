@@ -119,20 +119,6 @@ def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[
     return _torch.scatter(grad, weight, size, Window.from_flat(window))
 
 
-if _native.MISSING is None:
-    @aggregate.register_kernel('cpu')
-    def _(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:
-        return _native.aggregate(value, weight, window)
-
-    @correlate.register_kernel('cpu')
-    def _(query: Tensor, key: Tensor, window: Sequence[int]) -> Tensor:
-        return _native.correlate(query, key, window)
-
-    @scatter.register_kernel('cpu')
-    def _(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[int]) -> Tensor:
-        return _native.scatter(grad, weight, size, window)
-
-
 def active_kernels() -> dict[str, str]:
     """Say which kernels the primitives use on each kind of device, and why not others."""
     plain = 'plain torch, one tap at a time'

@@ -76,4 +76,4 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query_given, cons
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(mmrednet_native, CPU, m) { m.impl("attention", &attention); }
+TORCH_LIBRARY_IMPL(mmrednet, CPU, m) { m.impl("attention", &attention); }

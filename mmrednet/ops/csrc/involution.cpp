@@ -1,12 +1,16 @@
 // Involution with its kernel generation inside as an operator of torch.
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <tuple>
 
 #include "native.h"
 
@@ -50,6 +54,25 @@ at::Tensor involution(const at::Tensor& value_given, const at::Tensor& hidden_gi
   return result.to(value_given.scalar_type());
 }
 
+// The kernels are generated again, and stored: each is read by what follows as often as a gradient is.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
+    const at::Tensor& grad, const at::Tensor& value, const at::Tensor& hidden, const at::Tensor& weight,
+    const std::optional<at::Tensor>& bias, at::IntArrayRef window) {
+  const at::Tensor generator = weight.unsqueeze(-1).unsqueeze(-1);
+  const int64_t groups = value.size(1);
+  const at::Tensor kernels = at::conv2d(hidden, generator, bias).unflatten(1, {groups, weight.size(0) / groups});
+  at::Tensor grad_value = mmrednet::scatter(grad, kernels, value.sizes().slice(3), window).to(value.scalar_type());
+  const at::Tensor grad_kernels = mmrednet::correlate(grad, value, window).to(hidden.scalar_type()).flatten(1, 2);
+  auto [grad_hidden, grad_weight, grad_bias] =
+      at::convolution_backward(grad_kernels, hidden, generator, {weight.size(0)}, {1, 1}, {0, 0}, {1, 1}, false, {0, 0},
+                               1, {true, true, bias.has_value()});
+  if (!bias) grad_bias = at::empty({0}, weight.options());
+  return {grad_value, grad_hidden, grad_weight.flatten(1), grad_bias};
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(mmrednet_native, CPU, m) { m.impl("involution", &involution); }
+TORCH_LIBRARY_IMPL(mmrednet, CPU, m) {
+  m.impl("involution", &involution);
+  m.impl("involution_backward", &backward);
+}

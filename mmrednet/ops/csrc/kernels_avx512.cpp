@@ -13,7 +13,11 @@
 #include "problem.h"
 
 #if MMREDNET_BUILT
+#include <immintrin.h>
+
 #define MMREDNET_NAMESPACE mmrednet_avx512
+// sixteen lanes are one register
+#define MMREDNET_SHUFFLES
 #include "kernels.h"
 
 mmrednet::Kernels mmrednet_kernels_avx512() { return mmrednet_avx512::kernels("avx512"); }

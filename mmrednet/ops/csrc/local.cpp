@@ -46,27 +46,31 @@ at::Tensor solve(Kind kind, const at::Tensor& first_given, const at::Tensor& sec
   return result.to(first_given.scalar_type());
 }
 
+}  // namespace
+
+namespace mmrednet {
+
 at::Tensor aggregate(const at::Tensor& value, const at::Tensor& weight, at::IntArrayRef window) {
-  return solve(mmrednet::kAggregate, value, weight,
+  return solve(kAggregate, value, weight,
                {value.size(0), value.size(1), value.size(2), weight.size(3), weight.size(4)},
                value.sizes().slice(3), weight.sizes().slice(3), window);
 }
 
 at::Tensor correlate(const at::Tensor& query, const at::Tensor& key, at::IntArrayRef window) {
-  return solve(mmrednet::kCorrelate, query, key,
+  return solve(kCorrelate, query, key,
                {query.size(0), query.size(1), window[0] * window[1], query.size(3), query.size(4)},
                key.sizes().slice(3), query.sizes().slice(3), window);
 }
 
 at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef size, at::IntArrayRef window) {
-  return solve(mmrednet::kScatter, grad, weight, {grad.size(0), grad.size(1), grad.size(2), size[0], size[1]}, size,
+  return solve(kScatter, grad, weight, {grad.size(0), grad.size(1), grad.size(2), size[0], size[1]}, size,
                grad.sizes().slice(3), window);
 }
 
-}  // namespace
+}  // namespace mmrednet
 
-TORCH_LIBRARY_IMPL(mmrednet_native, CPU, m) {
-  m.impl("aggregate", &aggregate);
-  m.impl("correlate", &correlate);
-  m.impl("scatter", &scatter);
+TORCH_LIBRARY_IMPL(mmrednet, CPU, m) {
+  m.impl("aggregate", &mmrednet::aggregate);
+  m.impl("correlate", &mmrednet::correlate);
+  m.impl("scatter", &mmrednet::scatter);
 }

@@ -1,4 +1,5 @@
-// Which kernels this processor gets, and the library of operators that torch is told of.
+// Which kernels this processor gets. The operators themselves are defined in Python, and implemented for the CPU in the
+// files beside this one.
 
 #include "native.h"
 
@@ -80,13 +81,6 @@ at::Tensor empty_in_layout_of(const at::Tensor& like, at::IntArrayRef size) {
 }  // namespace mmrednet
 
 TORCH_LIBRARY(mmrednet_native, m) {
-  m.def("aggregate(Tensor value, Tensor weight, int[] window) -> Tensor");
-  m.def("correlate(Tensor query, Tensor key, int[] window) -> Tensor");
-  m.def("scatter(Tensor grad, Tensor weight, int[] size, int[] window) -> Tensor");
-  m.def("involution(Tensor value, Tensor hidden, Tensor weight, Tensor? bias, int[] window) -> Tensor");
-  m.def(
-      "attention(Tensor query, Tensor key, Tensor value, Tensor? rows, Tensor? columns, Tensor? bias, int[] window)"
-      " -> (Tensor, Tensor)");
   m.def("capability() -> str", [] { return std::string(mmrednet_kernels().name); });
   m.def("threads() -> int", &threads);
 }

@@ -37,4 +37,9 @@ Geometry geometry(at::IntArrayRef window);
 // dense, with the dimensions in memory in the order of those of `like`
 at::Tensor empty_in_layout_of(const at::Tensor& like, at::IntArrayRef size);
 
+// the primitives: see mmrednet/ops/local.py
+at::Tensor aggregate(const at::Tensor& value, const at::Tensor& weight, at::IntArrayRef window);
+at::Tensor correlate(const at::Tensor& query, const at::Tensor& key, at::IntArrayRef window);
+at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef size, at::IntArrayRef window);
+
 }  // namespace mmrednet
