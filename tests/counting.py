@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmrednet.layers import SANPairwise
+from mmrednet.layers import Involution, SANPairwise
 
 
 def multiply_adds(model, forward, synced=()):
@@ -23,6 +23,9 @@ def multiply_adds(model, forward, synced=()):
             extra['other'] += output.numel()
         elif isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
             extra['other'] += inputs[0].numel()
+        if isinstance(module, Involution):
+            # the generator's last layer is not called as a module
+            extra['other'] += module.conv2.conv.bias.numel() * output[:, 0].numel()
         if isinstance(module, SANPairwise):
             extra['other'] += (module.relation_channels + 2) * module.window.taps * output[0, 0].numel()
 

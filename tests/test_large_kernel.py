@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from mmrednet.backbones import MSCAN, VAN
 from mmrednet.layers import LargeKernelAttention, MultiScaleConvAttention, build_spatial
+from mmrednet.layers.large_kernel import DepthWiseConv2d
 
 SMALL = dict(arch=dict(embed_dims=(8, 16, 24), depths=(1, 2, 1), mlp_ratios=(2, 2, 2)), out_indices=(0, 1, 2))
 
@@ -50,6 +51,27 @@ def test_msca_is_its_formula(strips, dilation):
         across = depth_wise(near, getattr(layer, f'conv{index}_1'), dilation)
         total = total + depth_wise(across, getattr(layer, f'conv{index}_2'), dilation)
     torch.testing.assert_close(layer(x), pointwise(total, getattr(layer, f'conv{len(strips)}')) * x)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(('kernel', 'dilation', 'size'), [
+    ((7, 7), 3, (9, 12)), ((7, 7), 3, (7, 11)), ((5, 5), 2, (2, 1)), ((1, 7), 3, (5, 8)), ((4, 4), 2, (6, 5))])
+def test_dilated_depth_wise_convolution_on_the_maps_that_its_taps_see_apart(kernel, dilation, size, layout):
+    layer = DepthWiseConv2d(6, kernel, dilation).double()
+    x = torch.randn(2, 6, *size, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    got, expected = layer(x), nn.Conv2d.forward(layer, x)
+    torch.testing.assert_close(got, expected)
+    weight = torch.randn_like(got)
+    inputs = (x, *layer.parameters())
+    for one, other in zip(torch.autograd.grad(got, inputs, weight), torch.autograd.grad(expected, inputs, weight),
+                          strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_trace_records_the_dilated_convolution_itself():
+    traced = torch.jit.trace(DepthWiseConv2d(4, (7, 7), 3).eval(), torch.randn(1, 4, 9, 9))
+    nodes = [node for node in traced.inlined_graph.nodes() if node.kind().startswith('aten::')]
+    assert [node.kind() for node in nodes] == ['aten::_convolution']
 
 
 @pytest.mark.parametrize('operator', [LargeKernelAttention, MultiScaleConvAttention])

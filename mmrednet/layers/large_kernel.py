@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .spatial import cell_average, spatial_operator
 
@@ -34,10 +36,53 @@ class ConvolutionalAttention(BaseModule):
         return self.pool(self.gate(x) * x)
 
 
-def _depth_wise(channels: int, kernel: tuple[int, int], dilation: int = 1) -> nn.Conv2d:
-    """Return the depth-wise convolution that keeps the size of its input."""
-    padding = (dilation * (kernel[0] - 1) // 2, dilation * (kernel[1] - 1) // 2)
-    return nn.Conv2d(channels, channels, kernel, padding=padding, dilation=dilation, groups=channels)
+class DepthWiseConv2d(nn.Conv2d):
+    """Depth-wise convolution of stride 1 that keeps the size of its input.
+
+    On a CPU one with dilation d, for which there is no fast kernel, becomes one without on the d x d maps that its taps
+    see apart: positions whose distance is a multiple of d. A trace records the convolution itself.
+
+    Args:
+        channels: of the input and of the output.
+        kernel_size: (rows, columns).
+        dilation: distance of neighbouring taps.
+    """
+
+    def __init__(self, channels: int, kernel_size: tuple[int, int], dilation: int = 1) -> None:
+        padding = (dilation * (kernel_size[0] - 1) // 2, dilation * (kernel_size[1] - 1) // 2)
+        super().__init__(channels, channels, kernel_size, padding=padding, dilation=dilation, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        step = self.dilation[0]
+        even = any(size % 2 == 0 for size in self.kernel_size)
+        if step == 1 or even or x.device.type != 'cpu' or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return super().forward(x)
+        height, width = x.shape[-2:]
+        parts = _apart(F.pad(x, (0, -width % step, 0, -height % step)), step)
+        padding = [size // 2 for size in self.kernel_size]
+        result = F.conv2d(parts, self.weight, self.bias, padding=padding, groups=self.groups)
+        return _together(result, step)[..., :height, :width]
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _apart(x: Tensor, step: int) -> Tensor:
+    """Return the maps (B * step * step, C, H / step, W / step) that a map consists of, laid out as it is."""
+    cells = x.unflatten(3, (-1, step)).unflatten(2, (-1, step))
+    if _channels_last(x):
+        return cells.permute(0, 3, 5, 2, 4, 1).flatten(0, 2).movedim(-1, 1)
+    return cells.permute(0, 3, 5, 1, 2, 4).flatten(0, 2)
+
+
+def _together(x: Tensor, step: int) -> Tensor:
+    """Undo :func:`_apart`."""
+    parts = x.unflatten(0, (-1, step, step))
+    if _channels_last(x):
+        return parts.permute(0, 4, 1, 5, 2, 3).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
+    return parts.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
 
 
 @spatial_operator
@@ -73,8 +118,8 @@ class LargeKernelAttention(ConvolutionalAttention):
             raise ValueError(f'ceil(kernel_size / kernel_dilation) must be odd or kernel_dilation even, '
                              f'got {kernel_size=}, {kernel_dilation=}.')
         # the names in the published checkpoints
-        self.conv0 = _depth_wise(channels, (near, near), dilation)
-        self.conv_spatial = _depth_wise(channels, (far, far), dilation * kernel_dilation)
+        self.conv0 = DepthWiseConv2d(channels, (near, near), dilation)
+        self.conv_spatial = DepthWiseConv2d(channels, (far, far), dilation * kernel_dilation)
         self.conv1 = nn.Conv2d(channels, channels, 1)
 
     def gate(self, x: Tensor) -> Tensor:
@@ -110,10 +155,10 @@ class MultiScaleConvAttention(ConvolutionalAttention):
                              f'got {kernel_size=}, {strip_sizes=}.')
         self.strips = len(strip_sizes)
         # the names in the published checkpoints, where the 1x1 convolution after three pairs of strips is conv3
-        self.conv0 = _depth_wise(channels, (kernel_size, kernel_size), dilation)
+        self.conv0 = DepthWiseConv2d(channels, (kernel_size, kernel_size), dilation)
         for index, size in enumerate(strip_sizes):
-            self.add_module(f'conv{index}_1', _depth_wise(channels, (1, size), dilation))
-            self.add_module(f'conv{index}_2', _depth_wise(channels, (size, 1), dilation))
+            self.add_module(f'conv{index}_1', DepthWiseConv2d(channels, (1, size), dilation))
+            self.add_module(f'conv{index}_2', DepthWiseConv2d(channels, (size, 1), dilation))
         self.add_module(f'conv{self.strips}', nn.Conv2d(channels, channels, 1))
 
     def gate(self, x: Tensor) -> Tensor:
