@@ -30,9 +30,12 @@ demo-seg: ext
 
 bench: ext
 	@$(PYTHON) tools/analysis_tools/benchmark_ops.py
-	@$(PYTHON) tools/analysis_tools/benchmark_ops.py --input 800x1344 --rounds 3
+	@$(PYTHON) tools/analysis_tools/benchmark_ops.py --input 800x1344 --layout channels-last --rounds 3
 	@for shape in '224 224' '480 640'; do $(PYTHON) tools/analysis_tools/benchmark_backbone.py --shape $$shape; done
+	@$(PYTHON) tools/analysis_tools/benchmark_backbone.py --shape 800 1344 --rounds 3
 	@$(PYTHON) tools/analysis_tools/benchmark_backbone.py --batch 2 --train
+	@$(PYTHON) tools/analysis_tools/benchmark_backbone.py --backbones 'mmseg MSCAN-small' MSCAN-small VAN-b1
+	@$(PYTHON) tools/analysis_tools/benchmark_backbone.py --backbones 'mmseg MSCAN-tiny' MSCAN-tiny
 
 # the kernels' tests under the address and undefined-behaviour sanitizers, in a copy; one allocates too much for them
 sanitize: env

@@ -210,7 +210,8 @@ print(_native.capability())
 
 @built
 def test_the_dispatcher_uses_them():
-    for name in ('aggregate', 'correlate', 'scatter', 'involution', 'involution_backward', 'attention'):
+    for name in ('aggregate', 'correlate', 'scatter', 'involution', 'involution_backward', 'attention',
+                 'attention_logit_gradients'):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f'mmrednet::{name}', 'CPU'), name
     assert active_kernels()['cpu'].startswith('native, ')
 

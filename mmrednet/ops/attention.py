@@ -125,16 +125,18 @@ def definition(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, c
     return local.aggregate(value, weight, window), masked.logsumexp(2)
 
 
-def gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None,
-              bias: Tensor | None, window: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of :func:`definition`'s result for its six tensors; differentiable in turn.
-
-    With P the weights and dP = correlate(grad, value), those of the logits are  P (dP - sum over j of P dP).
-    """
+def _logit_gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None,
+                     columns: Tensor | None, bias: Tensor | None, window: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the weights P and the gradients P (dP - sum over j of P dP) of the logits; dP = correlate(grad, value)."""
     weight = attend(_logits(query, key, rows, columns, bias, window), Window.from_flat(window), key.shape[-2:])
-    grad_value = local.scatter(grad.to(value.dtype), weight, value.shape[-2:], window)
     grad_weight = local.correlate(grad.to(weight.dtype), value, window)
-    grad_logits = weight * (grad_weight - (weight * grad_weight).sum(2, keepdim=True))
+    return weight, weight * (grad_weight - (weight * grad_weight).sum(2, keepdim=True))
+
+
+def _input_gradients(weight: Tensor, grad_logits: Tensor, grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
+                     rows: Tensor | None, columns: Tensor | None, bias: Tensor | None, window: Sequence[int],
+                     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_value = local.scatter(grad.to(value.dtype), weight, value.shape[-2:], window)
     wide_query = query.to(weight.dtype)
     grad_query = local.aggregate(key.to(weight.dtype), grad_logits, window)
     grad_key = local.scatter(wide_query, grad_logits, key.shape[-2:], window).to(key.dtype)
@@ -152,6 +154,11 @@ def gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, rows: Ten
     return grad_query.to(query.dtype), grad_key, grad_value, grad_rows, grad_columns, grad_bias
 
 
+def gradients(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of :func:`definition`'s result for its six tensors; differentiable in turn."""
+    return _input_gradients(*_logit_gradients(grad, *inputs), grad, *inputs)
+
+
 @custom_op('mmrednet::attention', mutates_args=())
 def attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None,
               bias: Tensor | None, window: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -159,12 +166,22 @@ def attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, co
     return definition(query, key, value, rows, columns, bias, window)
 
 
+@custom_op('mmrednet::attention_logit_gradients', mutates_args=())
+def attention_logit_gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None,
+                              columns: Tensor | None, bias: Tensor | None, window: Sequence[int],
+                              ) -> tuple[Tensor, Tensor]:
+    """Return the weights and the gradients of the logits; called inside ``attention_backward`` alone."""
+    return _logit_gradients(grad, query, key, value, rows, columns, bias, window)
+
+
 @custom_op('mmrednet::attention_backward', mutates_args=())
 def attention_backward(grad: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor,
                        rows: Tensor | None, columns: Tensor | None, bias: Tensor | None, window: Sequence[int],
                        ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`gradients`; a kernel may use what the forward pass has found."""
-    return gradients(grad, query, key, value, rows, columns, bias, window)
+    inputs = query, key, value, rows, columns, bias, window
+    weight, grad_logits = attention_logit_gradients(grad, *inputs)
+    return _input_gradients(weight, grad_logits, grad, *inputs)
 
 
 @attention.register_fake

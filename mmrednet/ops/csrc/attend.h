@@ -33,7 +33,7 @@ struct Added {
   const A *rows, *columns, *bias;
 };
 
-// Logits to weights, and the logarithms of their sums. Lines of rows outside the map are left alone.
+// Logits to weights, and, if they are wanted, the logarithms of their sums. Lines of rows outside the map are left alone.
 template <typename A>
 void soften(const Problem& p, const Added<A>& added, A* logits, int64_t pitch, int64_t y, A* logsumexp) {
   typedef typename Lanes<A, 16>::Vector V;
@@ -66,7 +66,7 @@ void soften(const Problem& p, const Added<A>& added, A* logits, int64_t pitch, i
       const V weight = load_lanes<A, 16>(place) * factor;
       std::memcpy(place, &weight, sizeof(V));
     }
-    for (int64_t i = 0; i < 16 && x + i < p.out_width; ++i) logsumexp[x + i] = base[i] + __builtin_log(sum[i]);
+    for (int64_t i = 0; logsumexp && i < 16 && x + i < p.out_width; ++i) logsumexp[x + i] = base[i] + __builtin_log(sum[i]);
   }
 }
 
@@ -79,6 +79,22 @@ void mask_columns(const Problem& p, int64_t pitch, A* columns) {
     valid(t, g.stride_w, g.dilation_w, g.padding_w, p.width, p.out_width, &first, &last);
     for (int64_t x = 0; x < pitch; ++x)
       columns[t * pitch + x] = x < p.out_width && (x < first || x >= last) ? -static_cast<A>(__builtin_inf()) : 0;
+  }
+}
+
+// the gradients of the logits of a row, in place of those of its weights: weight (grad - sum of weight grad)
+template <typename A>
+void differentiate(int64_t taps, const A* weight, A* grad, int64_t pitch) {
+  typedef typename Lanes<A, 16>::Vector V;
+  for (int64_t x = 0; x < pitch; x += 16) {
+    V sum = {};
+    for (int64_t k = 0; k < taps; ++k)
+      sum += load_lanes<A, 16>(weight + k * pitch + x) * load_lanes<A, 16>(grad + k * pitch + x);
+    for (int64_t k = 0; k < taps; ++k) {
+      A* place = grad + k * pitch + x;
+      const V logit = load_lanes<A, 16>(weight + k * pitch + x) * (load_lanes<A, 16>(place) - sum);
+      std::memcpy(place, &logit, sizeof(V));
+    }
   }
 }
 
@@ -95,6 +111,7 @@ void run_attention(const Attention& q, const AttentionData& data, void* memory, 
   A* queries = reinterpret_cast<A*>(held_values + k.held * value_bytes);
   A* logits = queries + k.channels * pitch;
   A *by_row = logits + taps * pitch, *by_column = by_row + g.kernel_h * pitch, *mask = by_column + g.kernel_w * pitch;
+  A *grads = mask + g.kernel_w * pitch, *grad_logits = grads + v.channels * pitch;
   mask_columns(k, pitch, mask);
   const A *rows = static_cast<const A*>(data.rows), *columns = static_cast<const A*>(data.columns);
   const A* bias = static_cast<const A*>(data.bias);
@@ -117,10 +134,22 @@ void run_attention(const Attention& q, const AttentionData& data, void* memory, 
       for (int64_t i = 0; i < g.kernel_w * pitch; ++i) by_column[i] += mask[i];
       added.rows = by_row, added.columns = by_column;
     }
-    A* logsumexp = static_cast<A*>(data.logsumexp) + ((image * k.groups + head) * k.lines + y) * k.out_width;
-    soften(k, added, logits, pitch, y, logsumexp);
-    hold_seen(v, values, y);
-    T* result = static_cast<T*>(data.result) + image * v.result.b + head * v.result.g;
-    aggregate_row<T, A, false>(v, values, logits, pitch, result, y);
+    if (!data.grad) {
+      A* logsumexp = static_cast<A*>(data.logsumexp) + ((image * k.groups + head) * k.lines + y) * k.out_width;
+      soften(k, added, logits, pitch, y, logsumexp);
+      hold_seen(v, values, y);
+      T* result = static_cast<T*>(data.result) + image * v.result.b + head * v.result.g;
+      aggregate_row<T, A, false>(v, values, logits, pitch, result, y);
+      continue;
+    }
+    soften<A>(k, added, logits, pitch, y, nullptr);
+    const T* grad = static_cast<const T*>(data.grad) + image * q.grad.b + head * q.grad.g + y * q.grad.h;
+    pack_lines(grads, pitch, grad, q.grad.c, q.grad.w, v.channels, k.out_width);
+    clear_lines(grads, pitch, v.channels, k.out_width);
+    correlate_row(v, values, grads, pitch, grad_logits, y);
+    differentiate(taps, logits, grad_logits, pitch);
+    const int64_t at = image * q.taps.b + head * q.taps.g + y * q.taps.h;
+    unpack_lines(static_cast<A*>(data.weight) + at, q.taps.c, q.taps.w, logits, pitch, taps, k.out_width);
+    unpack_lines(static_cast<A*>(data.grad_logits) + at, q.taps.c, q.taps.w, grad_logits, pitch, taps, k.out_width);
   }
 }

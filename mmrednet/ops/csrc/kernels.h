@@ -1,10 +1,11 @@
-// The three primitives for one instruction set: this file is compiled once for each, inside a namespace of its own.
-// Everything here works on raw pointers and strides; what the tensors mean is documented in mmrednet/ops/local.py.
+// The kernels for one instruction set: this file is compiled once for each, inside a namespace of its own. Everything here
+// works on raw pointers and strides; what the tensors mean is documented in mmrednet/ops/.
 //
 // Each output is computed by one thread in one order, so results do not depend on the number of threads. Channels-last maps
-// are read where they are, position by position, with vectors along the channels of a group. Of other maps, and of the keys
-// of correlate, a few rows at a time are packed so that vectors run along the width. A scatter with a stride, or with more
-// padding than its kernel reaches, adds row by row instead.
+// are read where they are, position by position, with vectors along the channels of a group (pixels.h). Of other maps, and
+// of keys, a few rows at a time are packed so that vectors run along the width (rows.h). A scatter with a stride, or with
+// more padding than its kernel reaches, adds row by row instead (local.h). Involution and attention make the weights of a
+// tile or a row of outputs in memory of the thread's own, and use them at once (generate.h, attend.h).
 
 #ifndef MMREDNET_NAMESPACE
 #error "MMREDNET_NAMESPACE names the instruction set"

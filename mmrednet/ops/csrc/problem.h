@@ -119,22 +119,25 @@ static inline void set_tiles(Involution& q, int64_t number) {
   if (!q.pixels) q.scratch += rows_bytes(p, number);
 }
 
-// local attention: a correlate, a softmax and an aggregate of one geometry
+// local attention: a correlate, a softmax and an aggregate of one geometry; `taps` is how weights and their gradients lie
 struct Attention {
   Problem keys, values;
+  View grad, taps;
   int64_t scratch;
 };
 
 // Tables in the type in which sums are taken, or null: rows (heads, kernel_h, channels / 2), columns alike, bias (heads,
-// taps). The result has the type of the values, logsumexp (images, heads, out_height, out_width) that of sums.
+// taps). What is wanted is either the result, in the type of the values, and logsumexp (images, heads, out_height,
+// out_width) in that of sums, or, where the gradient of the result is given, the weights and the gradients of the logits in
+// that of sums.
 struct AttentionData {
-  const void *query, *key, *value, *rows, *columns, *bias;
-  void *result, *logsumexp;
+  const void *query, *key, *value, *rows, *columns, *bias, *grad;
+  void *result, *logsumexp, *weight, *grad_logits;
 };
 
 static inline int64_t scratch_bytes(const Attention& q, int64_t number) {
   const Geometry& g = q.keys.geometry;
-  const int64_t lines = q.keys.channels + g.kernel_h * g.kernel_w + g.kernel_h + 2 * g.kernel_w;
+  const int64_t lines = q.keys.channels + q.values.channels + 2 * g.kernel_h * g.kernel_w + g.kernel_h + 2 * g.kernel_w;
   return q.keys.held * (rows_bytes(q.keys, number) + rows_bytes(q.values, number)) +
          lines * padded(q.keys.out_width) * number;
 }
