@@ -198,11 +198,11 @@ class TestBombs:
 
 
 @pytest.mark.parametrize(('value', 'message'), [
-    (torch.tensor([1.0, float('nan')]), r"must be finite, got NaN or infinity in 1 of 2 tensors: \['bad'\]"),
+    (torch.tensor([1.0, float('nan')]), r"must be finite, got NaN or infinity in 1 of 3 tensors: \['bad'\]"),
     (torch.tensor([1.0, float('inf')]), 'must be finite'), (torch.ones(2, dtype=torch.int8), 'must be floating point'),
     (torch.ones(2, dtype=torch.complex64), 'must be floating point'), (torch.ones(2).to_sparse(), 'must be dense')])
 def test_values_that_are_no_weights(value, message, tmp_path):
-    torch.save(dict(good=torch.ones(2), bad=value), tmp_path / 'w.pth')
+    torch.save(dict(good=torch.ones(2), counter=torch.tensor(3), bad=value), tmp_path / 'w.pth')
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(tmp_path / 'w.pth')
 

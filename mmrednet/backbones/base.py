@@ -73,6 +73,7 @@ class PyramidBackbone(BaseModule):
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self.stage_names: list[tuple[str, ...]] = []
+        self._pretrained: list[dict] = []
         self.register_load_state_dict_pre_hook(_unwrap_keys)
         self.register_load_state_dict_pre_hook(_rename_keys)
 
@@ -84,15 +85,24 @@ class PyramidBackbone(BaseModule):
         if self.is_init or not pretrained:
             super().init_weights()
             return
-        self.init_cfg = [cfg for cfg in cfgs if cfg not in pretrained]
+        self.init_cfg, self._pretrained = [cfg for cfg in cfgs if cfg not in pretrained], pretrained
         try:
             super().init_weights()
         finally:
             self.init_cfg = configured
-        for cfg in pretrained:
+        self._load_pretrained()
+
+    def _load_pretrained(self) -> None:
+        while self._pretrained:
+            cfg = self._pretrained.pop(0)
             load_pretrained(self, **{name: value for name, value in cfg.items() if name != 'type'})
             if hasattr(self, '_params_init_info'):
-                update_init_info(self, f'{cfg["type"]}: load from {cfg["checkpoint"]}')
+                update_init_info(self, f'Pretrained: load from {cfg["checkpoint"]}')
+
+    def _dump_init_info(self) -> None:
+        # mmengine lists here where every parameter comes from, when a backbone stands alone
+        self._load_pretrained()
+        super()._dump_init_info()
 
     def check_stages(self, count: int) -> None:
         """Raise a ValueError if ``out_indices`` or ``frozen_stages`` do not fit this number of stages."""

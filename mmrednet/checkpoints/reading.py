@@ -27,8 +27,8 @@ MAX_VIEWS = 4
 # under which keys training scripts keep the weights, the first that is there
 CONTAINERS = ('state_dict', 'model_state_dict', 'model', 'net', 'network', 'params', 'state_dict_ema', 'model_ema')
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# tensors that count or index
-INTEGERS = ('num_batches_tracked', 'flatten_index', 'save_counter', 'global_step')
+# single numbers count something; these are tables of integers
+INDICES = ('flatten_index', 'relative_position_index')
 NOT_WEIGHTS = ((b'<', 'a web page: the download gave a page instead of the file'),
                (b'version https://git-lfs', 'a pointer of Git LFS: the file itself was not fetched'))
 ARRAY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -208,7 +208,7 @@ def _check_tensors(path: Path, state: dict[str, Tensor]) -> None:
             raise CheckpointError(f'{path}, {name}: weights must be dense tensors of plain numbers, got '
                                   f'{value.layout}, {value.dtype} on {value.device}.')
     wrong = {name: str(value.dtype) for name, value in state.items()
-             if value.dtype not in WEIGHT_DTYPES and not name.split('/.ATTRIBUTES')[0].endswith(INTEGERS)}
+             if value.dtype not in WEIGHT_DTYPES and value.dim() and not name.endswith(INDICES)}
     if wrong:
         raise CheckpointError(f'{path}: weights must be floating point, got {len(wrong)} other tensors: '
                               f'{dict(list(wrong.items())[:5])}.')
