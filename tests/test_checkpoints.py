@@ -92,6 +92,10 @@ def test_there_and_back(name, converted, tmp_path):
         assert torch.equal(value, second.state[key]), key
 
 
+# channels that the classifiers of the files see; ResNets' here see 512, VAN's and MSCAN's 256
+WIDTHS = {'axial': 1024, 'rednet-paddle': 1024, 'rednet': 2048, 'san': 2048}
+
+
 @pytest.mark.parametrize('name', FILES)
 def test_every_format_loads_strictly(name, converted):
     path, state, ours, done = converted(name)
@@ -99,6 +103,8 @@ def test_every_format_loads_strictly(name, converted):
     backbone = {key.removeprefix('backbone.'): value for key, value in read.state.items() if 'backbone.' in key}
     model = MODELS.build(done.network)
     model.load_state_dict(backbone, strict=True)
+    width = WIDTHS.get(name, 512 if 'resnet' in name else 256)
+    assert read.state['head.fc.weight'].shape == (len(read.state['head.fc.bias']), width)
     assert len(backbone) + 2 == len(read.state) == sum(not key.endswith('flatten_index') for key in state)
     assert read.metadata['source'] == path.name
     assert read.metadata['sha256'] == done.sha256 == sha256_of(path)
@@ -169,7 +175,8 @@ def test_the_reordered_file_of_the_detectors(tmp_path):
         convert_file(tmp_path / 'rednet50.pth', tmp_path / 'ours.pth')
     with pytest.raises(CheckpointError, match="format 'rednet-ordered' matches tensors by their order"):
         convert_file(tmp_path / 'rednet50.pth', tmp_path / 'ours.pth', format='rednet-ordered')
-    done = convert_file(tmp_path / 'rednet50.pth', tmp_path / 'ours.pth', format='rednet-ordered', shapes=shapes)
+    done = convert_file(tmp_path / 'rednet50.pth', tmp_path / 'ours.pth', shapes=shapes)
+    assert done.format == 'rednet-ordered'
     assert (len(done.match.state), len(done.match.renamed)) == (249, 249)
     maps = outputs_of(MODELS.build(cfg), read_checkpoint(tmp_path / 'ours.pth').state, case)
     golden.assert_outputs(case, {f'layer{index + 1}': x for index, x in enumerate(maps)})

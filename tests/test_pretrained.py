@@ -47,7 +47,9 @@ def initialised(backbone, checkpoint, **kwargs):
     ('axial26s', lambda: AxialResNet(depth=26), lambda state: published.wrapped(state, 'module.')),
     ('san10_pairwise', lambda: SAN(10), lambda state: published.wrapped(state, 'module.')),
     # a detector's backbone, whose stem is larger than the classifier's
-    ('rednet26_cls', lambda: RedNet(26), lambda state: state)])
+    ('rednet26_cls', lambda: RedNet(26), lambda state: state),
+    # in the order of the network, under other names
+    ('rednet26_cls', lambda: RedNet(26), lambda state: dict(zip(map(str, range(999)), state.values(), strict=False)))])
 def test_published_files_give_the_official_outputs(name, backbone, wrap, tmp_path, lines):
     case, state = published.official(name)
     torch.save(dict(state_dict=wrap(state), epoch=7), tmp_path / 'official.pth.tar')

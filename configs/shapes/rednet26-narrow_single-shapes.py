@@ -17,8 +17,8 @@ optim_wrapper = dict(
     _delete_=True, type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=5))
 param_scheduler = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=40),
-                   dict(type='CosineAnnealingLR', T_max=12, by_epoch=True, begin=0, end=12, convert_to_iter_based=True)]
-train_cfg = dict(max_epochs=12)
+                   dict(type='CosineAnnealingLR', T_max=8, by_epoch=True, begin=0, end=8, convert_to_iter_based=True)]
+train_cfg = dict(max_epochs=8)
 default_hooks = dict(logger=dict(interval=10))
 randomness = dict(seed=0)
 env_cfg = dict(cudnn_benchmark=False, dist_cfg=dict(backend='gloo'))

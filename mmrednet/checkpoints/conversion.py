@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
+from .fitting import STEM_KERNEL
 from .formats import FORMATS, Format
+from .layouts import in_order
 from .naming import inverse, rename
 
 # what training scripts put before names, one or several of them
@@ -67,33 +69,36 @@ def detect(names: Iterable[str]) -> tuple[Format, str] | None:
     return None
 
 
-def choose(names: Iterable[str], format: str | None, shapes: Mapping[str, torch.Size] | None) -> tuple[Format, str]:
-    """Return the format that is asked for, or the one that the names tell, and the wrapper.
+def choose(state: Mapping[str, Tensor], format: str | None,
+           shapes: Mapping[str, torch.Size] | None) -> tuple[Format, str]:
+    """Return the format that is asked for, or the one that a file tells, and the wrapper.
 
     Args:
-        names: of the file.
+        state: the file's tensors.
         format: one of ``FORMATS``, None to detect it.
         shapes: of the backbone to fill, if it is known.
 
     Raises:
         CheckpointError: there is no such format, or the names are of none and no backbone is known.
     """
-    names = list(names)
     if format is not None and format not in FORMATS:
         raise CheckpointError(f'format must be one of {list(FORMATS)}, got {format!r}.')
-    detected = detect(names)
+    detected = detect(state)
     if detected and format in (None, detected[0].name):
         return detected
     if shapes is None and format is None:
-        raise CheckpointError(f'the names are of no known format: {names[:8]} ... Give the format, one of '
+        raise CheckpointError(f'the names are of no known format: {list(state)[:8]} ... Give the format, one of '
                               f'{list(FORMATS)}, or the network.')
     entry = FORMATS[format or 'mmrednet']
 
     def hits(wrapper: str) -> int:
-        ours = (rename(name, entry.renames) for name in unwrapped(names, wrapper))
-        return sum(name in shapes for name in ours) if shapes else len(unwrapped(names, wrapper))
+        ours = (rename(name, entry.renames) for name in unwrapped(state, wrapper))
+        return sum(name in shapes for name in ours) if shapes else len(unwrapped(state, wrapper))
 
-    return entry, max(wrappers_in(names), key=hits)
+    wrapper = max(wrappers_in(state), key=hits)
+    if format is None and shapes and f'{STEM_KERNEL}weight' in shapes and not hits(wrapper) and in_order(state, shapes):
+        return FORMATS['rednet-ordered'], ''
+    return entry, wrapper
 
 
 def to_ours(state: Mapping[str, Tensor], entry: Format, wrapper: str,

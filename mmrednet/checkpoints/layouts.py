@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
+from .fitting import STEM_KERNEL
 
 State = dict[str, Tensor]
 Shapes = Mapping[str, torch.Size]
@@ -61,14 +62,22 @@ def _add_indices(state: State) -> State:
 AXIAL = Layout(_drop_indices, _add_indices)
 
 
+def in_order(state: Mapping[str, Tensor], shapes: Shapes) -> bool:
+    """Return whether tensors have a network's shapes one by one, with a linear classifier or nothing behind them.
+
+    The kernels of a RedNet's stem may have another size.
+    """
+    values = list(state.values())
+    return len(values) >= len(shapes) and [value.dim() for value in values[len(shapes):]] in ([], [2, 1]) and all(
+        value.shape == shape or name.startswith(STEM_KERNEL) and value.dim() == len(shape)
+        for value, (name, shape) in zip(values, shapes.items(), strict=False))
+
+
 def _by_order(state: State, shapes: Shapes | None) -> State:
-    """Name tensors by their place: the file's order is that of the network, a linear classifier follows."""
+    """Name tensors by their place: the file's order is that of the network."""
     if shapes is None:
         raise CheckpointError("format 'rednet-ordered' matches tensors by their order, and needs the network to fill.")
-    extra = list(state.values())[len(shapes):]
-    fits = len(state) >= len(shapes) and all(
-        value.shape == shape for value, shape in zip(state.values(), shapes.values(), strict=False))
-    if not fits or [value.dim() for value in extra] not in ([], [2, 1]):
+    if not in_order(state, shapes):
         raise CheckpointError(
             f"format 'rednet-ordered' needs the network's {len(shapes)} shapes in the network's order, and a linear "
             f'classifier or nothing behind them; the file has {len(state)} tensors, and other ones or another order.')
