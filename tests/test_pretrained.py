@@ -1,7 +1,7 @@
 """``init_cfg`` of the backbones and the converter's command: published files as they are, and what is said of them."""
 
 import logging
-import subprocess
+import runpy
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +14,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner.checkpoint import load_checkpoint
 
 from mmrednet.backbones import MSCAN, SAN, VAN, AxialResNet, RedNet, SASAResNet, SpatialResNet
-from mmrednet.checkpoints import CheckpointError, load_pretrained, read_checkpoint, write_checkpoint
+from mmrednet.checkpoints import CheckpointError, load_pretrained, read_checkpoint, sha256_of, write_checkpoint
 from mmrednet.engine import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -179,26 +179,46 @@ def test_mmengines_own_loader_renames_as_well(tmp_path):
                                state['backbone.blocks1.0.mlp.dwconv.weight'], rtol=1e-6, atol=1e-7)
 
 
-def converter(*arguments):
-    return subprocess.run([sys.executable, ROOT / 'tools/model_converters/convert.py', *map(str, arguments)],
-                          capture_output=True, text=True, check=False)
+@pytest.fixture
+def convert(monkeypatch, capsys):
+    """Return what calls the command, and returns what it prints, or its error."""
+    def call(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['convert.py', *map(str, arguments)])
+        try:
+            runpy.run_path(str(ROOT / 'tools/model_converters/convert.py'), run_name='__main__')
+        except SystemExit as stop:
+            return str(stop.code)
+        return capsys.readouterr().out
+
+    return call
 
 
-def test_the_command(tmp_path):
+def test_the_command(convert, tmp_path):
     state = published.official('segnext_t')[1]
     write_checkpoint(tmp_path / 'official.pth', state)
     config = ROOT / 'configs/segnext/segnext_mscan-t_1xb16-160k_ade20k-512x512.py'
-    run = converter(tmp_path / 'official.pth', tmp_path / 'ours.pth', '--to', 'segmentor', '--model', config)
-    assert run.returncode == 0, run.stderr
-    assert "format 'mscan' (Visual-Attention-Network/SegNeXt" in run.stdout
-    assert '\n550 of 551 tensors matched' in run.stdout
-    assert '26 renamed and 0 changed; 0 missing, 0 unexpected, 0 misshapen, 0 of other parts' in run.stdout
+    said = convert(tmp_path / 'official.pth', tmp_path / 'ours.pth', '--to', 'segmentor', '--model', config)
+    assert "official.pth: format 'mscan' (Visual-Attention-Network/SegNeXt" in said
+    assert f'SHA-256: {sha256_of(tmp_path / "official.pth")}' in said
+    assert '\n550 of 551 tensors matched' in said
+    assert '26 renamed and 0 changed; 0 missing, 0 unexpected, 0 misshapen, 0 of other parts' in said
     assert read_checkpoint(tmp_path / 'ours.pth').container == ('state_dict',)
-    again = converter(tmp_path / 'official.pth', tmp_path / 'ours.pth')
-    assert again.returncode == 1
-    assert again.stderr.startswith(f'FileExistsError: {tmp_path}/ours.pth exists; --force')
-    back = converter(tmp_path / 'ours.pth', tmp_path / 'back.pth', '--reverse')
-    assert back.returncode == 0, back.stderr
+    assert convert(tmp_path / 'official.pth', tmp_path / 'ours.pth').startswith(
+        f'FileExistsError: {tmp_path}/ours.pth exists; --force')
+    assert "format 'mscan'" in convert(tmp_path / 'ours.pth', tmp_path / 'back.pth', '--reverse')
     reversed_state = read_checkpoint(tmp_path / 'back.pth').state
     assert list(reversed_state) == list(state)
     assert all(torch.equal(reversed_state[key], value) for key, value in state.items())
+
+
+def test_the_command_names_the_network_and_what_is_left_out(convert, tmp_path):
+    write_checkpoint(tmp_path / 'r.pth', published.resnet())
+    said = convert(tmp_path / 'r.pth', tmp_path / 'ours.safetensors')
+    assert "network: {'type': 'mmrednet.SpatialResNet', 'depth': 26, 'base_channels': 16}" in said
+    assert '\n  outside: head.fc.weight, head.fc.bias\n' in said
+    detector = ROOT / 'configs/shapes/faster-rcnn_r26_fpn_shapes.py'
+    said = convert(tmp_path / 'r.pth', tmp_path / 'd.pth', '--to', 'detector', '--model', detector)
+    assert said.startswith('CheckpointError: ')
+    assert 'too little fits' in said
+    assert 'misshapen: backbone.conv1.weight is (16, 3, 7, 7) in the file and (' in said
+    assert not (tmp_path / 'd.pth').exists()
