@@ -1,6 +1,7 @@
 """Published files convert, load strictly, give the official outputs, and convert back to what they were."""
 
 import functools
+from pathlib import Path
 
 import golden
 import published
@@ -22,7 +23,10 @@ from mmrednet.checkpoints import (
     write_checkpoint,
 )
 from mmrednet.checkpoints.naming import inverse, rename
+from mmrednet.engine import load_config
 from mmrednet.registry import MODELS
+
+ROOT = Path(__file__).parents[1]
 
 
 def golden_state(name):
@@ -148,7 +152,7 @@ def outputs_of(backbone, state, case):
 @pytest.mark.parametrize('stem', [7, 9])
 def test_a_classifier_fills_a_backbone_with_a_larger_stem(stem, converted, tmp_path):
     case, _ = golden.load('rednet26_cls')
-    model = MODELS.build(dict(type='RedNet', depth=26, stem_kernel_size=stem))
+    model = MODELS.build(dict(type='mmrednet.RedNet', depth=26, stem_kernel_size=stem))
     done = convert_file(converted('rednet')[0], tmp_path / 'larger.npz', shapes=shapes_of(model))
     assert done.match.changed == ('stem.1.conv2.conv.weight', 'stem.1.conv2.conv.bias')
     maps = outputs_of(model, read_checkpoint(tmp_path / 'larger.npz').state, case)
@@ -156,8 +160,9 @@ def test_a_classifier_fills_a_backbone_with_a_larger_stem(stem, converted, tmp_p
 
 
 def test_a_smaller_stem_is_named(tmp_path):
-    write_checkpoint(tmp_path / 'w.pth', MODELS.build(dict(type='RedNet', depth=26, base_channels=32)).state_dict())
-    shapes = shapes_of(build_backbone(dict(type='RedNet', depth=26, base_channels=32, stem_kernel_size=3)))
+    cfg = dict(type='mmrednet.RedNet', depth=26, base_channels=32)
+    write_checkpoint(tmp_path / 'w.pth', MODELS.build(cfg).state_dict())
+    shapes = shapes_of(build_backbone(dict(cfg, stem_kernel_size=3)))
     done = convert_file(tmp_path / 'w.pth', tmp_path / 'ours.pth', shapes=shapes)
     assert done.match.misshapen == {'stem.1.conv2.conv.weight': ((49, 4, 1, 1), (9, 4, 1, 1)),
                                     'stem.1.conv2.conv.bias': ((49,), (9,))}
@@ -169,7 +174,7 @@ def test_the_reordered_file_of_the_detectors(tmp_path):
     others = {f'layers.{index}.w': value for index, (key, value) in enumerate(state.items()) if 'backbone.' in key}
     others |= {'fc.weight': torch.ones(10, 2048), 'fc.bias': torch.ones(10)}
     write_checkpoint(tmp_path / 'rednet50.pth', others)
-    cfg = dict(type='RedNet', depth=26, stem_kernel_size=3)
+    cfg = dict(type='mmrednet.RedNet', depth=26, stem_kernel_size=3)
     shapes = shapes_of(build_backbone(cfg))
     with pytest.raises(CheckpointError, match='the names are of no known format'):
         convert_file(tmp_path / 'rednet50.pth', tmp_path / 'ours.pth')
@@ -191,11 +196,11 @@ def test_variables_of_deeplab2(tmp_path):
     case, state = published.official('axial26s')
     write_checkpoint(tmp_path / 'variables.npz', published.deeplab2(state))
     # there every table has the same length; here each stage has that of its map
-    model = build_backbone(dict(type='AxialResNet', depth=26))
+    model = build_backbone(dict(type='mmrednet.AxialResNet', depth=26))
     done = convert_file(tmp_path / 'variables.npz', tmp_path / 'ours.pth', shapes=shapes_of(model))
     assert (done.format, done.match.misshapen, done.match.missing) == ('axial-deeplab2', {}, ())
     ours = read_checkpoint(tmp_path / 'ours.pth').state
-    maps = outputs_of(MODELS.build(dict(type='AxialResNet', depth=26)), ours, case)
+    maps = outputs_of(MODELS.build(dict(type='mmrednet.AxialResNet', depth=26)), ours, case)
     golden.assert_outputs(case, {f'layer{index + 1}': x for index, x in enumerate(maps)})
     del state['layer1.0.hight_block.bn_similarity.weight']
     write_checkpoint(tmp_path / 'broken.npz', published.deeplab2(state))
@@ -234,15 +239,31 @@ def test_resnets_start_hybrids(spatial, tmp_path):
         assert torch.equal(model.state_dict()[name], state[name])
 
 
+def test_official_detectors_have_our_names():
+    cfg = load_config(str(ROOT / 'configs/rednet/mask-rcnn_rednet50_inv-fpn-rpn-mask_1x_coco.py'))
+    with torch.device('meta'), MODELS.switch_scope_and_registry('mmdet') as registry:
+        shapes = shapes_of(registry.build(cfg.model))
+    state = {}
+    for name, prefix in (('rednet50_det', 'backbone.'), ('fpn_involution_maxpool', 'neck.'),
+                         ('rpn_head_involution', 'rpn_head.'), ('fcn_mask_head_involution', 'roi_head.mask_head.')):
+        for key, shape, _ in golden.load(name)[0]['state_dict']:
+            state[prefix + key] = torch.empty(shape, device='meta')
+    assert detect(state)[0].name == 'rednet'
+    assert detect(state)[1] == 'backbone.'
+    unknown = {name for name, value in state.items() if shapes.get(name) != value.shape}
+    assert not unknown
+    assert {name.split('.')[1] for name in set(shapes) - set(state)} == {'bbox_head'}
+
+
 class TestConvertFile:
 
     def test_too_little(self, converted, tmp_path):
         path = converted('van')[0]
-        shapes = shapes_of(build_backbone(dict(type='VAN', arch='b1')))
+        shapes = shapes_of(build_backbone(dict(type='mmrednet.VAN', arch='b1')))
         with pytest.raises(CheckpointError, match='too little fits, .* where at least 50% must') as error:
             convert_file(path, tmp_path / 'no.pth', shapes=shapes)
         assert 'misshapen: patch_embed1.proj.weight is (32, 3, 7, 7) in the file and (64, 3, 7, 7)' in str(error.value)
-        other = shapes_of(build_backbone(dict(type='SAN')))
+        other = shapes_of(build_backbone(dict(type='mmrednet.SAN')))
         with pytest.raises(CheckpointError, match='too little fits, 0%'):
             convert_file(path, tmp_path / 'no.pth', shapes=other, min_share=0)
         assert not list(tmp_path.iterdir())

@@ -68,11 +68,7 @@ def convert_file(source: str | Path, target: str | Path, *, to: str = 'backbone'
     if not 0 <= min_share <= 1:
         raise ValueError(f'min_share must be from 0 to 1, got {min_share}.')
     check_target(target, force=force)
-    read, digest = read_checkpoint(source, key=key), sha256_of(source)
-    stated = hash_in_name(source)
-    if stated and not digest.startswith(stated):
-        raise CheckpointError(f'{source} must have the SHA-256 that its name states, {stated}..., got {digest}; rename '
-                              'it if you know better.')
+    read, digest = read_checkpoint(source, key=key), _checked_hash(source)
     inner = shapes if to == 'backbone' or shapes is None else {
         name.removeprefix(BACKBONE): shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
     entry, wrapper = choose(read.state, format, inner)
@@ -91,6 +87,14 @@ def convert_file(source: str | Path, target: str | Path, *, to: str = 'backbone'
                     container='/'.join(read.container))
     write_checkpoint(target, result.state, metadata=metadata, force=force)
     return Conversion(entry.name, network, result, absent, digest)
+
+
+def _checked_hash(source: str | Path) -> str:
+    digest, stated = sha256_of(source), hash_in_name(source)
+    if stated and not digest.startswith(stated):
+        raise CheckpointError(f'{source} must have the SHA-256 that its name states, {stated}..., got {digest}; rename '
+                              'it if you know better.')
+    return digest
 
 
 def _whole(inner: Match, converted: Converted, to: str, backbone: Mapping[str, torch.Size],

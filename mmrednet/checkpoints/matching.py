@@ -63,8 +63,10 @@ class Match:
             if names:
                 more = f' and {len(names) - limit} more' if len(names) > limit else ''
                 yield f'{kind}: {", ".join(names[:limit])}{more}'
-        for name, (file, network) in self.misshapen.items():
+        for name, (file, network) in list(self.misshapen.items())[:limit]:
             yield f'misshapen: {name} is {file} in the file and {network} in the network'
+        if len(self.misshapen) > limit:
+            yield f'misshapen: {len(self.misshapen) - limit} more'
         if self.hint:
             yield self.hint
 
