@@ -5,12 +5,15 @@ from .packages import require
 require('mmrednet.registry', 'mmengine', 'mmcv')
 
 from mmengine.registry import DATASETS as ROOT_DATASETS
+from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmrednet', locations=[
-    'mmrednet.layers', 'mmrednet.backbones', 'mmrednet.necks', 'mmrednet.heads'])
-DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='mmrednet', locations=['mmrednet.datasets.camvid'])
+    'mmrednet.layers', 'mmrednet.backbones', 'mmrednet.necks', 'mmrednet.heads', 'mmrednet.pretraining'])
+DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='mmrednet', locations=[
+    'mmrednet.datasets.camvid', 'mmrednet.pretraining'])
+METRICS = Registry('metric', parent=ROOT_METRICS, scope='mmrednet', locations=['mmrednet.pretraining'])
 TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='mmrednet', locations=[
-    'mmrednet.datasets.checked_loading'])
+    'mmrednet.datasets.checked_loading', 'mmrednet.pretraining'])

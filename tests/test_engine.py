@@ -169,7 +169,7 @@ def test_missing_weights_are_named(tmp_path):
 
 
 def test_unknown_scopes_are_named():
-    with pytest.raises(ValueError, match=r"default_scope must be one of \('mmdet', 'mmseg'\), got 'mmpose'"):
+    with pytest.raises(ValueError, match=r"must be one of \('mmdet', 'mmseg', 'mmengine'\), got 'mmpose'"):
         scope_of(Config(dict(default_scope='mmpose')))
 
 

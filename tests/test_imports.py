@@ -16,6 +16,7 @@ def run(code):
 
 @pytest.mark.parametrize(('module', 'forbidden'), [
     ('mmrednet', ('torch', *HEAVY)), ('mmrednet.ops', HEAVY), ('mmrednet.datasets', ('torch', *HEAVY)),
+    ('mmrednet.checkpoints', ('mmengine', 'mmcv', 'mmdet', 'mmseg')),
     ('mmrednet.backbones, mmrednet.necks', ('mmdet', 'mmseg', 'triton', 'mmcv._ext')),
     ('mmrednet.engine, mmrednet.analysis, mmrednet.heads', ('mmdet', 'mmseg', 'triton'))])
 def test_imports_stay_light(module, forbidden):

@@ -80,8 +80,6 @@ class AxialResNet(PyramidBackbone):
 
     archs: ClassVar[dict[str, float]] = {'s': 0.5, 'm': 0.75, 'l': 1.0, 'xl': 2.0}
     block_counts: ClassVar[dict[int, tuple[int, ...]]] = {26: (1, 2, 4, 1), 50: (3, 4, 6, 3)}
-    # the published spelling
-    legacy_keys = ((r'\.hight_block\.', '.height_block.'),)
 
     def __init__(self, arch: str | float = 's', depth: int = 50, *, stem: str = 'conv', output_stride: int = 32,
                  input_size: int = 224, span: int | None = None, num_heads: int = 8, in_channels: int = 3,

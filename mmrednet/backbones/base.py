@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch.utils.checkpoint
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
+from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
+
+from ..checkpoints.formats import legacy_pairs
+from ..checkpoints.naming import rename
+from ..checkpoints.pretrained import load_pretrained
 
 # what training scripts put before a backbone's own names
 WRAPPER_PREFIXES = ('module.', 'backbone.')
@@ -43,9 +47,8 @@ class CheckpointedBlock(BaseModule):
 class PyramidBackbone(BaseModule):
     """A stem followed by stages, whose outputs are the pyramid.
 
-    A subclass calls ``add_stage`` for every stage, and defines ``stem_modules`` and ``forward_stem``. Where a published
-    checkpoint has a name that ours cannot have, ``legacy_keys`` lists (regular expression, replacement) for names
-    within the backbone.
+    A subclass calls ``add_stage`` for every stage, and defines ``stem_modules`` and ``forward_stem``. Where published
+    files have other names, :mod:`mmrednet.checkpoints.formats` lists them under the name of the class.
 
     Args:
         out_indices: which stages to return, counted from 0.
@@ -53,14 +56,14 @@ class PyramidBackbone(BaseModule):
             and norms in eval mode.
         norm_eval: whether batch norms keep their running statistics in training.
         with_cp: whether blocks are computed again in the backward pass, to save memory.
-        init_cfg: see mmengine's BaseModule. A ``Pretrained`` checkpoint may hold the backbone's names alone or behind
-            ``backbone.`` or ``module.``.
+        init_cfg: see mmengine's BaseModule. A ``Pretrained`` checkpoint may be a published file as it is, see
+            :func:`mmrednet.checkpoints.load_pretrained`, whose ``format`` it may have beside ``prefix``.
 
     Raises:
         ValueError: ``out_indices`` or ``frozen_stages`` name a stage that is not there.
     """
 
-    legacy_keys: ClassVar[tuple[tuple[str, str], ...]] = ()
+    init_cfg: Any
 
     def __init__(self, *, out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1, norm_eval: bool = False,
                  with_cp: bool = False, init_cfg: dict | list[dict] | None = None) -> None:
@@ -70,8 +73,36 @@ class PyramidBackbone(BaseModule):
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self.stage_names: list[tuple[str, ...]] = []
+        self._pretrained: list[dict] = []
         self.register_load_state_dict_pre_hook(_unwrap_keys)
         self.register_load_state_dict_pre_hook(_rename_keys)
+
+    def init_weights(self) -> None:
+        """Draw the weights as ``init_cfg`` says, then load what is pretrained."""
+        configured = self.init_cfg
+        cfgs = configured if isinstance(configured, list) else [configured] if configured else []
+        pretrained = [cfg for cfg in cfgs if cfg['type'] in ('Pretrained', PretrainedInit)]
+        if self.is_init or not pretrained:
+            super().init_weights()
+            return
+        self.init_cfg, self._pretrained = [cfg for cfg in cfgs if cfg not in pretrained], pretrained
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = configured
+        self._load_pretrained()
+
+    def _load_pretrained(self) -> None:
+        while self._pretrained:
+            cfg = self._pretrained.pop(0)
+            load_pretrained(self, **{name: value for name, value in cfg.items() if name != 'type'})
+            if hasattr(self, '_params_init_info'):
+                update_init_info(self, f'Pretrained: load from {cfg["checkpoint"]}')
+
+    def _dump_init_info(self) -> None:
+        # mmengine lists here where every parameter comes from, when a backbone stands alone
+        self._load_pretrained()
+        super()._dump_init_info()
 
     def check_stages(self, count: int) -> None:
         """Raise a ValueError if ``out_indices`` or ``frozen_stages`` do not fit this number of stages."""
@@ -136,8 +167,6 @@ def _unwrap_keys(backbone: nn.Module, state_dict: dict[str, Any], prefix: str, *
 
 def _rename_keys(backbone: PyramidBackbone, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
     """Give the names of published files their counterparts here."""
+    pairs = legacy_pairs(frozenset(kind.__name__ for kind in type(backbone).__mro__))
     for key in [key for key in state_dict if key.startswith(prefix)]:
-        name = key[len(prefix):]
-        for pattern, replacement in backbone.legacy_keys:
-            name = re.sub(pattern, replacement, name)
-        state_dict[prefix + name] = state_dict.pop(key)
+        state_dict[prefix + rename(key[len(prefix):], pairs)] = state_dict.pop(key)

@@ -102,8 +102,6 @@ class SpatialResNet(PyramidBackbone):
         ValueError: an argument has no such value, or not one entry per stage.
     """
 
-    # gates in the files of timm, and gates and stem in those of pretrained-models.pytorch
-    legacy_keys = ((r'\.se(_module)?\.', '.se_layer.'), (r'^layer0\.(conv1|bn1)\.', r'\1.'))
     block_counts: ClassVar[dict[int, tuple[int, ...]]] = {
         26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 

@@ -139,11 +139,6 @@ class VAN(PyramidBackbone):
             ('b2', (64, 128, 320, 512), (3, 3, 12, 3)), ('b3', (64, 128, 320, 512), (3, 5, 27, 3)),
             ('b4', (64, 128, 320, 512), (3, 6, 40, 3)), ('b5', (96, 192, 480, 768), (3, 3, 24, 3)),
             ('b6', (96, 192, 384, 768), (6, 6, 90, 6)))}
-    # the official files wrap the depth-wise convolution; the others are the names of mmpretrain
-    legacy_keys = (
-        (r'\.mlp\.dwconv\.dwconv\.', '.mlp.dwconv.'), (r'^blocks(\d)\.', r'block\1.'),
-        (r'^(patch_embed\d)\.projection\.', r'\1.proj.'), (r'\.DW_conv\.', '.conv0.'),
-        (r'\.DW_D_conv\.', '.conv_spatial.'))
 
     def __init__(self, arch: str | Architecture = 'b0',
                  spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = dict(type='LargeKernelAttention'), *,

@@ -1,4 +1,4 @@
-"""The frameworks whose models we train: mmdet and mmseg, chosen by the config's ``default_scope``."""
+"""Whose models we train: mmdet's, mmseg's, or classifiers by mmengine alone, as the config's ``default_scope`` says."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ from mmengine.utils import digit_version, is_installed
 from ..packages import require
 
 HOSTS = ('mmdet', 'mmseg')
+# of classifiers, which need no framework
+ALONE = 'mmengine'
 
 
 def scope_of(cfg: Config) -> str:
     """Return the framework that a config is for.
 
     Raises:
-        ValueError: ``default_scope`` is none of ``HOSTS``.
+        ValueError: ``default_scope`` is none of ``HOSTS``, nor ``ALONE``.
     """
     scope = cfg.get('default_scope')
-    if scope not in HOSTS:
-        raise ValueError(f'default_scope must be one of {HOSTS}, got {scope!r} in {cfg.filename}. Configs that inherit '
-                         f"'mmdet::...' have it; others state default_scope = 'mmdet'.")
+    if scope not in (*HOSTS, ALONE):
+        raise ValueError(f'default_scope must be one of {(*HOSTS, ALONE)}, got {scope!r} in {cfg.filename}. Configs '
+                         f"that inherit 'mmdet::...' have it; others state default_scope = 'mmdet'.")
     return scope
 
 
@@ -68,7 +70,8 @@ def load_config(path: str, *, options: dict[str, Any] | None = None, work_dir: s
     require(f'{path} (default_scope {scope!r})', scope, 'mmcv')
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(path).stem)
-    import_module(f'{scope}.utils').register_all_modules(init_default_scope=True)
+    if scope in HOSTS:
+        import_module(f'{scope}.utils').register_all_modules(init_default_scope=True)
     allow_checkpoint_globals()
     return cfg
 

@@ -1,17 +1,43 @@
-"""What the options of the training and test scripts mean for a config."""
+"""The options of the training and test scripts, and what they mean for a config."""
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 
 from .hosts import scope_of
 
 DETECTION_TTA_MODEL = dict(
     type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
 FLIP_META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+
+
+class TrainParser(argparse.ArgumentParser):
+    """The options of every script that trains; launchers find the process's number in the environment."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description)
+        self.add_argument('config', help='path of the config')
+        self.add_argument('--work-dir', help='for logs and checkpoints')
+        self.add_argument('--amp', action='store_true', help='train in mixed precision')
+        self.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+        self.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT', help='continue from this '
+                          'checkpoint, without a value from the latest in the work directory')
+        self.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                          help='override parts of the config, as model.backbone.depth=26')
+        self.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+        self.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> argparse.Namespace:  # type: ignore[override]
+        """Parse the command line, and set LOCAL_RANK where the launcher gives it as an option."""
+        parsed = super().parse_args(*args, **kwargs)
+        os.environ.setdefault('LOCAL_RANK', str(parsed.local_rank))
+        return parsed
 
 
 def apply_train_options(cfg: Config, *, amp: bool = False, auto_scale_lr: bool = False,

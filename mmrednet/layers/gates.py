@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
@@ -10,6 +9,8 @@ from mmcv.cnn import build_activation_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ..checkpoints.formats import CBAM_NAMES, SE_NAMES
+from ..checkpoints.naming import rename
 from .spatial import cell_average, spatial_operator
 
 
@@ -158,19 +159,10 @@ class CBAM(BaseModule):
         return self.pool(x * self.gate(x))
 
 
-# names in the files of other projects, and ours
-RENAMED = (
-    (r'^fc\.0\.', 'fc1.'), (r'^fc\.2\.', 'fc2.'), (r'^conv([12])\.conv\.', r'fc\1.'),
-    (r'^ChannelGate\.mlp\.1\.', 'channel.fc1.'), (r'^ChannelGate\.mlp\.3\.', 'channel.fc2.'),
-    (r'^SpatialGate\.spatial\.', 'spatial.'), (r'^spatial\.conv\.(conv|bn)\.', r'spatial.\1.'))
-
-
 def _rename_gate_keys(layer: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
     """Give the names of other projects ours; a linear layer's matrix is the kernel of a 1x1 convolution."""
     for key in [key for key in state_dict if key.startswith(prefix)]:
-        name = key[len(prefix):]
-        for pattern, replacement in RENAMED:
-            name = re.sub(pattern, replacement, name)
+        name = rename(key[len(prefix):], SE_NAMES + CBAM_NAMES)
         value = state_dict.pop(key)
         if isinstance(value, Tensor) and value.dim() == 2:
             value = value[:, :, None, None]

@@ -1,0 +1,13 @@
+"""Classification of images by mmengine alone: what backbones are pretrained with."""
+
+from ..packages import require
+
+require('mmrednet.pretraining', 'mmengine', 'mmcv')
+
+from .accuracy import Accuracy
+from .classifier import ImageClassifier
+from .image_folder import ImageFolder, use_image_folders
+from .transforms import PackImage, RandomErasing, RandomResizedCrop
+
+__all__ = ['Accuracy', 'ImageClassifier', 'ImageFolder', 'PackImage', 'RandomErasing', 'RandomResizedCrop',
+           'use_image_folders']

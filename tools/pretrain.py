@@ -1,0 +1,33 @@
+"""Train a classifier on images in one folder per class, by mmengine alone, or evaluate one."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmrednet.checkpoints import read_checkpoint
+from mmrednet.engine import TrainParser, apply_train_options, build_runner, check_pretrained, load_config
+from mmrednet.pretraining import use_image_folders
+
+
+def main():
+    parser = TrainParser(__doc__)
+    parser.add_argument('--data', metavar='ROOT', help='with the folders train and val, and in each a folder per class')
+    parser.add_argument('--test', metavar='CHECKPOINT', help='evaluate this file instead of training: one that was '
+                        'trained here, or what convert.py --to classifier made')
+    args = parser.parse_args()
+    cfg = load_config(args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher)
+    use_image_folders(cfg, args.data)
+    if args.test:
+        state = read_checkpoint(args.test).state
+        runner = build_runner(cfg)
+        getattr(runner.model, 'module', runner.model).load_state_dict(state, strict=True)
+        runner.test()
+    else:
+        apply_train_options(cfg, amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume)
+        check_pretrained(cfg)
+        build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
