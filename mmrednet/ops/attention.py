@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _torch, local
+from . import _torch, _triton, local
 from .checks import check_outputs, check_same, check_shape, check_tensors
 from .window import Window
 
@@ -159,6 +159,9 @@ def attention_backward(grad: Tensor, logsumexp: Tensor, query: Tensor, key: Tens
                        ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`gradients`; a kernel may use what the forward pass has found."""
     return gradients(grad, query, key, value, rows, columns, bias, window)
+
+
+_triton.register('attention', attention=attention, attention_backward=attention_backward)
 
 
 @attention.register_fake
