@@ -36,8 +36,9 @@ def resources(binary):
         cubin.write_bytes(binary.asm['cubin'])
         text = subprocess.run([tool, '--dump-resource-usage', cubin], capture_output=True, text=True, check=True).stdout
     found = dict(re.findall(r'(REG|STACK|LOCAL):(\d+)', text))
+    products = re.findall(r'\b(?:mma|wgmma\.mma_async)\.sync', binary.asm['ptx'])
     return dict(registers=int(found['REG']), stack=int(found['STACK']) + int(found['LOCAL']),
-                shared=binary.metadata.shared, matrix=len(re.findall(r'\b(?:mma|wgmma\.mma)\S*\.sync', binary.asm['ptx'])))
+                shared=binary.metadata.shared, matrix_instructions=len(products))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Triton kernels for CUDA tensors, one file per family; Triton itself is imported when the first such tensor arrives."""
+"""Triton kernels for CUDA tensors, one file per family; Triton is imported when the first such tensor arrives."""
 
 from __future__ import annotations
 

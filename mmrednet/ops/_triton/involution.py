@@ -25,8 +25,21 @@ from torch import Tensor
 
 from .. import involution as plain
 from .._torch import empty_in_layout_of
-from .tiles import (dot_precision, dot_type, index_type, inside, launch, layout, neighbour, on_map, positions, start,
-                    strides, tiles, viewer)
+from .tiles import (
+    dot_precision,
+    dot_type,
+    index_type,
+    inside,
+    launch,
+    layout,
+    neighbour,
+    on_map,
+    positions,
+    start,
+    strides,
+    tiles,
+    viewer,
+)
 
 # what registers hold: more channels of a group or hidden features than these are left to the composition
 MOST_CHANNELS, MOST_HIDDEN = 128, 256

@@ -9,8 +9,20 @@ import triton.language as tl
 from torch import Tensor
 
 from .._torch import empty_in_layout_of
-from .tiles import (index_type, inside, launch, layout, neighbour, on_map, positions, start, strides, sum_type, tiles,
-                    viewer)
+from .tiles import (
+    index_type,
+    inside,
+    launch,
+    layout,
+    neighbour,
+    on_map,
+    positions,
+    start,
+    strides,
+    sum_type,
+    tiles,
+    viewer,
+)
 
 TILE = (4, 16)
 RUN_TIME = ['value_strides', 'weight_strides', 'result_strides', 'query_strides', 'key_strides', 'grad_strides',
