@@ -255,8 +255,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, co
     size = query.shape[-2:]
     result = empty_in_layout_of(value, (*value.shape[:3], *size), value.dtype)
     sums = query.new_empty((*query.shape[:2], 1, *size), dtype=torch.float32)
-    launch(attention_kernel, query.shape[0] * query.shape[1] * tiles(size, _tile(query, value)), query.device, query, key, value,
-           _dense(rows), _dense(columns), _dense(bias), result, sums, strides(query), strides(key), strides(value),
+    programs = query.shape[0] * query.shape[1] * tiles(size, _tile(query, value))
+    launch(attention_kernel, programs, query.device, query, key, value, _dense(rows),
+           _dense(columns), _dense(bias), result, sums, strides(query), strides(key), strides(value),
            strides(result), _planar(sums), *query.shape[1:3], value.shape[2], *key.shape[-2:], *size,
            QUERY=layout(query), KEY=layout(key), VALUE=layout(value), RESULT=layout(result),
            INDEX=index_type(query, key, value, result), **_constants(window, query, value))
@@ -290,8 +291,9 @@ def attention_backward(grad: Tensor, logsumexp: Tensor, query: Tensor, key: Tens
     launch(query_kernel, programs, query.device, grad, sums, query, key, value, *tables, grads[0], products, *parts,
            *steps, strides(grads[0]), *numbers, RESULT=layout(grads[0]), BLOCK_U=triton.next_power_of_2(window[0]),
            BLOCK_T=triton.next_power_of_2(window[1]), **inputs)
-    launch(key_kernel, len(key) * heads * tiles(key.shape[-2:], _tile(query, value)), query.device, grad, sums, products, query, key,
-           value, *tables, *grads[1:], *steps, strides(grads[1]), strides(grads[2]), *numbers,
+    programs = len(key) * heads * tiles(key.shape[-2:], _tile(query, value))
+    launch(key_kernel, programs, query.device, grad, sums, products, query, key, value,
+           *tables, *grads[1:], *steps, strides(grads[1]), strides(grads[2]), *numbers,
            KEY_RESULT=layout(grads[1]), VALUE_RESULT=layout(grads[2]), **inputs)
     # programs are numbered with the heads fastest
     summed = [query.new_empty(0) if table is None or part is None
