@@ -86,24 +86,27 @@ def difference(found, reference):
 
 
 def time_operator(clock, sets, contestants, dtype, limits):
-    """Yield a line for every contestant at one problem; one that cannot run says why."""
+    """Yield a line for every contestant at one problem; where one cannot run, the line says why."""
     grads = [torch.randn_like(next(iter(problem.inputs.values()))) for problem in sets]
     reference = None
     for name, function in contestants.items():
         if clock.late:
             return
+        forward = share = both = peak = error = None
+        note = ''
         try:
             pairs = [steps(function, list(problem.inputs.values()), grad)
                      for problem, grad in zip(sets, grads, strict=True)]
+            forward = clock.milliseconds([pair[0] for pair in pairs])
+            if forward is not None and name not in CONTEXT:
+                share = 1e3 * floor(sets[0], dtype, limits) / forward
             found = [None if tensor is None else tensor.detach() for tensor in pairs[0][1]()]
             reference = reference or found
             error = None if name in CONTEXT else difference(found, reference)
-            forward = clock.milliseconds([pair[0] for pair in pairs])
-            both = clock.milliseconds([pair[1] for pair in pairs])
-            share = None if forward is None or name in CONTEXT else 1e3 * floor(sets[0], dtype, limits) / forward
-            yield row(sets[0].name, name, dtype, forward, share, both, clock.peak_bytes(pairs[0][1]), error)
+            both, peak = clock.milliseconds([pair[1] for pair in pairs]), clock.peak_bytes(pairs[0][1])
         except Exception as failure:  # noqa: BLE001
-            yield row(sets[0].name, name, dtype, note=f'does not run: {type(failure).__name__} {str(failure)[:60]!r}')
+            note = f'does not run: {type(failure).__name__} {str(failure)[:60]!r}'
+        yield row(sets[0].name, name, dtype, forward, share, both, peak, error, note)
         if not clock.dry:
             torch.cuda.empty_cache()
 
