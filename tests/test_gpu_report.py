@@ -32,9 +32,9 @@ def test_dry_run():
                     'bottleneck')
     assert result.returncode == 0, result.stderr
     assert 'FAILED' not in result.stdout
-    assert result.stdout.count('| passed |') == 8
+    assert result.stdout.count('| passed |') == 4
     table = [[cell.strip() for cell in line.strip('|').split('|')] for line in result.stdout.splitlines()
-             if line.startswith('|')][10:]
+             if line.startswith('|')][6:]
     assert table[0][0] == 'what'
     names = {row[1] for row in table[2:]}
     assert {'fused', 'unfold', 'shifts, compiled', 'FlexAttention', 'convolution 3x3', 'RedNet-50'} <= names
@@ -47,6 +47,7 @@ def test_dry_run():
         assert row[7] == '–' or (row[7][0].isdigit() and float(row[7]) < 1e-5), row
 
 
+@pytest.mark.filterwarnings('ignore:flex_attention called without:UserWarning')
 def test_flex_attention_computes_the_same(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
     from gpu.contestants import attentions
@@ -78,7 +79,6 @@ def test_a_wrong_kernel_is_reported(monkeypatch):
     true = checks.fused_local.aggregate
     monkeypatch.setattr(checks, 'FAMILIES', {'primitives': checks.primitives})
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    for wrong, fine in ((true, True), (lambda *inputs: true(*inputs) * 1.01, False),
-                        (lambda *inputs: true(*inputs).fill_(torch.nan), False)):
-        monkeypatch.setattr(checks.fused_local, 'aggregate', wrong)
-        assert checks.check_kernels([torch.float32], device, tiny=True)[0][3] is fine
+    for factor in (1.01, torch.nan):
+        monkeypatch.setattr(checks.fused_local, 'aggregate', lambda *inputs, factor=factor: true(*inputs) * factor)
+        assert checks.check_kernels([torch.float32], device, tiny=True)[0][3] is False

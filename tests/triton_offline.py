@@ -41,7 +41,8 @@ def resources(binary):
     found = dict(re.findall(r'(REG|STACK|LOCAL):(\d+)', text))
     products = re.findall(r'\b(?:mma|wgmma\.mma_async)\.sync', binary.asm['ptx'])
     return dict(registers=int(found['REG']), stack=int(found['STACK']) + int(found['LOCAL']),
-                shared=binary.metadata.shared, matrix_instructions=len(products))
+                shared=binary.metadata.shared, matrix_instructions=len(products),
+                wide_loads=binary.asm['ptx'].count('ld.global.v4.b32'))
 
 
 @contextmanager
@@ -94,13 +95,13 @@ def main():
     parser.add_argument('--json', action='store_true')
     args = parser.parse_args()
     with offline(args.capability) as found:
-        launch_all(getattr(torch, args.dtype), ((16, 32), (13, 17), (21, 64)), args.groups)
+        launch_all(getattr(torch, args.dtype), ((16, 32), (13, 17)), args.groups)
     kernels = {name: [resources(binary) for binary in binaries] for name, binaries in found.items()}
     if args.json:
         print(json.dumps(kernels))
         return
-    print('| kernel | registers of a thread | spilled bytes | shared memory, bytes | matrix instructions |')
-    print('|---|---|---|---|---|')
+    print('| kernel | registers of a thread | spilled bytes | shared memory, bytes | matrix instructions | '
+          '16-byte loads |\n|---|---|---|---|---|---|')
     for name, binaries in kernels.items():
         for numbers in binaries:
             print(f'| `{name}` |', ' | '.join(str(number) for number in numbers.values()), '|')

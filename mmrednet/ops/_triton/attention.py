@@ -25,8 +25,8 @@ from .tiles import index_type, inside, launch, layout, neighbour, on_map, positi
 
 # what registers hold: more channels of a head are left to the composition
 MOST_CHANNELS = 128
-NOT_SPECIALISED = ['query_strides', 'key_strides', 'value_strides', 'grad_strides', 'sum_strides', 'heads', 'channels',
-                   'value_channels', 'height', 'width', 'out_height', 'out_width', 'count']
+NOT_SPECIALISED = ['query_strides', 'key_strides', 'value_strides', 'grad_strides', 'sum_strides', 'heads', 'height',
+                   'width', 'out_height', 'out_width', 'count']
 
 
 @triton.jit
@@ -38,14 +38,14 @@ def _program(heads, height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
 
 
 @triton.jit
-def _load(tensor, strides, channel, channels, row, column, seen, LAYOUT: tl.constexpr):
+def _load(tensor, strides, channel, channels: tl.constexpr, row, column, seen, LAYOUT: tl.constexpr):
     """Return [P, D] in float32, zero where positions are not seen."""
     at = inside(strides, channel[None, :], row[:, None], column[:, None], LAYOUT)
     return tl.load(tensor + at, mask=seen[:, None] & (channel < channels)[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _where(rows, columns, head, u, v, channel, channels, WINDOW: tl.constexpr):
+def _where(rows, columns, head, u, v, channel, channels: tl.constexpr, WINDOW: tl.constexpr):
     """Return [D], what a query meets at a relative position: a row's half and a column's half."""
     half = channels // 2
     upper = (head * half + channel) * WINDOW[0] + u
@@ -55,7 +55,7 @@ def _where(rows, columns, head, u, v, channel, channels, WINDOW: tl.constexpr):
 
 
 @triton.jit
-def _logits(query, key, rows, columns, bias, head, tap, channel, channels, seen, WINDOW: tl.constexpr):
+def _logits(query, key, rows, columns, bias, head, tap, channel, channels: tl.constexpr, seen, WINDOW: tl.constexpr):
     """Return the logits [P] of one tap and what was added to its keys, [D] or None."""
     where = None
     if rows is not None:
@@ -75,10 +75,11 @@ def _finite(number):
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def attention_kernel(query, key, value, rows, columns, bias, result, logsumexp, query_strides, key_strides,
-                     value_strides, result_strides, sum_strides, heads, channels, value_channels, height, width,
-                     out_height, out_width, WINDOW: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr,
-                     VALUE: tl.constexpr, RESULT: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-                     TILE_H: tl.constexpr, TILE_W: tl.constexpr, INDEX: tl.constexpr):
+                     value_strides, result_strides, sum_strides, heads, channels: tl.constexpr,
+                     value_channels: tl.constexpr, height, width, out_height, out_width, WINDOW: tl.constexpr,
+                     QUERY: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, RESULT: tl.constexpr,
+                     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+                     INDEX: tl.constexpr):
     """The result and the logarithm of the softmax's sum, tap by tap."""
     head, tile, batch = _program(heads, out_height, out_width, TILE_H, TILE_W)
     row, column = positions(tile, out_width, TILE_H, TILE_W, INDEX)
@@ -112,7 +113,7 @@ def attention_kernel(query, key, value, rows, columns, bias, result, logsumexp, 
 
 
 @triton.jit
-def _weight(query, key, grad, value, rows, columns, bias, sums, head, tap, channel, channels, seen,
+def _weight(query, key, grad, value, rows, columns, bias, sums, head, tap, channel, channels: tl.constexpr, seen,
             WINDOW: tl.constexpr):
     """Return [P] weights and their gradients, and what queries meet, for one tap."""
     logits, met = _logits(query, key, rows, columns, bias, head, tap, channel, channels, seen, WINDOW)
@@ -122,8 +123,8 @@ def _weight(query, key, grad, value, rows, columns, bias, sums, head, tap, chann
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def query_kernel(grad, logsumexp, query, key, value, rows, columns, bias, grad_query, products, row_parts, column_parts,
                  bias_parts, grad_strides, sum_strides, query_strides, key_strides, value_strides, result_strides,
-                 heads, channels, value_channels, height, width, out_height, out_width, WINDOW: tl.constexpr,
-                 GRAD: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
+                 heads, channels: tl.constexpr, value_channels: tl.constexpr, height, width, out_height, out_width,
+                 WINDOW: tl.constexpr, GRAD: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
                  RESULT: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_U: tl.constexpr,
                  BLOCK_T: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, INDEX: tl.constexpr):
     """D, the gradient of queries, and this tile's part of the gradients of rows, columns and bias."""
@@ -189,8 +190,8 @@ def query_kernel(grad, logsumexp, query, key, value, rows, columns, bias, grad_q
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def key_kernel(grad, logsumexp, products, query, key, value, rows, columns, bias, grad_key, grad_value, grad_strides,
                sum_strides, query_strides, key_strides, value_strides, key_result_strides, value_result_strides, heads,
-               channels, value_channels, height, width, out_height, out_width, WINDOW: tl.constexpr,
-               GRAD: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
+               channels: tl.constexpr, value_channels: tl.constexpr, height, width, out_height, out_width,
+               WINDOW: tl.constexpr, GRAD: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
                KEY_RESULT: tl.constexpr, VALUE_RESULT: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
                TILE_H: tl.constexpr, TILE_W: tl.constexpr, INDEX: tl.constexpr):
     """grad_value[m] = sum over j of P_j grad[i],  grad_key[m] = sum over j of dS_j query[i]"""

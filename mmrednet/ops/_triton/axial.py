@@ -22,19 +22,19 @@ from .tiles import dot_precision, dot_type, index_type, inside, launch, layout, 
 BLOCK = 32
 # what registers hold: more channels of a head are left to the composition
 MOST_CHANNELS = 128
-NOT_SPECIALISED = ['query_strides', 'key_strides', 'value_strides', 'result_strides', 'relative_row', 'heads',
-                   'key_channels', 'channels', 'length', 'end', 'span']
+NOT_SPECIALISED = ['query_strides', 'key_strides', 'value_strides', 'result_strides', 'relative_row', 'heads', 'length',
+                   'end', 'span']
 
 
 @triton.jit
-def _lines(tensor, strides, channel, channels, place, length, LAYOUT: tl.constexpr):
+def _lines(tensor, strides, channel, channels: tl.constexpr, place, length, LAYOUT: tl.constexpr):
     """Return [D, L] of a line, or its transpose, as the arguments are shaped; zero beyond its ends."""
     at = inside(strides, channel, tl.zeros_like(place), place, LAYOUT)
     return tl.load(tensor + at, mask=(channel < channels) & (place < length), other=0.0)
 
 
 @triton.jit
-def _table(relative, relative_row, first, channel, channels, distance, end):
+def _table(relative, relative_row, first, channel, channels: tl.constexpr, distance, end):
     """Return entries of a table that begins at row ``first``, for distances clamped to its ends."""
     column = tl.minimum(tl.maximum(distance, -end), end) + end
     return tl.load(relative + (first + channel) * relative_row + column, mask=channel < channels, other=0.0)
@@ -50,10 +50,10 @@ def _distances(first, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def axial_kernel(query, key, value, relative, scale, shift, result, query_strides, key_strides, value_strides,
-                 result_strides, relative_row, heads, key_channels, channels, length, end, span, TERMS: tl.constexpr,
-                 POSITION: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
-                 RESULT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
-                 DOT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr):
+                 result_strides, relative_row, heads, key_channels: tl.constexpr, channels: tl.constexpr, length, end,
+                 span, TERMS: tl.constexpr, POSITION: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr,
+                 VALUE: tl.constexpr, RESULT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_E: tl.constexpr,
+                 BLOCK_D: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr):
     """One tile of attending positions of one head of one line."""
     count = tl.cdiv(length, BLOCK)
     tile, head = tl.program_id(0) % count, tl.program_id(0) // count % heads

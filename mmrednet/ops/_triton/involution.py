@@ -45,8 +45,8 @@ from .tiles import (
 MOST_CHANNELS, MOST_HIDDEN = 128, 256
 # programs that share the sum over tiles of the gradient of the generator's weight
 PROGRAMS = 1024
-NOT_SPECIALISED = ['value_strides', 'hidden_strides', 'weight_row', 'weight_column', 'groups', 'channels', 'features',
-                   'height', 'width', 'out_height', 'out_width', 'splits', 'count']
+NOT_SPECIALISED = ['value_strides', 'hidden_strides', 'weight_row', 'weight_column', 'groups', 'height', 'width',
+                   'out_height', 'out_width', 'splits', 'count']
 
 
 @triton.jit
@@ -57,7 +57,8 @@ def _block(program, groups, BLOCK_G: tl.constexpr, INDEX: tl.constexpr):
 
 
 @triton.jit
-def _load(tensor, strides, batch, group, channel, row, column, groups, channels, seen, LAYOUT: tl.constexpr):
+def _load(tensor, strides, batch, group, channel, row, column, groups, channels: tl.constexpr, seen,
+          LAYOUT: tl.constexpr):
     """Return [P, G, D] of positions [P], zero where they are not seen."""
     base = start(strides, batch, group, LAYOUT)[None, :, None]
     at = inside(strides, channel[None, None, :], row[:, None, None], column[:, None, None], LAYOUT)
@@ -66,8 +67,8 @@ def _load(tensor, strides, batch, group, channel, row, column, groups, channels,
 
 
 @triton.jit
-def _features(hidden, strides, batch, row, column, seen, features, LAYOUT: tl.constexpr, BLOCK_R: tl.constexpr,
-              INDEX: tl.constexpr):
+def _features(hidden, strides, batch, row, column, seen, features: tl.constexpr, LAYOUT: tl.constexpr,
+              BLOCK_R: tl.constexpr, INDEX: tl.constexpr):
     """Return [P, R] of the hidden features of output positions."""
     feature = tl.arange(0, BLOCK_R).to(INDEX)[None, :]
     at = inside(strides, feature, row[:, None], column[:, None], LAYOUT)
@@ -76,7 +77,7 @@ def _features(hidden, strides, batch, row, column, seen, features, LAYOUT: tl.co
 
 
 @triton.jit
-def _kernels(seen_features, weight, bias, tap, group, groups, features, weight_row, weight_column,
+def _kernels(seen_features, weight, bias, tap, group, groups, features: tl.constexpr, weight_row, weight_column,
              TAPS: tl.constexpr, BLOCK_R: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """Return the kernels [P, G] of one tap."""
     feature = tl.arange(0, BLOCK_R)
@@ -92,8 +93,8 @@ def _kernels(seen_features, weight, bias, tap, group, groups, features, weight_r
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def involution_kernel(value, hidden, weight, bias, result, value_strides, hidden_strides, result_strides, weight_row,
-                      weight_column, groups, channels, features, height, width, out_height, out_width,
-                      WINDOW: tl.constexpr, VALUE: tl.constexpr, HIDDEN: tl.constexpr, RESULT: tl.constexpr,
+                      weight_column, groups, channels: tl.constexpr, features: tl.constexpr, height, width, out_height,
+                      out_width, WINDOW: tl.constexpr, VALUE: tl.constexpr, HIDDEN: tl.constexpr, RESULT: tl.constexpr,
                       BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, TILE_H: tl.constexpr,
                       TILE_W: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr):
     """result[d, i] = sum over j of kernel_j[i] value[d, i + j]"""
@@ -123,8 +124,8 @@ def involution_kernel(value, hidden, weight, bias, result, value_strides, hidden
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def value_kernel(grad, hidden, weight, bias, result, value_strides, hidden_strides, result_strides, weight_row,
-                 weight_column, groups, channels, features, height, width, out_height, out_width,
-                 WINDOW: tl.constexpr, VALUE: tl.constexpr, HIDDEN: tl.constexpr, RESULT: tl.constexpr,
+                 weight_column, groups, channels: tl.constexpr, features: tl.constexpr, height, width, out_height,
+                 out_width, WINDOW: tl.constexpr, VALUE: tl.constexpr, HIDDEN: tl.constexpr, RESULT: tl.constexpr,
                  BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, TILE_H: tl.constexpr,
                  TILE_W: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr):
     """grad_value[d, m] = sum over j of kernel_j[i] grad[d, i], with the output i that sees m through tap j"""
@@ -151,9 +152,9 @@ def value_kernel(grad, hidden, weight, bias, result, value_strides, hidden_strid
 
 
 @triton.jit
-def _kernel_gradients(above, value, strides, batch, group, channel, row, column, real, u, groups, channels, height,
-                      width, WINDOW: tl.constexpr, VALUE: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_T: tl.constexpr,
-                      TILE: tl.constexpr):
+def _kernel_gradients(above, value, strides, batch, group, channel, row, column, real, u, groups,
+                      channels: tl.constexpr, height, width, WINDOW: tl.constexpr, VALUE: tl.constexpr,
+                      BLOCK_G: tl.constexpr, BLOCK_T: tl.constexpr, TILE: tl.constexpr):
     """Return [P, G * T], the gradients of the kernels for the taps of row u, zero for T taps beyond them."""
     place = tl.arange(0, BLOCK_T)[None, None, :]
     gradients = tl.zeros((TILE, BLOCK_G, BLOCK_T), tl.float32)
@@ -176,10 +177,11 @@ def _lines(group, groups, u, WINDOW: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def hidden_kernel(grad, value, weight, result, grad_strides, value_strides, hidden_strides, weight_row, weight_column,
-                  groups, channels, features, height, width, out_height, out_width, WINDOW: tl.constexpr,
-                  GRAD: tl.constexpr, VALUE: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_G: tl.constexpr,
-                  BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, TILE_H: tl.constexpr,
-                  TILE_W: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr):
+                  groups, channels: tl.constexpr, features: tl.constexpr, height, width, out_height, out_width,
+                  WINDOW: tl.constexpr, GRAD: tl.constexpr, VALUE: tl.constexpr, HIDDEN: tl.constexpr,
+                  BLOCK_G: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+                  TILE_H: tl.constexpr, TILE_W: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+                  INDEX: tl.constexpr):
     """grad_hidden[r, i] = sum over g and j of grad_kernel_gj[i] weight[g K + j, r]"""
     count = tl.cdiv(out_height, TILE_H) * tl.cdiv(out_width, TILE_W)
     batch = tl.program_id(0) // count
@@ -206,10 +208,11 @@ def hidden_kernel(grad, value, weight, result, grad_strides, value_strides, hidd
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def weight_kernel(grad, value, hidden, weight_parts, bias_parts, grad_strides, value_strides, hidden_strides, groups,
-                  channels, features, height, width, out_height, out_width, splits, count, WINDOW: tl.constexpr,
-                  GRAD: tl.constexpr, VALUE: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_G: tl.constexpr,
-                  BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, TILE_H: tl.constexpr,
-                  TILE_W: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr):
+                  channels: tl.constexpr, features: tl.constexpr, height, width, out_height, out_width, splits, count,
+                  WINDOW: tl.constexpr, GRAD: tl.constexpr, VALUE: tl.constexpr, HIDDEN: tl.constexpr,
+                  BLOCK_G: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+                  TILE_H: tl.constexpr, TILE_W: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+                  INDEX: tl.constexpr):
     """grad_weight[g K + j, r] = sum over i of grad_kernel_gj[i] hidden[r, i], for the tiles of one split"""
     group, rest = _block(tl.program_id(0), groups, BLOCK_G, INDEX)
     u, split = rest % WINDOW[0], rest // WINDOW[0]
@@ -287,7 +290,7 @@ def involution_backward(grad: Tensor, value: Tensor, hidden: Tensor, weight: Ten
     blocks = _blocks(value, hidden, weight, 4096)
     blocks['BLOCK_T'] = max(triton.next_power_of_2(window[1]), triton.cdiv(16, blocks['BLOCK_G']))
     sizes = (*value.shape[1:3], hidden.shape[1], *value.shape[-2:], *hidden.shape[-2:])
-    blocks |= dict(WINDOW=tuple(window), GRAD=layout(grad), VALUE=layout(value),
+    blocks |= dict(num_warps=8, WINDOW=tuple(window), GRAD=layout(grad), VALUE=layout(value),
                    INDEX=index_type(grad, value, features))
     count = tiles(hidden.shape[-2:], (blocks['TILE_H'], blocks['TILE_W'])) * len(hidden)
     made = _grouped(grad_hidden)

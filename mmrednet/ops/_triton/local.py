@@ -26,11 +26,12 @@ from .tiles import (
 
 TILE = (4, 16)
 RUN_TIME = ['value_strides', 'weight_strides', 'result_strides', 'query_strides', 'key_strides', 'grad_strides',
-            'groups', 'channels', 'height', 'width', 'out_height', 'out_width']
+            'groups', 'height', 'width', 'out_height', 'out_width']
 
 
 @triton.jit
-def _split(groups, channels, height, width, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+def _split(groups, channels: tl.constexpr, height, width, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr,
+           TILE_W: tl.constexpr):
     """Return the chunk of channels, the group, the tile and the image of this program."""
     program = tl.program_id(0)
     chunks = tl.cdiv(channels, BLOCK_D)
@@ -40,10 +41,10 @@ def _split(groups, channels, height, width, BLOCK_D: tl.constexpr, TILE_H: tl.co
 
 
 @triton.jit(do_not_specialize=[name for name in RUN_TIME if name[:3] not in ('que', 'key', 'gra')])
-def aggregate_kernel(value, weight, result, value_strides, weight_strides, result_strides, groups, channels, height,
-                     width, out_height, out_width, WINDOW: tl.constexpr, VALUE: tl.constexpr, WEIGHT: tl.constexpr,
-                     RESULT: tl.constexpr, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
-                     SUM: tl.constexpr, INDEX: tl.constexpr):
+def aggregate_kernel(value, weight, result, value_strides, weight_strides, result_strides, groups,
+                     channels: tl.constexpr, height, width, out_height, out_width, WINDOW: tl.constexpr,
+                     VALUE: tl.constexpr, WEIGHT: tl.constexpr, RESULT: tl.constexpr, BLOCK_D: tl.constexpr,
+                     TILE_H: tl.constexpr, TILE_W: tl.constexpr, SUM: tl.constexpr, INDEX: tl.constexpr):
     """result[d, i] = sum over j of weight[j, i] value[d, i + j]"""
     chunk, group, tile, batch = _split(groups, channels, out_height, out_width, BLOCK_D, TILE_H, TILE_W)
     row, column = positions(tile, out_width, TILE_H, TILE_W, INDEX)
@@ -68,8 +69,8 @@ def aggregate_kernel(value, weight, result, value_strides, weight_strides, resul
 
 
 @triton.jit(do_not_specialize=[name for name in RUN_TIME if name[:3] not in ('val', 'wei', 'gra')])
-def correlate_kernel(query, key, result, query_strides, key_strides, result_strides, groups, channels, height, width,
-                     out_height, out_width, WINDOW: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr,
+def correlate_kernel(query, key, result, query_strides, key_strides, result_strides, groups, channels: tl.constexpr,
+                     height, width, out_height, out_width, WINDOW: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr,
                      RESULT: tl.constexpr, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
                      SUM: tl.constexpr, INDEX: tl.constexpr):
     """result[j, i] = sum over d of query[d, i] key[d, i + j]"""
@@ -97,8 +98,8 @@ def correlate_kernel(query, key, result, query_strides, key_strides, result_stri
 
 
 @triton.jit(do_not_specialize=[name for name in RUN_TIME if name[:3] not in ('val', 'que', 'key')])
-def scatter_kernel(grad, weight, result, grad_strides, weight_strides, result_strides, groups, channels, height, width,
-                   out_height, out_width, WINDOW: tl.constexpr, GRAD: tl.constexpr, WEIGHT: tl.constexpr,
+def scatter_kernel(grad, weight, result, grad_strides, weight_strides, result_strides, groups, channels: tl.constexpr,
+                   height, width, out_height, out_width, WINDOW: tl.constexpr, GRAD: tl.constexpr, WEIGHT: tl.constexpr,
                    RESULT: tl.constexpr, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
                    SUM: tl.constexpr, INDEX: tl.constexpr):
     """result[d, m] = sum over j of weight[j, i] grad[d, i], with the output i that sees m through tap j"""

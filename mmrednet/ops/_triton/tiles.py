@@ -8,8 +8,9 @@ A tensor comes with a tuple of strides (batch, group, channel or tap, row, colum
     -1      the stride of columns is one: a contiguous map
     0       any strides
 
-Sizes and strides are not specialised, so that another map needs no other kernel. Triton compiles anew for numbers of a
-tuple that are one or multiples of sixteen, hence strides come as odd numbers above one: 2 s + 3.
+Channels are compile-time numbers, so that masks leave room for wide accesses. Sizes and strides are not specialised:
+another map needs no other kernel. Triton compiles anew for numbers of a tuple that are one or multiples of sixteen,
+hence strides come as odd numbers above one, 2 s + 3.
 """
 
 from __future__ import annotations
