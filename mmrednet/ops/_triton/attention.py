@@ -92,9 +92,11 @@ def attention_kernel(query, key, value, rows, columns, bias, result, logsumexp, 
     largest = tl.full((TILE_H * TILE_W,), float('-inf'), tl.float32)
     weights = tl.zeros((TILE_H * TILE_W,), tl.float32)
     total = tl.zeros((TILE_H * TILE_W, BLOCK_V), tl.float32)
+    neighbours = tl.zeros((TILE_H * TILE_W,), tl.int32)
     for tap in range(WINDOW[0] * WINDOW[1]):
         y, x = neighbour(row, column, tap // WINDOW[1], tap % WINDOW[1], WINDOW)
         seen = real & on_map(y, x, height, width)
+        neighbours += seen.to(tl.int32)
         k = _load(key, key_strides, channel, channels, y, x, seen, KEY)
         logits, _ = _logits(q, k, rows, columns, bias, head, tap, channel, channels, seen, WINDOW)
         above = tl.maximum(largest, logits)
@@ -105,8 +107,10 @@ def attention_kernel(query, key, value, rows, columns, bias, result, logsumexp, 
         weights = weights * scale + weight
         total = total * scale[:, None] + weight[:, None] * near
         largest = above
+    # without neighbours the result is zero; where all of them are switched off, it is NaN
+    total = total / tl.where(neighbours > 0, weights, 1.0)[:, None]
     at = inside(result_strides, value_channel[None, :], row[:, None], column[:, None], RESULT)
-    tl.store(result + start(result_strides, batch, head, RESULT) + at, total / weights[:, None],
+    tl.store(result + start(result_strides, batch, head, RESULT) + at, total,
              mask=real[:, None] & (value_channel < value_channels)[None, :])
     at = start(sum_strides, batch, head, -1) + inside(sum_strides, 0, row, column, -1)
     tl.store(logsumexp + at, _finite(largest) + tl.log(weights), mask=real)
@@ -142,9 +146,11 @@ def query_kernel(grad, logsumexp, query, key, value, rows, columns, bias, grad_q
     place = start(sum_strides, batch, head, -1) + inside(sum_strides, 0, row, column, -1)
     sums = tl.load(logsumexp + place, mask=real, other=0.0)
     product = tl.zeros((TILE_H * TILE_W,), tl.float32)
+    neighbours = tl.zeros((TILE_H * TILE_W,), tl.int32)
     for tap in range(TAPS):
         y, x = neighbour(row, column, tap // WINDOW[1], tap % WINDOW[1], WINDOW)
         seen = real & on_map(y, x, height, width)
+        neighbours += seen.to(tl.int32)
         k = _load(key, key_strides, channel, channels, y, x, seen, KEY)
         near = _load(value, value_strides, value_channel, value_channels, y, x, seen, VALUE)
         weight, grad_weight, _ = _weight(q, k, g, near, rows, columns, bias, sums, head, tap, channel, channels, seen,
@@ -163,7 +169,7 @@ def query_kernel(grad, logsumexp, query, key, value, rows, columns, bias, grad_q
         near = _load(value, value_strides, value_channel, value_channels, y, x, seen, VALUE)
         weight, grad_weight, met = _weight(q, k, g, near, rows, columns, bias, sums, head, tap, channel, channels,
                                            seen, WINDOW)
-        grad_logits = tl.where(real, weight * (grad_weight - product), 0.0)
+        grad_logits = tl.where(neighbours > 0, weight * (grad_weight - product), 0.0)
         # a key that is not there takes no part, even where all weights are NaN
         total += tl.where(seen, grad_logits, 0.0)[:, None] * k
         if rows is not None:
