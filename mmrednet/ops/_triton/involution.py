@@ -57,13 +57,20 @@ def _block(program, groups, BLOCK_G: tl.constexpr, INDEX: tl.constexpr):
 
 
 @triton.jit
-def _load(tensor, strides, batch, group, channel, row, column, groups, channels: tl.constexpr, seen,
-          LAYOUT: tl.constexpr):
-    """Return [P, G, D] of positions [P], zero where they are not seen."""
+def _places(strides, batch, group, channel, row, column, groups, channels: tl.constexpr, seen, LAYOUT: tl.constexpr):
+    """Return where [P, G, D] of positions [P] lie, and which of them there are."""
     base = start(strides, batch, group, LAYOUT)[None, :, None]
     at = inside(strides, channel[None, None, :], row[:, None, None], column[:, None, None], LAYOUT)
     real = (group < groups)[None, :, None] & (channel < channels)[None, None, :]
-    return tl.load(tensor + (base + at), mask=seen[:, None, None] & real, other=0.0)
+    return base + at, seen[:, None, None] & real
+
+
+@triton.jit
+def _load(tensor, strides, batch, group, channel, row, column, groups, channels: tl.constexpr, seen,
+          LAYOUT: tl.constexpr):
+    """Return [P, G, D] of positions [P], zero where they are not seen."""
+    place, there = _places(strides, batch, group, channel, row, column, groups, channels, seen, LAYOUT)
+    return tl.load(tensor + place, mask=there, other=0.0)
 
 
 @triton.jit
@@ -116,10 +123,8 @@ def involution_kernel(value, hidden, weight, bias, result, value_strides, hidden
         near = _load(value, value_strides, batch, group, channel, y, x, groups, channels, seen, VALUE)
         # a neighbour that is not there adds nothing, whatever its weight
         total += tl.where(seen[:, None], made, 0.0)[:, :, None] * near.to(tl.float32)
-    base = start(result_strides, batch, group, RESULT)[None, :, None]
-    at = inside(result_strides, channel[None, None, :], row[:, None, None], column[:, None, None], RESULT)
-    mask = real[:, None, None] & (group < groups)[None, :, None] & (channel < channels)[None, None, :]
-    tl.store(result + (base + at), total, mask=mask)
+    place, there = _places(result_strides, batch, group, channel, row, column, groups, channels, real, RESULT)
+    tl.store(result + place, total, mask=there)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
@@ -145,10 +150,8 @@ def value_kernel(grad, hidden, weight, bias, result, value_strides, hidden_strid
                         DOT, PRECISION)
         above = _load(grad, value_strides, batch, group, channel, y, x, groups, channels, seen, VALUE)
         total += tl.where(seen[:, None], made, 0.0)[:, :, None] * above.to(tl.float32)
-    base = start(result_strides, batch, group, RESULT)[None, :, None]
-    at = inside(result_strides, channel[None, None, :], row[:, None, None], column[:, None, None], RESULT)
-    mask = real[:, None, None] & (group < groups)[None, :, None] & (channel < channels)[None, None, :]
-    tl.store(result + (base + at), total, mask=mask)
+    place, there = _places(result_strides, batch, group, channel, row, column, groups, channels, real, RESULT)
+    tl.store(result + place, total, mask=there)
 
 
 @triton.jit

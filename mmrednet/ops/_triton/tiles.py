@@ -134,5 +134,11 @@ def dot_type(*tensors: Tensor) -> tl.dtype:
 
 
 def dot_precision() -> str:
-    """Return how products of float32 matrices are made: as accurate on matrix units, where those are allowed."""
-    return 'tf32x3' if torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32 else 'ieee'
+    """Return how products of float32 matrices are made: of three TF32 products, where convolutions may use TF32."""
+    convolution = getattr(torch.backends.cudnn, 'conv', None)
+    # the older switch raises where the newer one was set
+    if convolution is not None and hasattr(convolution, 'fp32_precision'):
+        allowed = convolution.fp32_precision == 'tf32'
+    else:
+        allowed = torch.backends.cudnn.allow_tf32
+    return 'tf32x3' if allowed else 'ieee'
