@@ -253,10 +253,12 @@ def _grouped(hidden: Tensor) -> Tensor:
     return hidden.unsqueeze(1)
 
 
-def _blocks(value: Tensor, hidden: Tensor, weight: Tensor, per_program: int) -> dict[str, Any]:
+def _blocks(value: Tensor, hidden: Tensor, weight: Tensor, taps: int = 1) -> dict[str, Any]:
+    """Return the sizes of a program's blocks: up to 128 channels, or gradients of kernels, of a position together."""
     channels = triton.next_power_of_2(value.shape[2])
-    groups = min(triton.next_power_of_2(value.shape[1]), max(1, 128 // channels))
-    place = min(64, max(16, per_program // (groups * channels)))
+    widest = max(channels, triton.next_power_of_2(taps))
+    groups = min(triton.next_power_of_2(value.shape[1]), max(1, 128 // widest))
+    place = min(64, max(16, 4096 // (groups * widest)))
     return dict(BLOCK_G=groups, BLOCK_D=channels, BLOCK_R=max(16, triton.next_power_of_2(hidden.shape[1])),
                 TILE_H=place // 16, TILE_W=16, DOT=dot_type(hidden, weight),
                 PRECISION=dot_precision(), num_stages=1)
@@ -274,7 +276,7 @@ def involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | Non
 def _generate_and_add(kernel: Any, source: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
                       result: Tensor, size: Sequence[int], window: Sequence[int]) -> None:
     """Launch one of the two kernels that add what they read times generated kernels: forward, or to the map."""
-    blocks, features = _blocks(source, hidden, weight, 4096), _grouped(hidden)
+    blocks, features = _blocks(source, hidden, weight), _grouped(hidden)
     programs = tiles(result.shape[-2:], (blocks['TILE_H'], blocks['TILE_W'])) * len(result)
     launch(kernel, programs * triton.cdiv(source.shape[1], blocks['BLOCK_G']), source.device, source, hidden, weight,
            bias, result, strides(source), strides(features), strides(result), *weight.stride(), *source.shape[1:3],
@@ -290,7 +292,7 @@ def involution_backward(grad: Tensor, value: Tensor, hidden: Tensor, weight: Ten
     grad_value = empty_in_layout_of(grad, value.shape, value.dtype)
     _generate_and_add(value_kernel, grad, hidden, weight, bias, grad_value, value.shape[-2:], window)
     grad_hidden, features = torch.empty_like(hidden), _grouped(hidden)
-    blocks = _blocks(value, hidden, weight, 4096)
+    blocks = _blocks(value, hidden, weight, window[1])
     blocks['BLOCK_T'] = max(triton.next_power_of_2(window[1]), triton.cdiv(16, blocks['BLOCK_G']))
     sizes = (*value.shape[1:3], hidden.shape[1], *value.shape[-2:], *hidden.shape[-2:])
     blocks |= dict(num_warps=8, WINDOW=tuple(window), GRAD=layout(grad), VALUE=layout(value),
