@@ -219,10 +219,11 @@ class TestAxial:
         reference = nn.BatchNorm2d(6).double()
         reference.load_state_dict(layer.bn_similarity.state_dict())
         query, key = random(4, 2, 2, 5), random(4, 2, 2, 5)
-        logits = layer.logits(query, key, layer.tables(5))
+        logits = layer.logits(query, key)
         expected = reference(logits)
         scale, shift = layer.similarity_norm([(query, key, key)], lambda function, *inputs: function(*inputs))
-        torch.testing.assert_close(logits * scale[:, None, None] + shift[:, None, None], expected, rtol=1e-6, atol=1e-6)
+        scale, shift = (number.flatten()[:, None, None] for number in (scale, shift))
+        torch.testing.assert_close(logits * scale + shift, expected, rtol=1e-6, atol=1e-6)
         for got, want in zip(layer.bn_similarity.buffers(), reference.buffers(), strict=True):
             torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-HEAVY = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'triton')
+# the kernels for GPUs, which import triton; where it is installed, torch's counter of FLOPs imports it too
+KERNELS = 'mmrednet.ops._triton.tiles'
+HEAVY = ('mmengine', 'mmcv', 'mmdet', 'mmseg', KERNELS)
 
 
 def run(code):
@@ -15,10 +17,10 @@ def run(code):
 
 
 @pytest.mark.parametrize(('module', 'forbidden'), [
-    ('mmrednet', ('torch', *HEAVY)), ('mmrednet.ops', HEAVY), ('mmrednet.datasets', ('torch', *HEAVY)),
-    ('mmrednet.checkpoints', ('mmengine', 'mmcv', 'mmdet', 'mmseg')),
-    ('mmrednet.backbones, mmrednet.necks', ('mmdet', 'mmseg', 'triton', 'mmcv._ext')),
-    ('mmrednet.engine, mmrednet.analysis, mmrednet.heads', ('mmdet', 'mmseg', 'triton'))])
+    ('mmrednet', ('torch', 'triton', *HEAVY)), ('mmrednet.ops', HEAVY), ('mmrednet.checkpoints', HEAVY),
+    ('mmrednet.datasets', ('torch', 'triton', *HEAVY)),
+    ('mmrednet.backbones, mmrednet.necks', ('mmdet', 'mmseg', KERNELS, 'mmcv._ext')),
+    ('mmrednet.engine, mmrednet.analysis, mmrednet.heads', ('mmdet', 'mmseg', KERNELS))])
 def test_imports_stay_light(module, forbidden):
     loaded = run(f'import {module}, sys; print(*sys.modules)')
     assert not set(forbidden) & set(loaded)
@@ -65,6 +67,34 @@ except ImportError as error:
 ''')
     assert ' '.join(out).startswith('(4.0, 6.0, 4.0, 6.0, 9.0, 6.0, 4.0, 6.0, 4.0)')
     assert 'pip install onedl-mmengine onedl-mmcv (or, of the original distribution,' in ' '.join(out)
+
+
+def test_operators_do_not_need_triton():
+    out = ' '.join(run('''
+import importlib.metadata, sys
+sys.modules['triton'] = None
+found = importlib.metadata.version
+def version(name):
+    if name == 'triton':
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(name)
+importlib.metadata.version = version
+import torch
+from mmrednet.ops import Window, active_kernels, local_aggregate
+print(active_kernels()['cuda'])
+print(float(local_aggregate(torch.ones(1, 1, 1, 3, 3), torch.ones(1, 1, 9, 3, 3), Window(3)).sum()))
+'''))
+    assert out == 'plain torch, one tap at a time (triton: not installed: pip install triton) 49.0'
+
+
+def test_triton_can_be_switched_off():
+    out = run('''
+import os
+os.environ['MMREDNET_TRITON'] = '0'
+from mmrednet.ops import active_kernels
+print(active_kernels()['cuda'])
+''')
+    assert ' '.join(out) == 'plain torch, one tap at a time (triton: switched off by MMREDNET_TRITON=0)'
 
 
 def test_a_detector_without_mmdet_says_what_is_missing():

@@ -10,11 +10,9 @@ import torch.utils.checkpoint
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
+from ..ops import axial, axial_attention
+from ..ops.axial import LOGITS_BUDGET, TERMS
 from .spatial import cell_average, spatial_operator
-
-TERMS = ('query_key', 'query_position', 'key_position')
-# elements of the logits of one chunk; 2^28 are 1 GiB in float32
-LOGITS_BUDGET = 1 << 28
 
 
 class AxialAttention1d(BaseModule):
@@ -27,9 +25,10 @@ class AxialAttention1d(BaseModule):
     logits and one on each term of the result, as in the released code. A map of any length is attended with one
     table: relative positions beyond the table's ends take the value at the end.
 
-    Memory grows with the length of the axis times the number of positions. Where the logits of all rows have more
-    than ``logits_budget`` elements, rows are processed in chunks whose logits are computed again in the backward
-    pass; the result is the same, in training too, where the norms see all rows.
+    Where the norm of the logits uses its running statistics, all this is one operator that stores no logits on a GPU
+    and makes them again in the backward pass. Otherwise memory grows with the length of the axis times the number of
+    positions, and where the logits of all rows have more than ``logits_budget`` elements, rows are processed in chunks
+    whose logits are computed again; the result is the same, in training too, where the norms see all rows.
 
     Args:
         in_channels: of the input.
@@ -64,6 +63,7 @@ class AxialAttention1d(BaseModule):
         self.num_heads, self.axis, self.table_size, self.span = num_heads, axis, table_size, span
         self.terms = tuple(name for name in TERMS if name in terms)
         self.value_position, self.logits_budget = value_position, logits_budget
+        self._numbers = [TERMS.index(name) for name in self.terms]
         self.depth = out_channels // num_heads
         # the names of the published checkpoints
         self.qkv_transform = nn.Conv1d(in_channels, 2 * out_channels, 1, bias=False)
@@ -74,41 +74,18 @@ class AxialAttention1d(BaseModule):
         nn.init.normal_(self.qkv_transform.weight, std=in_channels**-0.5)
         self.register_load_state_dict_pre_hook(_drop_index)
 
-    def tables(self, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return r^q and r^k (D / 2, L, L) and r^v (D, L, L), with entry (i, m) for attending i and attended m."""
-        place = torch.arange(length, device=self.relative.device)
-        distance = (place[:, None] - place).clamp(1 - self.table_size, self.table_size - 1) + self.table_size - 1
-        half = self.depth // 2
-        query, key, value = self.relative[:, distance].split([half, half, self.depth])
-        # keys look at the same table from their side
-        return query, key.transpose(1, 2), value
-
-    def logits(self, query: Tensor, key: Tensor, tables: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Return the terms (n, T * N, L, L) of rows (n, N, D / 2, L), before their norm."""
-        parts = {
-            'query_key': lambda: torch.einsum('bgci,bgcj->bgij', query, key),
-            'query_position': lambda: torch.einsum('bgci,cij->bgij', query, tables[0]),
-            'key_position': lambda: torch.einsum('bgcj,cij->bgij', key, tables[1])}
-        return torch.cat([parts[name]() for name in self.terms], 1)
+    def logits(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return the terms (n, T * N, L, L) of lines (n, N, D / 2, L), before their norm."""
+        tables = axial.tables(self.relative, query.shape[2], query.shape[3])
+        return axial.logits(query, key, tables, self._numbers).flatten(1, 2)
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Return the terms of the result (n, N, D, 2, L) of rows, with the norm of the logits as scale and shift."""
-        length = query.shape[-1]
-        tables = self.tables(length)
-        logits = self.logits(query, key, tables) * scale[:, None, None] + shift[:, None, None]
-        logits = logits.unflatten(1, (len(self.terms), self.num_heads)).sum(1)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.span is not None:
-            place = torch.arange(length, device=logits.device)
-            logits = logits.masked_fill((place[:, None] - place).abs() > self.span // 2, -torch.inf)
-        weight = logits.softmax(3).to(value.dtype)
-        parts = [torch.einsum('bgij,bgcj->bgci', weight, value)]
-        if self.value_position:
-            parts.append(torch.einsum('bgij,cij->bgci', weight, tables[2].to(value.dtype)))
-        return torch.stack(parts, 3)
+        """Return the terms of the result (n, N, D, 2, L) of lines, with the norm of the logits as scale and shift."""
+        return axial.mix(query, key, value, self.relative, scale, shift, self._numbers, self.span or 0,
+                         self.value_position)
 
     def _statistics(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, int]:
-        terms = self.logits(query, key, self.tables(query.shape[-1]))
+        terms = self.logits(query, key)
         terms = terms.to(torch.promote_types(terms.dtype, torch.float32))
         return terms.sum((0, 2, 3)), terms.square().sum((0, 2, 3)), terms[:, 0].numel()
 
@@ -117,8 +94,8 @@ class AxialAttention1d(BaseModule):
         norm = self.bn_similarity
         mean: Tensor
         variance: Tensor
-        if not norm.training and norm.running_mean is not None and norm.running_var is not None:
-            mean, variance = norm.running_mean, norm.running_var
+        if self._norm_is_fixed():
+            mean, variance = norm.running_mean, norm.running_var  # type: ignore[assignment]
         else:
             sums = [run(self._statistics, query, key) for query, key, _ in chunks]
             count = sum(item[2] for item in sums)
@@ -127,7 +104,26 @@ class AxialAttention1d(BaseModule):
             variance = variance.clamp_min(0.0)
             _update_running(norm, mean, variance, count)
         scale = norm.weight * torch.rsqrt(variance + norm.eps)
-        return scale, norm.bias - mean * scale
+        shape = (len(self.terms), self.num_heads)
+        return scale.unflatten(0, shape), (norm.bias - mean * scale).unflatten(0, shape)
+
+    def _norm_is_fixed(self) -> bool:
+        norm = self.bn_similarity
+        return not norm.training and norm.running_mean is not None and norm.running_var is not None
+
+    def _mixed(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """Return the terms of the result of all lines (n, N, ..., L)."""
+        query, key, value = parts
+        if self._norm_is_fixed():
+            scale, shift = self.similarity_norm([], _directly)
+            return axial_attention(query, key, value, self.relative, scale, shift, terms=self.terms, span=self.span,
+                                   value_position=self.value_position, logits_budget=self.logits_budget)
+        # the norm has to see all logits before any of them is used
+        size = axial.chunk_size(query, self._numbers, self.logits_budget)
+        chunks = list(zip(*(part.split(size) for part in parts), strict=True))
+        run = _recomputed if len(chunks) > 1 and torch.is_grad_enabled() else _directly
+        scale, shift = self.similarity_norm(chunks, run)
+        return torch.cat([run(self.mix, *chunk, scale, shift) for chunk in chunks])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
@@ -135,11 +131,7 @@ class AxialAttention1d(BaseModule):
         batch, others, _, length = rows.shape
         qkv = self.bn_qkv(self.qkv_transform(rows.flatten(0, 1))).unflatten(1, (self.num_heads, 2 * self.depth))
         parts = qkv.split([self.depth // 2, self.depth // 2, self.depth], 2)
-        size = max(1, self.logits_budget // (len(self.terms) * self.num_heads * length * length))
-        chunks = list(zip(*(part.split(size) for part in parts), strict=True))
-        run = _recomputed if len(chunks) > 1 and torch.is_grad_enabled() else _directly
-        scale, shift = self.similarity_norm(chunks, run)
-        mixed = torch.cat([run(self.mix, *chunk, scale, shift) for chunk in chunks])
+        mixed = self._mixed(parts)
         # channels of the norm are (head, channel, term), as published
         result = self.bn_output(mixed.flatten(1, 3)).unflatten(1, (-1, mixed.shape[3])).sum(2)
         result = result.unflatten(0, (batch, others))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _torch, local
+from . import _torch, _triton, local
 from .checks import check_outputs, check_same, check_shape, check_tensors
 from .window import Window
 
@@ -182,6 +182,9 @@ def attention_backward(grad: Tensor, logsumexp: Tensor, query: Tensor, key: Tens
     inputs = query, key, value, rows, columns, bias, window
     weight, grad_logits = attention_logit_gradients(grad, *inputs)
     return _input_gradients(weight, grad_logits, grad, *inputs)
+
+
+_triton.register('attention', attention=attention, attention_backward=attention_backward)
 
 
 @attention.register_fake

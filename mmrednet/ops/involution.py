@@ -16,7 +16,7 @@ from torch.library import custom_op
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _torch, local
+from . import _torch, _triton, local
 from .checks import check_outputs, check_same, check_shape, check_tensors
 from .window import Window
 
@@ -86,6 +86,9 @@ def involution_backward(grad: Tensor, value: Tensor, hidden: Tensor, weight: Ten
                         window: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`gradients`."""
     return gradients(grad, value, hidden, weight, bias, window)
+
+
+_triton.register('involution', involution=involution, involution_backward=involution_backward)
 
 
 @involution.register_fake

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _native, _torch
+from . import _native, _torch, _triton
 from .checks import check_outputs, check_same, check_taps, check_tensors
 from .window import Window
 
@@ -119,11 +119,14 @@ def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[
     return _torch.scatter(grad, weight, size, Window.from_flat(window))
 
 
+_triton.register('local', aggregate=aggregate, correlate=correlate, scatter=scatter)
+
+
 def active_kernels() -> dict[str, str]:
     """Say which kernels the primitives use on each kind of device, and why not others."""
     plain = 'plain torch, one tap at a time'
     native = f'native, {_native.capability()}' if _native.MISSING is None else f'{plain} (native: {_native.MISSING})'
-    return {'cpu': native, 'other devices': plain}
+    return {'cpu': native, 'cuda': _triton.state(), 'other devices': plain}
 
 
 @aggregate.register_fake

@@ -1,0 +1,46 @@
+"""Triton kernels for CUDA tensors, one file per family; Triton is imported when the first such tensor arrives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+
+def _find() -> tuple[str | None, str]:
+    """Return None and the version of Triton, or why it is not used."""
+    if os.environ.get('MMREDNET_TRITON') == '0':
+        return 'switched off by MMREDNET_TRITON=0', ''
+    try:
+        return None, version('triton')
+    except PackageNotFoundError:
+        return 'not installed: pip install triton', ''
+
+
+# None, or the reason why the kernels of this package cannot be called
+MISSING, VERSION = _find()
+
+
+def register(family: str, **ops: Any) -> None:
+    """Let the functions of these names in a module of this package be the CUDA kernels of custom ops."""
+    if MISSING is None:
+        for name, op in ops.items():
+            op.register_kernel('cuda')(_late(family, name))
+
+
+def _late(family: str, name: str) -> Callable:
+    def kernel(*arguments: Any) -> Any:
+        return getattr(import_module(f'.{family}', __name__), name)(*arguments)
+    return kernel
+
+
+def state() -> str:
+    """Say whether the kernels are used on CUDA devices, and why not."""
+    plain = 'plain torch, one tap at a time'
+    if MISSING is not None:
+        return f'{plain} (triton: {MISSING})'
+    return f'triton {VERSION}' + ('' if torch.cuda.is_available() else ', unused: torch sees no CUDA device')

@@ -1,0 +1,135 @@
+"""Axial attention as one operator against its plain composition: values, gradients of both orders, chunks, layers."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmrednet.layers.axial import AxialAttention1d
+from mmrednet.ops import axial, axial_attention
+
+LINES, HEADS, KEYS, VALUES = 3, 2, 2, 3
+CASES = {
+    'all': dict(length=5, table=8),
+    'beyond the table': dict(length=7, table=3),
+    'one distance': dict(length=4, table=1),
+    'span': dict(length=6, table=4, span=3),
+    'content': dict(length=5, table=4, terms=('query_key',), value_position=False),
+    'positions': dict(length=5, table=5, terms=('query_position', 'key_position')),
+}
+
+
+def problem(length, table, terms=axial.TERMS, **options):
+    """Return the six tensors and the other arguments."""
+    qkv = torch.randn(LINES, HEADS, 2 * KEYS + VALUES, length, dtype=torch.float64)
+    shapes = (2 * KEYS + VALUES, 2 * table - 1), (len(terms), HEADS), (len(terms), HEADS)
+    tensors = [*qkv.split([KEYS, KEYS, VALUES], 2), *(torch.randn(shape, dtype=torch.float64) for shape in shapes)]
+    return tensors, dict(terms=terms, **options)
+
+
+def plain(tensors, options):
+    """Attend position by position."""
+    query, key, value, relative, scale, shift = tensors
+    length, end, span = query.shape[3], relative.shape[1] // 2, options.get('span')
+    by_query, by_key, by_value = relative.split([KEYS, KEYS, VALUES])
+
+    def entry(table, distance):
+        return table[:, max(-end, min(end, distance)) + end]
+
+    columns = []
+    for i in range(length):
+        places = [m for m in range(length) if span is None or abs(i - m) <= span // 2]
+        logits = []
+        for m in places:
+            found = {'query_key': (query[..., i] * key[..., m]).sum(2),
+                     'query_position': (query[..., i] * entry(by_query, i - m)).sum(2),
+                     'key_position': (key[..., m] * entry(by_key, m - i)).sum(2)}
+            logits.append(sum(found[name] * scale[index] + shift[index] for index, name in enumerate(options['terms'])))
+        weights = torch.stack(logits).softmax(0)
+        parts = [sum(w[:, :, None] * value[..., m] for w, m in zip(weights, places, strict=True))]
+        if options.get('value_position', True):
+            parts.append(sum(w[:, :, None] * entry(by_value, i - m) for w, m in zip(weights, places, strict=True)))
+        columns.append(torch.stack(parts, 3))
+    return torch.stack(columns, 4)
+
+
+@pytest.mark.parametrize('budget', [1, 1 << 20])
+@pytest.mark.parametrize('case', CASES)
+def test_values_and_gradients(case, budget):
+    tensors, options = problem(**CASES[case])
+    tensors = [tensor.requires_grad_() for tensor in tensors]
+    got, expected = axial_attention(*tensors, **options, logits_budget=budget), plain(tensors, options)
+    torch.testing.assert_close(got, expected)
+    for have, want in zip(torch.autograd.grad(got.sin().sum(), tensors),
+                          torch.autograd.grad(expected.sin().sum(), tensors, allow_unused=True), strict=True):
+        torch.testing.assert_close(have, torch.zeros_like(have) if want is None else want)
+
+
+@pytest.mark.parametrize('case', ['all', 'beyond the table', 'positions'])
+def test_gradients_of_both_orders(case):
+    tensors, options = problem(**CASES[case])
+    tensors = [tensor.requires_grad_() for tensor in tensors]
+    function = lambda *inputs: axial_attention(*inputs, **options, logits_budget=60)  # noqa: E731
+    assert gradcheck(function, tensors, fast_mode=True)
+    assert gradgradcheck(function, tensors, fast_mode=True)
+
+
+def test_registration():
+    tensors, _ = problem(**CASES['span'])
+    opcheck(axial.attention, (*(tensor.requires_grad_() for tensor in tensors), [0, 1, 2], 3, True, 60))
+
+
+def test_flops():
+    tensors, options = problem(**CASES['all'])
+    with FlopCounterMode(display=False) as count:
+        axial_attention(*tensors, **options)
+    assert count.get_total_flops() == 2 * LINES * HEADS * 25 * (3 * KEYS + 2 * VALUES)
+
+
+@pytest.mark.parametrize('arguments', [dict(), dict(span=3), dict(terms=('query_key',), value_position=False)], ids=str)
+def test_a_layer_with_a_fixed_norm_equals_its_parts(arguments):
+    """One operator, or the layer's own logits and their norm as a module: the same numbers and gradients."""
+    layer = AxialAttention1d(8, 16, num_heads=2, axis='width', table_size=4, **arguments).double().train()
+    x = torch.randn(2, 8, 3, 7, dtype=torch.float64, requires_grad=True)
+    layer(x)
+    layer.eval()
+    result = layer(x)
+    found = torch.autograd.grad(result.sin().sum(), [x, *layer.parameters()])
+    layer._norm_is_fixed = lambda: False
+    norm = layer.bn_similarity
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shape = (len(layer.terms), 2)
+    layer.similarity_norm = lambda *_: (scale.unflatten(0, shape),
+                                        (norm.bias - norm.running_mean * scale).unflatten(0, shape))
+    expected = layer(x)
+    torch.testing.assert_close(result, expected)
+    wanted = torch.autograd.grad(expected.sin().sum(), [x, *layer.parameters()], allow_unused=True)
+    for have, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(have, torch.zeros_like(have) if want is None else want)
+
+
+def test_autocast_keeps_the_norm():
+    tensors, options = problem(**CASES['all'])
+    tensors = [tensor.float() for tensor in tensors]
+    with torch.autocast('cpu', torch.bfloat16):
+        result = axial_attention(*tensors, **options)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.float(), axial_attention(*tensors, **options), atol=0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize(('place', 'change', 'message'), [
+    (1, lambda x: x[..., 1:], 'key must be of the shape of query'), (2, lambda x: x[..., 1:], 'value must be'),
+    (3, lambda x: x[:, 1:], r'relative must be \(2 \* key channels \+ value channels, odd\)'),
+    (4, lambda x: x[1:], r'scale must be \(terms, heads\), \(3, 2\), got'), (0, lambda x: x[0], '4 dimensions')])
+def test_bad_input(place, change, message):
+    tensors, options = problem(**CASES['all'])
+    tensors[place] = change(tensors[place])
+    with pytest.raises(ValueError, match=message):
+        axial_attention(*tensors, **options)
+
+
+def test_bad_terms():
+    tensors, _ = problem(**CASES['all'])
+    with pytest.raises(ValueError, match='terms must be some of'):
+        axial_attention(*tensors, terms=('key_position', 'query_key'))

@@ -1,0 +1,253 @@
+"""The Triton kernels against the definitions in float64: on a GPU, or in Triton's interpreter where there is none."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_fused import cast, widened
+from test_native import laid_out
+
+from mmrednet.ops import Window, _torch, active_kernels, attention, axial, involution
+
+triton = pytest.importorskip('triton')
+from mmrednet.ops._triton import attention as fused_attention  # noqa: E402
+from mmrednet.ops._triton import axial as fused_axial  # noqa: E402
+from mmrednet.ops._triton import involution as fused_involution  # noqa: E402
+from mmrednet.ops._triton import local as fused_local  # noqa: E402
+
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
+LOW = (torch.float32, torch.bfloat16, torch.float16)
+pytestmark = pytest.mark.filterwarnings('ignore:.*encountered:RuntimeWarning')
+
+
+@pytest.fixture(autouse=True)
+def _poison():
+    """Fill memory that a kernel is given to write with NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def random(layout, *shape, dtype):
+    return laid_out(layout, *shape, dtype).to(DEVICE)
+
+
+def close(got, expected, dtype, laid_out_like=None):
+    assert got.shape == expected.shape
+    assert got.dtype == dtype
+    assert laid_out_like is None or got.stride() == laid_out_like.stride()
+    error = (got.double() - expected).norm() / expected.norm().clamp_min(1e-9)
+    assert error < TOLERANCE[dtype]
+
+
+PRIMITIVES = {
+    'k3': (Window(3), (2, 17), 'planar planar planar planar', torch.float32),
+    'k3 double': (Window(3), (3, 4), 'last last last last', torch.float64),
+    'stride and dilation': (Window(3, 2, 2), (7, 5), 'last last last last', torch.bfloat16),
+    'odd strides': (Window((1, 4), (3, 1), (1, 2), (0, 3)), (8, 6), 'interleaved planar strided last', torch.float16),
+    'larger than the map': (Window(5), (2, 3), 'planar last interleaved planar', torch.float32),
+    'k11': (Window((11, 2), 1, 1, (5, 0)), (3, 6), 'interleaved last', torch.float16),
+    'one column': (Window(3), (6, 1), 'last planar last planar', torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize('case', PRIMITIVES)
+def test_primitives(case):
+    window, size, layouts, dtype = PRIMITIVES[case]
+    outputs, channels = window.output_size(*size), 36 if case == 'k3' else 5
+    layouts = (layouts.split() * 2)[:4]
+    value, key = (random(layout, 1, 2, channels, *size, dtype=dtype) for layout in layouts[:2])
+    weight = random(layouts[2], 1, 2, window.taps, *outputs, dtype=dtype)
+    query = random(layouts[3], 1, 2, channels, *outputs, dtype=dtype)
+    for name, *inputs in (('aggregate', value, weight), ('correlate', query, key), ('scatter', query, weight, size)):
+        expected = getattr(_torch, name)(*(x.double() if isinstance(x, torch.Tensor) else x for x in inputs), window)
+        got = getattr(fused_local, name)(*inputs, list(window))
+        close(got, expected, dtype, getattr(_torch, name)(*inputs, window))
+
+
+def test_mixed_dtypes():
+    window = Window(3)
+    value = random('last', 1, 1, 4, 4, 5, dtype=torch.bfloat16)
+    weight = random('last', 1, 1, 9, 4, 5, dtype=torch.float32)
+    expected = _torch.aggregate(value.double(), weight.double(), window)
+    close(fused_local.aggregate(value, weight, list(window)), expected, torch.bfloat16)
+    close(fused_local.correlate(value.float(), value, list(window)),
+          _torch.correlate(value.double(), value.double(), window), torch.float32)
+
+
+@pytest.mark.parametrize('strides', [(2**31 + 64, 12, 12, 4, 1), (24, 12, 12, 2**31 + 64, 1)])
+def test_addresses_beyond_32_bits(strides):
+    # images, or rows, 2^31 elements apart, in memory of which the pages that are touched alone exist
+    torch.use_deterministic_algorithms(False)
+    memory = torch.empty(2**31 + 128, dtype=torch.bfloat16, device=DEVICE)
+    value = memory.as_strided((2, 1, 1, 2, 4), strides)
+    value.copy_(torch.randn(value.shape))
+    near, weight = value.clone(memory_format=torch.contiguous_format), random('planar', 2, 1, 9, 2, 4,
+                                                                              dtype=torch.bfloat16)
+    got = fused_local.aggregate(value, weight, list(Window(3)))
+    assert torch.equal(got, fused_local.aggregate(near, weight, list(Window(3))))
+
+
+FUSED = {
+    'k3': (Window(3), (3, 17), 'planar', torch.float32),
+    'k3 last': (Window(3), (4, 5), 'last', torch.bfloat16),
+    'stride and dilation': (Window(3, 2, 2), (7, 5), 'interleaved', torch.float32),
+    'k5x1': (Window((5, 1)), (2, 3), 'last', torch.float16),
+    'no padding': (Window(2, padding=0), (3, 4), 'interleaved last', torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize('case', FUSED)
+def test_involution(case):
+    window, size, layout, dtype = FUSED[case]
+    outputs = window.output_size(*size)
+    value, grad = (random(layout, 1, 3, 5, *place, dtype=dtype) for place in (size, outputs))
+    hidden = random('last' if 'last' in layout else 'planar', 1, 1, 6, *outputs, dtype=dtype)[:, 0]
+    weight, bias = (torch.randn(shape, device=DEVICE).to(dtype) for shape in ((3 * window.taps, 6), (3 * window.taps,)))
+    inputs = [value, hidden, weight, None if case == 'k5x1' else bias]
+    close(fused_involution.involution(*inputs, list(window)), involution.definition(*widened(inputs), list(window)),
+          dtype, _torch.empty_in_layout_of(value, grad.shape, dtype))
+    expected = involution.gradients(*widened([grad, *inputs]), list(window))
+    got = fused_involution.involution_backward(grad, *inputs, list(window))
+    likes = [_torch.empty_in_layout_of(grad, value.shape, dtype), hidden, weight, None]
+    for have, want, like in zip(got, expected, likes, strict=True):
+        close(have, want, dtype, like)
+
+
+def test_many_tiles_share_the_sum_of_weights(monkeypatch):
+    monkeypatch.setattr(fused_involution, 'PROGRAMS', 6)
+    window = Window(3)
+    inputs = [random('last', 2, 2, 4, 5, 4, dtype=torch.float32), torch.randn(2, 3, 5, 4), torch.randn(18, 3),
+              torch.randn(18)]
+    inputs = [tensor.to(DEVICE) for tensor in inputs]
+    grad = torch.randn_like(inputs[0])
+    got = fused_involution.involution_backward(grad, *inputs, list(window))[2:]
+    expected = involution.gradients(*widened([grad, *inputs]), list(window))[2:]
+    for have, want in zip(got, expected, strict=True):
+        close(have, want, torch.float32)
+
+
+def attention_inputs(window, size, layout, dtype, names=('rows', 'columns', 'bias')):
+    query, key, value = (random(layout, 1, 2, channels, *place, dtype=dtype) for channels, place in (
+        (4, window.output_size(*size)), (4, size), (3, size)))
+    shapes = dict(rows=(2, 2, window.kernel[0]), columns=(2, 2, window.kernel[1]), bias=(2, window.taps))
+    return [query, key, value, *(torch.randn(shape, device=DEVICE).to(dtype) if name in names else None
+                                 for name, shape in shapes.items())]
+
+
+@pytest.mark.parametrize(('case', 'tables'), [
+    ('k3', ''), ('k3 last', 'rows columns'), ('stride and dilation', 'rows columns bias'), ('k5x1', 'bias'),
+    ('no padding', 'rows columns bias')])
+def test_attention(case, tables):
+    window, size, layout, dtype = FUSED[case]
+    inputs = attention_inputs(window, size, layout, dtype, tables.split())
+    expected, sums = attention.definition(*widened(inputs), list(window))
+    got, found = fused_attention.attention(*inputs, list(window))
+    close(got, expected, dtype, _torch.empty_in_layout_of(inputs[2], expected.shape, dtype))
+    close(found, sums, torch.float32)
+    grad = torch.randn(got.shape, device=DEVICE).to(dtype)
+    expected = attention.gradients(*widened([grad, *inputs]), list(window))
+    got = fused_attention.attention_backward(grad, found, *inputs, list(window))
+    for have, want in zip(got, expected, strict=True):
+        close(have, want, dtype)
+
+
+def test_attention_of_nothing():
+    """Zero without neighbours, NaN where all of them are switched off; large logits do not overflow."""
+    window = Window(3, padding=3)
+    inputs = attention_inputs(window, (2, 3), 'planar', torch.float32, ('rows', 'columns', 'bias'))
+    inputs[-1][0, 1:3] = -torch.inf
+    inputs[1][:, 1] *= 200
+    expected, sums = attention.definition(*inputs, list(window))
+    got, found = fused_attention.attention(*inputs, list(window))
+    torch.testing.assert_close(found, sums)
+    # the second head has no tap switched off
+    nothing, alone = sums[0].isinf(), sums[0, 1].isinf()
+    result, off = got[0].movedim(1, 0), nothing[0] & ~alone
+    assert (int(alone.sum()), int(off.sum())) == (22, 2)
+    assert (result[:, :, alone] == 0).all()
+    assert result[:, 0, off].isnan().all()
+    torch.testing.assert_close(result[:, ~nothing], expected[0].movedim(1, 0)[:, ~nothing])
+    grad = torch.randn_like(got)
+    got = fused_attention.attention_backward(grad, found, *inputs, list(window))
+    expected = attention.gradients(grad, *inputs, list(window))
+    assert (got[0][0][:, :, alone] == 0).all()
+    assert all(table[1].isfinite().all() for table in got[3:])
+    for have, want in zip(got[1:3], expected[1:3], strict=True):
+        torch.testing.assert_close(have, want, equal_nan=True, atol=1e-3, rtol=1e-4)
+
+
+AXIAL = {
+    'one tile': (5, 4, [0, 1, 2], 0, True, torch.float32),
+    'beyond the table': (40, 12, [0, 1, 2], 0, True, torch.bfloat16),
+    'span': (70, 64, [1, 2], 31, True, torch.float32),
+    'content': (33, 64, [0], 0, False, torch.float16),
+    'queries and positions': (9, 9, [0, 1], 3, True, torch.float16),
+}
+
+
+def axial_inputs(length, table, terms, dtype):
+    qkv = torch.randn(2, 2, 2 * 3 + 5, length, device=DEVICE).to(dtype)
+    relative, scale, shift = (torch.randn(shape, device=DEVICE) for shape in (
+        (11, 2 * table - 1), (len(terms), 2), (len(terms), 2)))
+    return [*qkv.split([3, 3, 5], 2), relative.to(dtype), scale, shift]
+
+
+@pytest.mark.parametrize('case', AXIAL)
+def test_axial_attention(case):
+    length, table, terms, *options, dtype = AXIAL[case]
+    inputs = axial_inputs(length, table, terms, dtype)
+    expected = axial.definition(*widened(inputs), terms, *options, 1 << 20)
+    close(fused_axial.attention(*inputs, terms, *options, 1 << 20), expected, dtype, expected)
+
+
+@pytest.mark.parametrize('name', ['local', 'involution', 'attention', 'axial'])
+def test_what_does_not_fit_is_composed(name):
+    window = Window(3)
+    if name == 'axial':
+        inputs = axial_inputs(4, 3, [0, 1, 2], torch.float64)
+        close(fused_axial.attention(*inputs, [0, 1, 2], 0, True, 99),
+              axial.definition(*widened(inputs), [0, 1, 2], 0, True, 99), torch.float64)
+    elif name == 'attention':
+        inputs = attention_inputs(window, (3, 4), 'planar', torch.float64)
+        close(fused_attention.attention(*inputs, list(window))[0], attention.definition(*inputs, list(window))[0],
+              torch.float64)
+    elif name == 'involution':
+        inputs = cast([torch.randn(1, 1, 130, 3, 3), torch.randn(1, 2, 3, 3), torch.randn(9, 2), None], torch.float32)
+        inputs = [tensor if tensor is None else tensor.to(DEVICE) for tensor in inputs]
+        close(fused_involution.involution(*inputs, list(window)), involution.definition(*widened(inputs), list(window)),
+              torch.float32)
+    else:
+        assert fused_local.aggregate(torch.randn(0, 2, 3, 4, 4, device=DEVICE),
+                                     torch.randn(0, 2, 9, 4, 4, device=DEVICE), list(window)).shape == (0, 2, 3, 4, 4)
+
+
+@pytest.mark.parametrize('name', ['aggregate', 'correlate', 'scatter', 'involution', 'involution_backward', 'attention',
+                                  'attention_backward', 'axial_attention'])
+def test_the_dispatcher_knows_them(name):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f'mmrednet::{name}', 'CUDA')
+    assert active_kernels()['cuda'].startswith(f'triton {triton.__version__}')
+
+
+def test_every_kernel_compiles_once_for_all_sizes():
+    """For a Hopper chip that need not be there: what runs in the interpreter need not compile."""
+    tests = Path(__file__).parent
+    environment = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
+    environment['PYTHONPATH'] = str(tests.parent)
+    result = subprocess.run([sys.executable, tests / 'triton_offline.py', '--json'], env=environment,
+                            capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    kernels = json.loads(result.stdout.splitlines()[-1])
+    assert len(kernels) == 11
+    for name, binaries in kernels.items():
+        assert len(binaries) == 1, name
+        # what a block of threads can have, and a warning against sums that no longer stay in registers
+        assert binaries[0]['shared'] <= 227 << 10, name
+        assert binaries[0]['stack'] <= 64, name
+        # channels-last maps are read 16 bytes at a time; lines of any length are not
+        assert binaries[0]['wide_loads'] or name == 'axial_kernel', name

@@ -1,0 +1,111 @@
+"""Compile what would be launched for a GPU that is not there; by itself it prints what each kernel needs."""
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+
+class NoDevice:
+    """What Triton asks a driver before it compiles."""
+
+    def __init__(self, capability):
+        self.target = GPUTarget('cuda', capability, 32)
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, _):
+        return 0
+
+
+def resources(binary):
+    """Return what the assembler says of a compiled kernel."""
+    tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / 'kernel.cubin'
+        cubin.write_bytes(binary.asm['cubin'])
+        text = subprocess.run([tool, '--dump-resource-usage', cubin], capture_output=True, text=True, check=True).stdout
+    found = dict(re.findall(r'(REG|STACK|LOCAL):(\d+)', text))
+    products = re.findall(r'\b(?:mma|wgmma\.mma_async)\.sync', binary.asm['ptx'])
+    return dict(registers=int(found['REG']), stack=int(found['STACK']) + int(found['LOCAL']),
+                shared=binary.metadata.shared, matrix_instructions=len(products),
+                wide_loads=binary.asm['ptx'].count('ld.global.v4.b32'))
+
+
+@contextmanager
+def offline(capability=90):
+    """Compile launches instead of running them; yields the dictionary of compiled kernels by name that it fills."""
+    found, run = {}, JITFunction.run
+
+    def compile_only(self, *arguments, grid, warmup, **constants):
+        kernel = run(self, *arguments, grid=grid, warmup=True, **constants)
+        found.setdefault(self.__name__, set()).add(kernel)
+    JITFunction.run = compile_only
+    driver.set_active(NoDevice(capability))
+    try:
+        yield found
+    finally:
+        JITFunction.run = run
+        driver.set_active(None)
+
+
+def launch_all(dtype, sizes, groups=8, group_channels=16, kernel=7):
+    """Launch every kernel on channels-last maps of each of these sizes."""
+    from mmrednet.ops import Window
+    from mmrednet.ops._triton import attention, axial, involution, local
+    window, hidden_channels = list(Window(kernel)), groups * group_channels // 4
+    for size in sizes:
+        def last(channels, size=size):
+            return torch.randn(1, *size, groups, channels).to(dtype).permute(0, 3, 4, 1, 2)
+        value, weight = last(group_channels), last(kernel**2)
+        hidden = last(hidden_channels)[:, 0]
+        generator, bias = (torch.randn(shape).to(dtype) for shape in (
+            (groups * kernel**2, hidden_channels), (groups * kernel**2,)))
+        rows, columns = (torch.randn(groups, group_channels // 2, kernel).to(dtype) for _ in range(2))
+        local.aggregate(value, weight, window)
+        local.correlate(value, value, window)
+        local.scatter(value, weight, size, window)
+        involution.involution(value, hidden, generator, bias, window)
+        involution.involution_backward(value, value, hidden, generator, bias, window)
+        _, sums = attention.attention(value, value, value, rows, columns, None, window)
+        attention.attention_backward(value, sums, value, value, value, rows, columns, None, window)
+        line, table = value.permute(0, 3, 1, 2, 4)[0].contiguous(), torch.randn(4 * group_channels - 32, 111).to(dtype)
+        axial.attention(line[:, :, :8], line[:, :, 8:16], line, table, torch.rand(3, groups), torch.rand(3, groups),
+                        [0, 1, 2], 0, True, 1)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='bfloat16')
+    parser.add_argument('--groups', type=int, default=8, help='of 16 channels')
+    parser.add_argument('--capability', type=int, default=90)
+    parser.add_argument('--json', action='store_true')
+    args = parser.parse_args()
+    with offline(args.capability) as found:
+        launch_all(getattr(torch, args.dtype), ((16, 32), (13, 17)), args.groups)
+    kernels = {name: [resources(binary) for binary in binaries] for name, binaries in found.items()}
+    if args.json:
+        print(json.dumps(kernels))
+        return
+    print('| kernel | registers of a thread | spilled bytes | shared memory, bytes | matrix instructions | '
+          '16-byte loads |\n|---|---|---|---|---|---|')
+    for name, binaries in kernels.items():
+        for numbers in binaries:
+            print(f'| `{name}` |', ' | '.join(str(number) for number in numbers.values()), '|')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,268 @@
+"""Check the Triton kernels on this GPU, then time them against everything else, and end in one table.
+
+Correctness comes first, against float64, on fresh random inputs and poisoned outputs; where it fails nothing is timed.
+Times are medians of device events, in a CUDA graph where that works, with inputs that rotate through more memory than
+the cache holds. Floors are every input read once and every output written once at the bandwidth of a copy, and the
+operations at the rate of a large matrix product, both measured in the same run; percentages are of the larger floor.
+Exit status: 0, 1 where a check fails, 2 where there is no CUDA device.
+"""
+
+import argparse
+import itertools
+import platform
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from gpu import problems
+from gpu.contestants import CONTEXT, attentions, convolution, involutions
+from gpu.measure import Ceilings, Clock, ceilings
+
+PARTS = ('checks', 'involution', 'attention', 'axial', 'bottleneck', 'backbones')
+DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
+LAYOUTS = {'contiguous': torch.contiguous_format, 'channels-last': torch.channels_last}
+# compiling takes most of the time: of the operators' maps, so many of the first dtype have compiled contestants
+COMPILED = 2
+HEADER = ('| what | contestant | dtype | forward, ms | of the floor | forward and backward, ms | peak MiB | '
+          'differs by |\n|---|---|---|---|---|---|---|---|')
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS))
+    parser.add_argument('--check-only', action='store_true', help='the checks alone')
+    parser.add_argument('--dry-run', action='store_true',
+                        help='run every part once at tiny sizes on the CPU, without any figure: tests this script; the '
+                             'checks need TRITON_INTERPRET=1')
+    parser.add_argument('--dtypes', nargs='+', choices=list(DTYPES), default=['bfloat16', 'float32'], help='to time')
+    parser.add_argument('--batch', type=int, default=2, help='of the operators')
+    parser.add_argument('--batches', type=int, nargs='+', default=[2, 16], help='of the backbones')
+    parser.add_argument('--shape', type=int, nargs=2, default=(800, 1344), metavar=('H', 'W'), help='for the backbones')
+    parser.add_argument('--kernel-size', type=int, default=7)
+    parser.add_argument('--minutes', type=float, default=9.5, help='after which no further row is begun')
+    return parser.parse_args()
+
+
+def number(value, digits=3):
+    return '–' if value is None else f'{value:.{digits}f}'
+
+
+def row(what, contestant, dtype, forward=None, share=None, both=None, peak=None, error=None, note=''):
+    """Return one line of the final table."""
+    cells = [what, contestant, str(dtype).removeprefix('torch.'), number(forward),
+             '–' if share is None else f'{100 * share:.0f} %', number(both),
+             number(None if peak is None else peak / 2**20, 1), note or ('–' if error is None else f'{error:.1e}')]
+    return f'| {" | ".join(cells)} |'
+
+
+def floor(problem, dtype, limits: Ceilings):
+    """Return the seconds that no version can beat."""
+    return max(problem.bytes / limits.bandwidth, problem.flops / limits.matrix[dtype])
+
+
+def steps(function, inputs, grad):
+    """Return the forward pass, and the forward and backward pass with gradients for all inputs."""
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+
+    def forward():
+        with torch.inference_mode():
+            return function(*inputs)
+
+    def both():
+        result = function(*leaves)
+        return result, *torch.autograd.grad(result, leaves, grad, allow_unused=True)
+    return forward, both
+
+
+def difference(found, reference):
+    """Return by how much a result or a gradient differs from ours at most, or None for another function."""
+    if any(a is None or a.shape != b.shape for a, b in zip(found, reference, strict=True)):
+        return None
+    return max(float((a.double() - b.double()).norm() / b.double().norm())
+               for a, b in zip(found, reference, strict=True))
+
+
+def time_operator(clock, sets, contestants, dtype, limits):
+    """Yield a line for every contestant at one problem; where one cannot run, the line says why."""
+    grads = [torch.randn_like(next(iter(problem.inputs.values()))) for problem in sets]
+    reference = None
+    for name, function in contestants.items():
+        if clock.late:
+            return
+        forward = share = both = peak = error = None
+        note = ''
+        try:
+            pairs = [steps(function, list(problem.inputs.values()), grad)
+                     for problem, grad in zip(sets, grads, strict=True)]
+            forward = clock.milliseconds([pair[0] for pair in pairs])
+            if forward is not None and name not in CONTEXT:
+                share = 1e3 * floor(sets[0], dtype, limits) / forward
+            found = [None if tensor is None else tensor.detach() for tensor in pairs[0][1]()]
+            reference = reference or found
+            error = None if name in CONTEXT else difference(found, reference)
+            both, peak = clock.milliseconds([pair[1] for pair in pairs]), clock.peak_bytes(pairs[0][1])
+        except Exception as failure:  # noqa: BLE001
+            note = f'does not run: {type(failure).__name__} {str(failure)[:60]!r}'
+        yield row(sets[0].name, name, dtype, forward, share, both, peak, error, note)
+        if not clock.dry:
+            torch.cuda.empty_cache()
+
+
+def operator_part(make, ways):
+    """Return the part that times the ways to an operator at all stages."""
+    def part(clock, args, limits):
+        for name in args.dtypes:
+            for index, stage in enumerate(problems.STAGES[clock.dry]):
+                dtype = DTYPES[name]
+                first = make(args.batch, stage, args.kernel_size, dtype, clock.device)
+                sets = [first] + [make(args.batch, stage, args.kernel_size, dtype, clock.device)
+                                  for _ in range(clock.sets(first.bytes) - 1)]
+                contestants = ways(first.window, dry=clock.dry, compiled=name == args.dtypes[0] and index < COMPILED)
+                contestants['convolution 3x3'] = convolution(stage[0], dtype, clock.device)
+                yield from time_operator(clock, sets, contestants, dtype, limits)
+    return part
+
+
+def axial_part(clock, args, limits):
+    from mmrednet.ops import axial, axial_attention
+    heads, keys, values = 8, 8, 16
+    for dtype in (DTYPES[name] for name in args.dtypes):
+        for lines, length in ((2, 5),) if clock.dry else ((args.batch * 100, 168), (args.batch * 50, 84)):
+            qkv = torch.randn(lines, heads, 2 * keys + values, length, device=clock.device).to(dtype)
+            inputs = [*qkv.split([keys, keys, values], 2),
+                      torch.randn(2 * keys + values, 2 * length - 1, device=clock.device).to(dtype),
+                      torch.rand(3, heads, device=clock.device), torch.rand(3, heads, device=clock.device)]
+            contestants = {'fused': lambda *tensors: axial_attention(*tensors),
+                           'stored logits': lambda *tensors: axial.mix(*tensors, [0, 1, 2], 0, True)}
+            for name, function in contestants.items():
+                if clock.late:
+                    return
+                forward, both = steps(function, inputs, torch.randn_like(function(*inputs)))
+                yield row(f'axial attention {lines} x {heads} x {length}', name, dtype, clock.milliseconds([forward]),
+                          None, clock.milliseconds([both]), clock.peak_bytes(both))
+
+
+def bottleneck_part(clock, args, limits):
+    """The memory of one block in training, with involution and with a convolution, without its neighbours."""
+    from gpu.twins import Bottleneck
+    for channels, *size in problems.STAGES[clock.dry]:
+        for name, involves in (('ResNet-50', False), ('RedNet-50', True)):
+            if clock.late:
+                return
+            block = Bottleneck(4 * channels, channels, 1, involves).to(clock.device, memory_format=torch.channels_last)
+            x = torch.randn(args.batch, 4 * channels, *size, device=clock.device, requires_grad=True)
+            x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+
+            def step(block=block, x=x):
+                with torch.autocast(clock.device, torch.bfloat16):
+                    result = block(x)
+                torch.autograd.grad(result.float().sum(), [x, *block.parameters()])
+            shape = ' x '.join(str(length) for length in x.shape)
+            yield row(f'bottleneck {shape}', name, 'bfloat16 autocast', both=clock.milliseconds([step], graph=False),
+                      peak=clock.peak_bytes(step))
+
+
+def networks():
+    """Return ResNet-50 and RedNet-50 of the stack, or their twins where it is not installed."""
+    from gpu.twins import of_the_stack, twins
+    try:
+        return of_the_stack()
+    except ImportError:
+        return twins()
+
+
+def backbone_part(clock, args, limits):
+    shape, batches = ((32, 48), [1]) if clock.dry else (args.shape, args.batches)
+    for name, model in networks().items():
+        model = model.to(clock.device)
+        for dtype, batch, layout in itertools.product(args.dtypes, batches, LAYOUTS):
+            if clock.late or (clock.dry and layout == 'contiguous'):
+                continue
+            image = torch.randn(batch, 3, *shape, device=clock.device)
+            infer, train = passes(model.to(memory_format=LAYOUTS[layout]),
+                                  image.contiguous(memory_format=LAYOUTS[layout]), DTYPES[dtype])
+            what = ' x '.join(str(length) for length in image.shape)
+            try:
+                yield row(what, f'{name}, {layout}', dtype, clock.milliseconds([infer]), None,
+                          clock.milliseconds([train], graph=False), clock.peak_bytes(train))
+            except torch.cuda.OutOfMemoryError:
+                yield row(what, f'{name}, {layout}', dtype, note='out of memory')
+            model.zero_grad()
+        model.cpu()
+
+
+def passes(model, image, dtype):
+    """Return an inference and a training step of a network; in half precision by autocast."""
+    from gpu.twins import total
+    cast = dict(device_type=image.device.type, dtype=torch.bfloat16 if dtype == torch.float32 else dtype,
+                enabled=dtype != torch.float32)
+
+    def infer():
+        model.eval()
+        with torch.inference_mode(), torch.autocast(**cast):
+            model(image)
+
+    def train():
+        model.train()
+        model.zero_grad()
+        with torch.autocast(**cast):
+            result = total(model(image))
+        result.backward()
+    return infer, train
+
+
+RUN = dict(involution=operator_part(problems.involution, involutions),
+           attention=operator_part(problems.attention, attentions), axial=axial_part, bottleneck=bottleneck_part,
+           backbones=backbone_part)
+
+
+def checked(device, dry):
+    """Print the checks and return whether all passed."""
+    from gpu.checks import check_kernels, check_launches
+    rows = check_kernels([torch.bfloat16] if dry else list(DTYPES.values()), device, dry)
+    rows += [] if dry else check_launches()
+    print('| kernels | dtype | worst error | |\n|---|---|---|---|')
+    for name, dtype, error, fine in rows:
+        print(f'| {name} | {str(dtype).removeprefix("torch.")} | {error:.1e} | {"passed" if fine else "FAILED"} |')
+    print(flush=True)
+    return all(fine for *_, fine in rows)
+
+
+def main():
+    args = parse_args()
+    if not args.dry_run and not torch.cuda.is_available():
+        print('There is no CUDA device: nothing was checked, nothing was measured.', file=sys.stderr)
+        sys.exit(2)
+    clock = Clock('cpu' if args.dry_run else 'cuda', args.dry_run, time.monotonic() + 60 * args.minutes)
+    chip = 'dry run, no figures' if args.dry_run else torch.cuda.get_device_name()
+    from mmrednet.ops import active_kernels
+    about = f'{chip}; Python {platform.python_version()}, torch {torch.__version__}; {active_kernels()["cuda"]}'
+    print(about, '\n')
+    if ('checks' in args.parts or args.check_only) and not checked(clock.device, args.dry_run):
+        print('A check failed: nothing is timed.', file=sys.stderr)
+        sys.exit(1)
+    if args.check_only:
+        return
+    limits = ceilings(clock, [DTYPES[name] for name in args.dtypes])
+    lines = []
+    for part in PARTS[1:]:
+        if part in args.parts:
+            for line in RUN[part](clock, args, limits):
+                # seen at once, and again in the table
+                print(line, file=sys.stderr, flush=True)
+                lines.append(line)
+    print(about)
+    if limits is not None:
+        rates = ', '.join(f'{str(dtype).removeprefix("torch.")} {rate / 1e12:.0f}'
+                          for dtype, rate in limits.matrix.items())
+        print(f'A copy reads and writes {limits.bandwidth / 1e12:.2f} TB/s; matrix products, TFLOP/s: {rates}.')
+    if clock.late:
+        print(f'Stopped after {args.minutes} minutes: later rows are missing; --parts asks for some alone.')
+    print(f'\n{HEADER}', *lines, sep='\n')
+
+
+if __name__ == '__main__':
+    main()
