@@ -74,7 +74,8 @@ def test_a_row_by_hand():
     assert row.differences(counts) == {'parameters': (1.54, '1.5', '='), 'FLOPs': (4.9, '5.0', '-2.0 %')}
     text = page([row], dict(name=counts), [])
     assert '| name | FLOPs | 4.90 | 5.0 | -2.0 % | because |' in text
-    assert '| name | 2 x 3 | 1.54 | 1.5 | = | 4.90 | 5.0 | -2.0 % | 70.0 | no |' in text
+    link = '[-2.0 %](#where-ours-differ-beyond-the-printed-digit)'
+    assert f'| name | 2 x 3 | 1.54 | 1.5 | = | 4.90 | 5.0 | {link} | 70.0 | no |' in text
     assert 'None of the accuracies on this page was reproduced' in text
 
 

@@ -156,6 +156,7 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+WHY = 'Where ours differ beyond the printed digit'
 HEADER = """# Model zoo
 
 **None of the accuracies on this page was reproduced by us: none of these networks was trained on ImageNet, COCO,
@@ -177,7 +178,7 @@ def page(rows: Iterable[Row], counts: Mapping[str, Any], pictures: Sequence[str]
         pictures: paragraphs about plots.
     """
     rows = list(rows)
-    lines = [HEADER, *pictures, '## Where ours differ beyond the printed digit', '',
+    lines = [HEADER, *pictures, f'## {WHY}', '',
              '| network | figure | ours | published | difference | why |', '|---|---|---:|---:|---:|---|']
     for row in rows:
         for unit, (ours, published, apart) in row.differences(counts[row.key]).items():
@@ -205,7 +206,8 @@ def _table(rows: Sequence[Row], counts: Mapping[str, Any]) -> list[str]:
         count = counts[row.key]
         cells = [row.key, ' x '.join(map(str, count['shape']))]
         for ours, printed, apart in row.differences(count).values():
-            cells += [f'{ours:.2f}', *([printed or '-', apart or '-'] * published)]
+            linked = f'[{apart}](#{WHY.lower().replace(" ", "-")})' if apart not in ('', '=') else apart or '-'
+            cells += [f'{ours:.2f}', *([printed or '-', linked] * published)]
         if published:
             cells += [row.score or '-', 'no' if row.score else '-']
         lines.append(f'| {" | ".join(cells)} |')
