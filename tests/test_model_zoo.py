@@ -27,7 +27,7 @@ def test_the_page_is_up_to_date():
 
 @pytest.mark.parametrize('key', [
     'VAN-B0', 'RedNet-26', 'SAN10 pairwise', 'SASA-26', 'CBAM-ResNet-50',
-    'shapes/faster-rcnn_rednet26_inv-fpn-rpn_shapes', 'segnext/segnext_mscan-t_1xb16-160k_ade20k-512x512'])
+    'shapes/faster-rcnn_rednet26_inv-fpn-rpn_shapes', 'camvid/segnext_mscan-narrow_camvid-180x240'])
 def test_a_sample_is_counted_again(key):
     assert ROWS[key].count(ROOT) == KNOWN['counts'][key]
 
@@ -95,8 +95,10 @@ def test_times_and_plots(tmp_path):
     times = measure([ROWS['VAN-B0'], ROWS['MSCAN-T']], ROOT, 'cpu')
     assert list(times['milliseconds']) == ['VAN-B0']
     assert times['milliseconds']['VAN-B0'] > 0
-    kept = measure([], ROOT, 'cpu', times)
-    assert kept == times
+    kept = measure([], ROOT, 'cpu', dict(times, load=1000.0))
+    assert kept == dict(times, load=1000.0)
+    assert 'must not be compared' in '\n'.join(pictures(dict(cpu=kept)))
+    assert 'must not be compared' not in '\n'.join(pictures(dict(cpu=dict(times, load=0.1))))
     elsewhere = dict(times, machine=dict(times['machine'], chip='another'))
     assert measure([], ROOT, 'cpu', elsewhere)['milliseconds'] == {}
     draw([ROWS['VAN-B0'], ROWS['VAN-B1'], ROWS['MSCAN-T']], dict(KNOWN, times=dict(cpu=times)), tmp_path)

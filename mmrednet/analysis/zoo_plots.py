@@ -10,6 +10,8 @@ from .counting import chosen
 from .model_zoo import Row
 
 MARKERS = 'osD^v<>Pp*hX'
+# a load average above it says that the machine had other work
+QUIET = 0.5
 
 
 def draw(rows: Sequence[Row], known: Mapping[str, Any], folder: Path) -> None:
@@ -24,7 +26,8 @@ def draw(rows: Sequence[Row], known: Mapping[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _plot(rows, giga, '$10^9$ multiply-adds at 224 x 224, ours', folder / 'accuracy_macs.png')
     for device, times in known['times'].items():
-        _plot(rows, times['milliseconds'], f'milliseconds for one image of 224 x 224, ours\n{_machine(times)}',
+        busy = '' if times['load'] <= QUIET else ', busy with other work: not to be compared'
+        _plot(rows, times['milliseconds'], f'milliseconds for one image of 224 x 224, ours\n{_machine(times)}{busy}',
               folder / f'accuracy_{device}.png')
 
 
@@ -58,5 +61,7 @@ def pictures(times: Mapping[str, Any]) -> list[str]:
         lines += [f'![Published top-1 against measured time](images/accuracy_{device}.png)', '',
                   f'*Times: {_machine(measured)}; {measured["machine"]["kernels"]}; median of up to nine rounds in the '
                   'better of two memory layouts, by `python tools/analysis_tools/model_zoo.py --measure'
-                  f'{"" if device == "cpu" else f" --device {device}"}`.*', '']
+                  f'{"" if device == "cpu" else f" --device {device}"}`; load average before: {measured["load"]}.*', '']
+        if measured['load'] > QUIET:
+            lines += ['**Other programs ran at the same time: these times must not be compared.**', '']
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import platform
 import re
 import time
@@ -32,17 +33,18 @@ def measure(rows: Sequence[Row], root: Path, device: str, known: Mapping[str, An
         known: what was measured before; times of other networks are kept if the machine is the same.
 
     Returns:
-        machine, and milliseconds by the keys of the rows.
+        machine, the load average of the minute before, and milliseconds by the keys of the rows.
     """
-    machine = describe_machine(device)
-    kept = known['milliseconds'] if known and known['machine'] == machine else {}
-    result = dict(kept)
+    machine, load = describe_machine(device), round(os.getloadavg()[0], 1)
+    result = {}
+    if known and known['machine'] == machine:
+        result, load = dict(known['milliseconds']), max(load, known['load'])
     for row in rows:
         if row.family and row.score:
             network, shape = row.build(root)
             result[row.key] = round(1e3 * _seconds(network.to(device), torch.randn(1, 3, *shape, device=device)), 2)
             print(f'{row.key}: {result[row.key]:.1f} ms', flush=True)
-    return dict(machine=machine, milliseconds=result)
+    return dict(machine=machine, load=load, milliseconds=result)
 
 
 def _seconds(network: nn.Module, image: Tensor) -> float:
