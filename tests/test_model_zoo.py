@@ -97,6 +97,9 @@ def test_times_and_plots(tmp_path):
     assert times['milliseconds']['VAN-B0'] > 0
     kept = measure([], ROOT, 'cpu', dict(times, load=1000.0))
     assert kept == dict(times, load=1000.0)
+    # nothing is left of the busy machine
+    again = measure([ROWS['VAN-B0']], ROOT, 'cpu', kept)
+    assert again['load'] < 1000
     assert 'must not be compared' in '\n'.join(pictures(dict(cpu=kept)))
     assert 'must not be compared' not in '\n'.join(pictures(dict(cpu=dict(times, load=0.1))))
     elsewhere = dict(times, machine=dict(times['machine'], chip='another'))

@@ -36,14 +36,16 @@ def measure(rows: Sequence[Row], root: Path, device: str, known: Mapping[str, An
         machine, the load average of the minute before, and milliseconds by the keys of the rows.
     """
     machine, load = describe_machine(device), round(os.getloadavg()[0], 1)
+    timed = [row for row in rows if row.family and row.score]
     result = {}
     if known and known['machine'] == machine:
-        result, load = dict(known['milliseconds']), max(load, known['load'])
-    for row in rows:
-        if row.family and row.score:
-            network, shape = row.build(root)
-            result[row.key] = round(1e3 * _seconds(network.to(device), torch.randn(1, 3, *shape, device=device)), 2)
-            print(f'{row.key}: {result[row.key]:.1f} ms', flush=True)
+        result = {key: value for key, value in known['milliseconds'].items() if key not in {row.key for row in timed}}
+    if known and result:
+        load = max(load, known['load'])
+    for row in timed:
+        network, shape = row.build(root)
+        result[row.key] = round(1e3 * _seconds(network.to(device), torch.randn(1, 3, *shape, device=device)), 2)
+        print(f'{row.key}: {result[row.key]:.1f} ms', flush=True)
     return dict(machine=machine, load=load, milliseconds=result)
 
 
