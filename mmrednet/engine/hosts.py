@@ -39,6 +39,32 @@ def scope_of(cfg: Config) -> str:
     return scope
 
 
+def read_config(path: str, *, options: dict[str, Any] | None = None) -> Config:
+    """Read a config, whatever it is for, and merge the options of the command line.
+
+    Args:
+        path: of the config.
+        options: what ``--cfg-options`` gives: dotted keys and values.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: a framework that it inherits from is not installed; the message says how to get it.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'config must be an existing file, got {path!r}.')
+    _know_distributions()
+    try:
+        cfg = Config.fromfile(path)
+    except ModuleNotFoundError as error:
+        # the parser says which package an inherited config lacks, but not how to get it
+        for host in HOSTS:
+            if host in str(error):
+                require(path, host, 'mmcv')
+        raise
+    cfg.merge_from_dict(options or {})
+    return cfg
+
+
 def load_config(path: str, *, options: dict[str, Any] | None = None, work_dir: str | None = None,
                 launcher: str = 'none') -> Config:
     """Read a config, merge the options of the command line, and prepare the framework that it is for.
@@ -54,18 +80,7 @@ def load_config(path: str, *, options: dict[str, Any] | None = None, work_dir: s
         ImportError: the framework is not installed; the message says how to get it.
         ValueError: the config is for another framework.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'config must be an existing file, got {path!r}.')
-    _know_distributions()
-    try:
-        cfg = Config.fromfile(path)
-    except ModuleNotFoundError as error:
-        # the parser says which package an inherited config lacks, but not how to get it
-        for host in HOSTS:
-            if host in str(error):
-                require(path, host, 'mmcv')
-        raise
-    cfg.merge_from_dict(options or {})
+    cfg = read_config(path, options=options)
     scope = scope_of(cfg)
     require(f'{path} (default_scope {scope!r})', scope, 'mmcv')
     cfg.launcher = launcher

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _torch, _triton, local
+from . import _torch, _triton, local, multiply_adds
 from .checks import check_outputs, check_same, check_shape, check_tensors
 from .window import Window
 
@@ -223,17 +223,11 @@ def _grad(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | Non
 attention.register_autograd(_grad, setup_context=_setup_context)
 
 
-def _table_entries(rows: Sequence[int] | None, columns: Sequence[int] | None) -> int:
-    return 0 if rows is None or columns is None else rows[1] * rows[2] + columns[1] * columns[2]
-
-
-# two per multiply-add, as torch counts; rows and columns are met one by one
+# two per multiply-add, as torch counts
 @register_flop_formula(torch.ops.mmrednet.attention)
 def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], rows: Sequence[int] | None,
            columns: Sequence[int] | None, bias: Sequence[int] | None, window: Sequence[int], **_: Any) -> int:
-    batch, heads, channels, height, width = query
-    per_position = window[0] * window[1] * (channels + value[2]) + _table_entries(rows, columns)
-    return 2 * batch * heads * height * width * per_position
+    return 2 * multiply_adds.attention(query, value, rows, columns, window[0] * window[1]).total()
 
 
 # logits and weights again, then the gradients of all five products
@@ -241,6 +235,5 @@ def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], rows:
 def _flops_backward(grad: Sequence[int], logsumexp: Sequence[int], query: Sequence[int], key: Sequence[int],
                     value: Sequence[int], rows: Sequence[int] | None, columns: Sequence[int] | None,
                     bias: Sequence[int] | None, window: Sequence[int], **_: Any) -> int:
-    batch, heads, channels, height, width = query
-    per_position = window[0] * window[1] * (3 * channels + 2 * value[2]) + 3 * _table_entries(rows, columns)
-    return 2 * batch * heads * height * width * per_position
+    forward = multiply_adds.attention(query, value, rows, columns, window[0] * window[1])
+    return 2 * (3 * forward['correlate'] + 3 * forward['einsum'] + 2 * forward['aggregate'])

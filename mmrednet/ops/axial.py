@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _torch, _triton
+from . import _torch, _triton, multiply_adds
 from .checks import check_same, check_shape, check_tensors
 
 TERMS = ('query_key', 'query_position', 'key_position')
@@ -237,16 +237,12 @@ def _grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 attention.register_autograd(_grad, setup_context=_setup_context)
 
 
-def _pairs(query: Sequence[int], value: Sequence[int], terms: Sequence[int], value_position: bool) -> int:
-    return query[0] * query[1] * query[3]**2 * (len(terms) * query[2] + (2 if value_position else 1) * value[2])
-
-
 # two per multiply-add, as torch counts, of all pairs of positions
 @register_flop_formula(torch.ops.mmrednet.axial_attention)
 def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], relative: Sequence[int],
            scale: Sequence[int], shift: Sequence[int], terms: Sequence[int], span: int, value_position: bool,
            *_: Any, **__: Any) -> int:
-    return 2 * _pairs(query, value, terms, value_position)
+    return 2 * multiply_adds.axial_attention(query, value, len(terms), value_position).total()
 
 
 # the logits again; then two products for every one
@@ -254,5 +250,6 @@ def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], relat
 def _flops_backward(grad: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int],
                     relative: Sequence[int], scale: Sequence[int], shift: Sequence[int], terms: Sequence[int],
                     span: int, value_position: bool, *_: Any, **__: Any) -> int:
+    once = multiply_adds.axial_attention(query, value, len(terms), value_position).total()
     again = query[0] * query[1] * query[3]**2 * len(terms) * query[2]
-    return 2 * (again + 2 * _pairs(query, value, terms, value_position))
+    return 2 * (again + 2 * once)

@@ -6,7 +6,6 @@ input, written once and read once. Here they are made where they are used, and m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.library import custom_op
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _torch, _triton, local
+from . import _torch, _triton, local, multiply_adds
 from .checks import check_outputs, check_same, check_shape, check_tensors
 from .window import Window
 
@@ -123,11 +122,12 @@ involution.register_autograd(_grad, setup_context=_setup_context)
 # two per multiply-add, as torch counts
 @register_flop_formula(torch.ops.mmrednet.involution)
 def _flops(value: Sequence[int], hidden: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * hidden[0] * math.prod(hidden[2:]) * weight[0] * (hidden[1] + value[2])
+    return 2 * multiply_adds.involution(value, hidden, weight).total()
 
 
 # kernels again, then the gradients of value and of kernels, then those of the generator's input and of its weight
 @register_flop_formula(torch.ops.mmrednet.involution_backward)
 def _flops_backward(grad: Sequence[int], value: Sequence[int], hidden: Sequence[int], weight: Sequence[int], *_: Any,
                     **__: Any) -> int:
-    return 2 * hidden[0] * math.prod(hidden[2:]) * weight[0] * (3 * hidden[1] + 2 * value[2])
+    forward = multiply_adds.involution(value, hidden, weight)
+    return 2 * (3 * forward['conv'] + 2 * forward['aggregate'])

@@ -13,7 +13,6 @@ autocast float32 arguments are cast to the autocast dtype, as those of a convolu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _native, _torch, _triton
+from . import _native, _torch, _triton, multiply_adds
 from .checks import check_outputs, check_same, check_taps, check_tensors
 from .window import Window
 
@@ -193,9 +192,9 @@ scatter.register_autograd(_scatter_grad, setup_context=_setup_context)
 # two per multiply-add, as torch counts: without them its counter would report nothing for these operators
 @register_flop_formula([torch.ops.mmrednet.aggregate, torch.ops.mmrednet.scatter])
 def _flops_with_weight(value: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * math.prod(weight) * value[2]
+    return 2 * multiply_adds.aggregate(value, weight)
 
 
 @register_flop_formula(torch.ops.mmrednet.correlate)
 def _flops_of_correlate(query: Sequence[int], key: Sequence[int], window: Sequence[int], **_: Any) -> int:
-    return 2 * math.prod(query) * window[0] * window[1]
+    return 2 * multiply_adds.correlate(query, window[0] * window[1])

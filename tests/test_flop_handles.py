@@ -1,0 +1,337 @@
+"""What mmengine's counter is told of operators: against counts by hand, and against loops that count their products."""
+
+import copy
+import math
+
+import counting
+import numpy as np
+import pytest
+import torch
+from mmengine.analysis import FlopAnalyzer, get_model_complexity_info
+from torch import nn
+from torch.nn import functional as F
+
+from mmrednet.analysis.counting import CATEGORIES, count_network
+from mmrednet.backbones import MSCAN, SAN, VAN, AxialResNet, LRNet, RedNet, SASAResNet
+from mmrednet.flop_handles import einsum_count
+from mmrednet.ops import Window, attention, involution, local_aggregate, local_attention, local_correlate, local_scatter
+from mmrednet.ops import local_involution as fused_involution
+
+
+class Call(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+def counted(function, *shapes):
+    """Return what mmengine counts for a function of random tensors, by operator."""
+    inputs = tuple(torch.randn(shape) for shape in shapes)
+    analyzer = FlopAnalyzer(Call(function), inputs).unsupported_ops_warnings(False)
+    return {name: count for name, count in analyzer.by_operator().items() if count}
+
+
+@pytest.mark.parametrize(('value', 'window', 'by_hand'), [
+    ((1, 1, 1, 5, 6), Window(3), 9 * 30), ((2, 3, 4, 5, 7), Window((5, 3)), 2 * 12 * 15 * 35),
+    ((1, 2, 8, 7, 9), Window(7, 2, padding=3), 16 * 49 * (4 * 5))])
+def test_primitives(value, window, by_hand):
+    batch, groups, channels, *size = value
+    outputs = window.output_size(*size)
+    weight, query = (batch, groups, window.taps, *outputs), (batch, groups, channels, *outputs)
+    assert counted(lambda value, weight: local_aggregate(value, weight, window), value, weight) == dict(
+        aggregate=by_hand)
+    assert counted(lambda query, key: local_correlate(query, key, window), query, value) == dict(correlate=by_hand)
+    assert counted(lambda grad, weight: local_scatter(grad, weight, size, window), query, weight) == dict(
+        scatter=by_hand)
+
+
+def involution_shapes(value, hidden, window, bias):
+    batch, groups, _, *size = value
+    shapes = [value, (batch, hidden, *window.output_size(*size)), (groups * window.taps, hidden)]
+    return [*shapes, (groups * window.taps,)] if bias else shapes
+
+
+def involve(function, window):
+    return lambda value, hidden, weight, bias=None: function(value, hidden, weight, bias, window)
+
+
+@pytest.mark.parametrize('bias', [False, True])
+@pytest.mark.parametrize(('value', 'hidden', 'window', 'by_hand'), [
+    ((1, 1, 16, 6, 7), 4, Window(7), (49 * 4 * 42, 49 * 16 * 42)),
+    ((2, 3, 4, 5, 8), 5, Window(3, 2), (2 * 27 * 5 * 12, 2 * 3 * 9 * 4 * 12)),
+    ((1, 2, 1, 3, 2), 3, Window((1, 5)), (10 * 3 * 6, 10 * 6))])
+def test_involution(value, hidden, window, bias, by_hand):
+    shapes = involution_shapes(value, hidden, window, bias)
+    fused = counted(involve(fused_involution, window), *shapes)
+    assert fused == dict(conv=by_hand[0], aggregate=by_hand[1])
+    assert counted(involve(involution.definition, list(window)), *shapes) == fused
+
+
+def attention_inputs(query, value_channels, window, tables):
+    batch, heads, channels, *size = query
+    outputs = window.output_size(*size)
+    shapes = dict(rows=(heads, channels // 2, window.kernel[0]), columns=(heads, channels // 2, window.kernel[1]),
+                  bias=(heads, window.taps))
+    return [(batch, heads, channels, *outputs), query, (batch, heads, value_channels, *size),
+            *(shapes[table] for table in tables)]
+
+
+def attend(window, tables, composed=False):
+    def function(query, key, value, *given):
+        given = dict(zip(tables, given, strict=True))
+        if composed:
+            return attention.definition(query, key, value, given.get('rows'), given.get('columns'), given.get('bias'),
+                                        list(window))[0]
+        return local_attention(query, key, value, window, **given)
+    return function
+
+
+@pytest.mark.parametrize(('query', 'value_channels', 'window', 'tables', 'by_hand'), [
+    ((1, 2, 4, 5, 6), 3, Window(3), (), dict(correlate=8 * 9 * 30, aggregate=6 * 9 * 30)),
+    ((2, 1, 6, 4, 7), 6, Window((5, 3)), ('rows', 'columns'),
+     dict(correlate=12 * 15 * 28, einsum=2 * 28 * 3 * (5 + 3), aggregate=12 * 15 * 28)),
+    ((1, 3, 2, 7, 5), 1, Window(7, 2), ('rows', 'columns', 'bias'),
+     dict(correlate=6 * 49 * 12, einsum=12 * 3 * (7 + 7), aggregate=3 * 49 * 12))])
+def test_attention(query, value_channels, window, tables, by_hand):
+    shapes = attention_inputs(query, value_channels, window, tables)
+    assert counted(attend(window, tables), *shapes) == by_hand
+    assert counted(attend(window, tables, composed=True), *shapes) == by_hand
+
+
+@pytest.mark.parametrize('tables', [(), ('bias',), ('rows', 'columns'), ('rows', 'columns', 'bias')])
+def test_fused_functions_count_the_rest_like_their_parts(tables):
+    """Biases, additions and softmax, which the tool counts where it is asked to."""
+    window, rest = Window(3), ('softmax', 'add', 'bias')
+    inputs = [torch.randn(shape) for shape in attention_inputs((1, 2, 4, 5, 6), 4, window, tables)]
+    fused, parts = (count_network(Call(attend(window, tables, composed)), *inputs) for composed in (False, True))
+    assert fused.operators(rest) == parts.operators(rest)
+    inputs = [torch.randn(shape) for shape in involution_shapes((1, 2, 4, 5, 6), 3, window, bias=True)]
+    fused, parts = (count_network(Call(involve(function, given)), *inputs) for function, given in (
+        (fused_involution, window), (involution.definition, list(window))))
+    assert fused.operators(rest) == parts.operators(rest) == dict(bias=18 * 30)
+
+
+@pytest.mark.parametrize(('query', 'key', 'value', 'by_hand'), [
+    ((2, 3, 4), (2, 5, 4), (2, 5, 6), 2 * 3 * 5 * (4 + 6)), ((1, 8, 16, 8), (1, 8, 16, 8), (1, 8, 16, 8), 2**15),
+    ((2, 3, 7, 2), (1, 3, 4, 2), (1, 3, 4, 1), 6 * 7 * 4 * 3)])
+def test_scaled_dot_product_attention(query, key, value, by_hand):
+    assert counted(F.scaled_dot_product_attention, query, key, value) == dict(scaled_dot_product_attention=by_hand)
+
+
+@pytest.mark.parametrize(('equation', 'shapes', 'by_hand'), [
+    ('bik,bjk->bij', [(2, 3, 5), (2, 4, 5)], 2 * 3 * 4 * 5), ('...ij,jk', [(7, 2, 3, 4), (4, 5)], 14 * 3 * 4 * 5),
+    # the first two give (i, k), of which the third is the last factor
+    ('ij,jk,kl->il', [(2, 3), (3, 4), (4, 5)], 2 * 3 * 4 + 2 * 4 * 5),
+    # what the first operand alone has is summed before
+    ('ijm,jk->ik', [(2, 3, 6), (3, 4)], 2 * 3 * 4), ('bndhw,ndu->bnuhw', [(1, 2, 3, 4, 5), (2, 3, 7)], 2 * 3 * 20 * 7)])
+def test_einsum(equation, shapes, by_hand):
+    assert einsum_count(equation, shapes) == by_hand
+    assert counted(lambda *operands: torch.einsum(equation, *operands), *shapes) == dict(einsum=by_hand)
+
+
+@pytest.mark.parametrize(('left', 'right', 'by_hand'), [
+    ((3, 4), (4, 5), 60), ((2, 1, 3, 4), (5, 4, 6), 2 * 5 * 3 * 4 * 6), ((4,), (7, 4, 2), 7 * 4 * 2)])
+def test_products_that_broadcast(left, right, by_hand):
+    assert counted(torch.matmul, left, right) == dict(matmul=by_hand)
+
+
+@pytest.mark.parametrize(('size', 'channels', 'groups', 'stride', 'products', 'samples'), [
+    ((5, 6), 4, 1, 1, 4 * 4 * 9 * 30, 4 * 9 * 30), ((7, 9), 6, 2, 2, 6 * 3 * 9 * 20, 6 * 9 * 20),
+    ((3, 3), 2, 1, 1, 2 * 2 * 9 * 9, 2 * 9 * 9)])
+def test_deformable_convolutions(size, channels, groups, stride, products, samples):
+    from mmcv.ops import deform_conv2d, modulated_deform_conv2d
+
+    outputs = [-(-length // stride) for length in size]
+    x, weight, bias = (1, channels, *size), (channels, channels // groups, 3, 3), (channels,)
+    offset, mask = (1, 18, *outputs), (1, 9, *outputs)
+    assert counted(lambda x, offset, weight: deform_conv2d(x, offset, weight, stride, 1, 1, groups),
+                   x, offset, weight) == dict(deform_conv=products, sampling=4 * samples)
+    for shapes in ([x, offset, mask, weight], [x, offset, mask, weight, bias]):
+        def convolve(x, offset, mask, weight, bias=None):
+            return modulated_deform_conv2d(x, offset, mask, weight, bias, stride, 1, 1, groups)
+        assert counted(convolve, *shapes) == dict(deform_conv=products, sampling=5 * samples)
+        rest = count_network(Call(convolve), *map(torch.randn, shapes)).operators(['bias'])
+        assert rest == (dict(bias=channels * math.prod(outputs)) if len(shapes) == 5 else {})
+
+
+@pytest.mark.parametrize(('boxes', 'channels', 'size', 'ratio', 'by_hand'), [
+    (3, 4, 7, 2, 3 * 4 * 49 * 4 * 4), (1, 2, (3, 5), 1, 2 * 15 * 4), (5, 1, 2, 0, 5 * 4 * 4 * 4)])
+def test_roi_align(boxes, channels, size, ratio, by_hand):
+    from mmcv.ops import roi_align
+
+    size = size if isinstance(size, tuple) else (size, size)
+    rois = torch.cat([torch.zeros(boxes, 1), 8 * torch.rand(boxes, 4).sort(1).values], 1)
+    assert counted(lambda x: roi_align(x, rois, size, 1.0, ratio), (1, channels, 9, 9)) == dict(roi_align=by_hand)
+
+
+class Products(float):
+    """A number that counts the products that it is a factor of."""
+
+    made = 0
+
+    def __mul__(self, other):
+        Products.made += 1
+        return Products(float(self) * float(other))
+
+    def __add__(self, other):
+        return Products(float(self) + float(other))
+
+    __rmul__, __radd__ = __mul__, __add__
+
+
+def numbers(*tensors):
+    """Return tensors as arrays of numbers that count, and start at zero."""
+    Products.made = 0
+    return [np.vectorize(Products, otypes=[object])(tensor.numpy()) for tensor in tensors]
+
+
+def patches(value, window):
+    """Return (B, G, D, K, Ho, Wo): the neighbours of each position, zero outside the map."""
+    batch, groups, channels, *size = value.shape
+    up, left = window.padding
+    padded = np.full((batch, groups, channels, size[0] + 2 * up, size[1] + 2 * left), Products(0), object)
+    padded[..., up:up + size[0], left:left + size[1]] = value
+    result = np.empty((batch, groups, channels, window.taps, *window.output_size(*size)), object)
+    for index in np.ndindex(*result.shape):
+        *lead, tap, y, x = index
+        result[index] = padded[(*lead, y * window.stride[0] + tap // window.kernel[1],
+                                x * window.stride[1] + tap % window.kernel[1])]
+    return result
+
+
+def loop_einsum(equation, *operands):
+    """Multiply and add scalars, index by index."""
+    terms, result = equation.split('->')
+    sizes = {name: length for term, operand in zip(terms.split(','), operands, strict=True)
+             for name, length in zip(term, operand.shape, strict=True)}
+    output = np.full([sizes[name] for name in result], Products(0), object)
+    for index in np.ndindex(*sizes.values()):
+        at = dict(zip(sizes, index, strict=True))
+        first, second = (operand[tuple(at[name] for name in term)]
+                         for term, operand in zip(terms.split(','), operands, strict=True))
+        output[tuple(at[name] for name in result)] += first * second
+    return output
+
+
+def close(result, expected):
+    np.testing.assert_allclose(result.astype(float), expected.numpy(), atol=1e-5)
+
+
+def test_involution_by_loops():
+    window = Window(3, 2)
+    shapes = involution_shapes((1, 2, 2, 3, 4), 2, window, bias=True)
+    inputs = [torch.randn(shape) for shape in shapes]
+    value, hidden, weight, bias = numbers(*inputs)
+    kernels = loop_einsum('kr,brhw->bkhw', weight, hidden) + bias[:, None, None]
+    result = loop_einsum('bgdkhw,bgkhw->bgdhw', patches(value, window), kernels.reshape(1, 2, 9, *hidden.shape[2:]))
+    close(result, fused_involution(*inputs, window))
+    assert sum(counted(involve(fused_involution, window), *shapes).values()) == Products.made == 9 * 2 * 4 * (2 + 2)
+
+
+def test_attention_by_loops():
+    window, tables = Window((1, 3)), ('rows', 'columns')
+    shapes = attention_inputs((1, 2, 2, 2, 3), 3, window, tables)
+    inputs = [torch.randn(shape) for shape in shapes]
+    query, key, value, rows, columns = numbers(*inputs)
+    logits = loop_einsum('bndhw,bndkhw->bnkhw', query, patches(key, window))
+    logits = logits + loop_einsum('bndhw,ndu->bnuhw', query[:, :, :1], rows)
+    logits = logits + loop_einsum('bndhw,ndv->bnvhw', query[:, :, 1:], columns)
+    logits[:, :, 0, :, 0] = logits[:, :, 2, :, -1] = Products(-np.inf)
+    weight = np.vectorize(Products, otypes=[object])(torch.tensor(logits.astype(float)).softmax(2).numpy())
+    result = loop_einsum('bndkhw,bnkhw->bndhw', patches(value, window), weight)
+    close(result, attend(window, tables)(*inputs))
+    assert sum(counted(attend(window, tables), *shapes).values()) == Products.made
+
+
+def test_primitives_by_loops():
+    window = Window((3, 1))
+    value, weight, grad = (torch.randn(shape) for shape in ((1, 2, 2, 3, 2), (1, 2, 3, 3, 2), (1, 2, 2, 3, 2)))
+    first, second, third = numbers(value, weight, grad)
+    close(loop_einsum('bgdkhw,bgkhw->bgdhw', patches(first, window), second), local_aggregate(value, weight, window))
+    made = [Products.made]
+    close(loop_einsum('bgdhw,bgdkhw->bgkhw', third, patches(first, window)), local_correlate(grad, value, window))
+    made.append(Products.made - made[0])
+    products = loop_einsum('bgdhw,bgkhw->bgdkhw', third, second)
+    made.append(Products.made - sum(made))
+    padded = np.full((1, 2, 2, 5, 2), Products(0), object)
+    for tap in range(3):
+        padded[..., tap:tap + 3, :] += products[:, :, :, tap]
+    close(padded[..., 1:4, :], local_scatter(grad, weight, (3, 2), window))
+    for function, inputs in (
+            (lambda value, weight: local_aggregate(value, weight, window), (value, weight)),
+            (lambda grad, value: local_correlate(grad, value, window), (grad, value)),
+            (lambda grad, weight: local_scatter(grad, weight, (3, 2), window), (grad, weight))):
+        shapes = [tensor.shape for tensor in inputs]
+        assert sum(counted(function, *shapes).values()) == made.pop(0) == 2 * 2 * 3 * 6
+
+
+def sample(image, y, x):
+    """Interpolate one channel (H, W) between four pixels, zero outside."""
+    top, left = math.floor(y), math.floor(x)
+    total = Products(0)
+    for row, column in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
+        inside = 0 <= row < image.shape[0] and 0 <= column < image.shape[1]
+        total += (1 - abs(y - row)) * (1 - abs(x - column)) * (image[row, column] if inside else Products(0))
+    return total
+
+
+def test_deformable_convolution_by_loops():
+    from mmcv.ops import modulated_deform_conv2d
+
+    shapes = [(1, 2, 3, 3), (1, 8, 2, 2), (1, 4, 2, 2), (3, 2, 2, 2)]
+    x, offset, mask, weight = (torch.rand(shape) for shape in shapes)
+    image, factors, kernel = numbers(x, mask, weight)
+    moved = np.empty((2, 4, 2, 2), object)
+    for channel, tap, row, column in np.ndindex(*moved.shape):
+        y, z = (float(offset[0, 2 * tap + axis, row, column]) for axis in (0, 1))
+        moved[channel, tap, row, column] = factors[0, tap, row, column] * sample(
+            image[0, channel], row + tap // 2 + y, column + tap % 2 + z)
+    result = loop_einsum('ckhw,ock->ohw', moved, kernel.reshape(3, 2, 4))
+
+    def convolve(*inputs):
+        return modulated_deform_conv2d(*inputs, None, 1, 0, 1)
+    close(result, convolve(x, offset, mask, weight)[0])
+    assert sum(counted(convolve, *shapes).values()) == Products.made
+
+
+def test_roi_align_by_loops():
+    from mmcv.ops import roi_align
+
+    x, roi = torch.rand(1, 2, 4, 4), torch.tensor([[0, 0.6, 0.7, 2.6, 2.7]])
+    (image,) = numbers(x)
+    result = np.full((2, 2, 2), Products(0), object)
+    # bins of one pixel, with two samples along each side; centres of pixels are at one half
+    for channel, row, column, u, v in np.ndindex(2, 2, 2, 2, 2):
+        result[channel, row, column] += sample(image[0, channel], 0.2 + row + 0.25 + 0.5 * u,
+                                               0.1 + column + 0.25 + 0.5 * v)
+    made = Products.made
+    close(result * 0.25, roi_align(x, roi, (2, 2), 1.0, 2)[0])
+    assert counted(lambda x: roi_align(x, roi, (2, 2), 1.0, 2), x.shape) == dict(roi_align=made)
+
+
+BACKBONES = {
+    'RedNet': lambda: RedNet(26), 'SASA': lambda: SASAResNet(26), 'SASA, attention stem': lambda: SASAResNet(
+        26, stem='attention'), 'LRNet': lambda: LRNet(26), 'SAN pairwise': lambda: SAN(10),
+    'SAN patchwise': lambda: SAN(10, 'patchwise'), 'axial': lambda: AxialResNet('s', depth=26),
+    'VAN': lambda: VAN('b0'), 'MSCAN': lambda: MSCAN('tiny')}
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_networks(name):
+    """Products are those that torch's own counter finds, and mmengine's total is the tool's."""
+    network = BACKBONES[name]().eval()
+    complexity = count_network(network, torch.zeros(1, 3, 64, 96))
+    # on the CPU dilated convolutions take other shapes
+    image = torch.zeros(1, 3, 64, 96, device='meta')
+    products = counting.multiply_adds(copy.deepcopy(network).to('meta'), lambda network: network(image))[0]
+    assert complexity.total(['op']) == round(products * 1e9)
+    assert not complexity.uncounted
+    counts = get_model_complexity_info(network, (3, 64, 96), show_table=False, show_arch=False)
+    assert counts['flops'] == complexity.total()
+    assert counts['params'] == complexity.parameters().all
+    assert set(complexity.counts['']) <= {name for names in CATEGORIES.values() for name in names}
