@@ -33,6 +33,9 @@ BACKBONES = {
         type='mmseg.MSCAN', embed_dims=[32, 64, 160, 256], mlp_ratios=[8, 8, 4, 4], depths=[3, 3, 5, 2],
         drop_path_rate=0.1, norm_cfg=dict(type='BN')),
     'MSCAN-tiny': dict(type='mmrednet.MSCAN', arch='tiny'),
+    # what its strips take
+    'MSCAN-tiny, strips of 1': dict(
+        type='mmrednet.MSCAN', arch='tiny', spatial_cfg=dict(type='MultiScaleConvAttention', strip_sizes=(1, ))),
 }
 LAYOUTS = {'contiguous': torch.contiguous_format, 'channels-last': torch.channels_last}
 
