@@ -104,6 +104,33 @@ def test_involution(window, layout, dtype):
     close(local_involution(*inputs, window), literal_involution(*widened(inputs), window), dtype)
 
 
+@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('window', WINDOWS)
+def test_involution_scaled_and_shifted(window, layout, dtype, relu):
+    window, size = WINDOWS[window]
+    inputs = cast(involution_inputs(window, size, layout), dtype)
+    scale, shift = torch.randn(2, GROUPS * CHANNELS, dtype=torch.float64).to(dtype)
+    expected = literal_involution(*widened(inputs), window)
+    for tensor, combine in ((scale, torch.mul), (shift, torch.add)):
+        expected = combine(expected, tensor.double().view(GROUPS, CHANNELS, 1, 1))
+    got = local_involution(*inputs, window, scale=scale, shift=shift, relu=relu)
+    close(got, expected.relu() if relu else expected, dtype)
+    assert got.stride() == local_involution(*inputs, window).stride()
+    # what has gradients is computed part by part
+    inputs[0].requires_grad_()
+    close(local_involution(*inputs, window, scale=scale, shift=shift, relu=relu).detach(),
+          expected.relu() if relu else expected, dtype)
+
+
+def test_gradients_of_scale_and_shift():
+    window, size = WINDOWS['k3_stride2_dilation2']
+    inputs = [*involution_inputs(window, size), *torch.randn(2, GROUPS * CHANNELS, dtype=torch.float64)]
+    assert gradcheck(lambda *tensors: local_involution(*tensors[:4], window, scale=tensors[4], shift=tensors[5]),
+                     [tensor.requires_grad_() for tensor in inputs], fast_mode=True)
+
+
 @pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('tables', TABLES)
@@ -158,6 +185,8 @@ def test_registration(layout):
     window, size = WINDOWS['k3_stride2_dilation2']
     inputs = [tensor.requires_grad_() for tensor in involution_inputs(window, size, layout)]
     opcheck(involution.involution, (*inputs, list(window)))
+    tensors = [tensor.detach() for tensor in (*inputs, *torch.randn(2, GROUPS * CHANNELS, dtype=torch.float64))]
+    opcheck(involution.involution_affine, (*tensors, True, list(window)))
     inputs = [tensor.requires_grad_() for tensor in attention_inputs(window, size, layout)]
     opcheck(attention.attention, (*inputs, list(window)), test_utils=('test_schema', 'test_faketensor'))
 
@@ -243,8 +272,9 @@ def test_flops():
     inputs = involution_inputs(window, size)
     with FlopCounterMode(display=False) as count:
         local_involution(*inputs, window)
+        local_involution(*inputs, window, scale=torch.ones(12), shift=torch.ones(12))
     positions = BATCH * 6 * 7
-    assert count.get_total_flops() == 2 * positions * GROUPS * 15 * (HIDDEN + CHANNELS)
+    assert count.get_total_flops() == 2 * 2 * positions * GROUPS * 15 * (HIDDEN + CHANNELS)
     inputs = attention_inputs(window, size)
     with FlopCounterMode(display=False) as count:
         attend(window)(*inputs)
@@ -265,6 +295,17 @@ def test_bad_input_of_involution(name, change, message):
     inputs[name] = change(inputs[name])
     with pytest.raises((ValueError, TypeError), match=message):
         local_involution(**inputs, window=Window(3))
+
+
+@pytest.mark.parametrize(('given', 'message'), [
+    (dict(scale=torch.ones(12)), 'scale and shift must be given both, with relu too, got'),
+    (dict(relu=True), 'scale and shift must be given both, with relu too, got'),
+    (dict(scale=torch.ones(4), shift=torch.ones(12)), r'scale must be \(groups \* channels,\), \(12,\), got'),
+    (dict(scale=torch.ones(12), shift=torch.ones(3, 4)), 'shift must have 1 dimensions'),
+])
+def test_bad_scale_and_shift(given, message):
+    with pytest.raises(ValueError, match=message):
+        local_involution(*involution_inputs(Window(3), (4, 5)), Window(3), **given)
 
 
 @pytest.mark.parametrize(('name', 'change', 'message'), [

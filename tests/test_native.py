@@ -84,6 +84,11 @@ def compare_fused(window, groups, channels, size, dtype, layouts, tables=True):
         assert got[0].stride() == _torch.empty_in_layout_of(value, got[0].shape, dtype).stride(), what
         for one, other in zip(got, expected, strict=True):
             agree(one, other.to(one.dtype), DTYPES[dtype], name, *what)
+    scale, shift = torch.randn(2, groups * channels).to(dtype)
+    got = native.involution_affine(value, hidden, weight, bias, scale, shift, tables, window)
+    wide = [tensor if tensor is None else tensor.double() for tensor in (value, hidden, weight, bias, scale, shift)]
+    expected = involution.finish(involution.definition(*wide[:4], list(window)), *wide[4:], tables)
+    agree(got, expected.to(dtype), DTYPES[dtype], 'involution_affine', *what)
 
 
 @built
@@ -129,6 +134,7 @@ def test_results_do_not_depend_on_threads(layout):
         results.append([native.aggregate(value, weight, window), native.correlate(value, value, window),
                         native.scatter(value, weight, (33, 37), window),
                         native.involution(value, hidden, generator, None, window),
+                        native.involution_affine(value, hidden, generator, None, *torch.ones(2, 60), True, window),
                         *native.attention(value, value, value, None, None, None, window)])
     torch.set_num_threads(threads)
     for other in results[1:]:
@@ -210,8 +216,8 @@ print(_native.capability())
 
 @built
 def test_the_dispatcher_uses_them():
-    for name in ('aggregate', 'correlate', 'scatter', 'involution', 'involution_backward', 'attention',
-                 'attention_logit_gradients'):
+    for name in ('aggregate', 'correlate', 'scatter', 'involution', 'involution_affine', 'involution_backward',
+                 'attention', 'attention_logit_gradients'):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f'mmrednet::{name}', 'CPU'), name
     assert active_kernels()['cpu'].startswith('native, ')
 

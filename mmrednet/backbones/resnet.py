@@ -9,6 +9,7 @@ from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
+from ..layers.one_pass import one_pass
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
 from .base import CheckpointedBlock, PyramidBackbone
@@ -68,14 +69,13 @@ class Bottleneck(CheckpointedBlock):
 
     def compute(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
-        out = self._plug(self.relu(self.bn1(self.conv1(x))), 'after_conv1')
-        out = self._plug(self.relu(self.bn2(self.conv2(out))), 'after_conv2')
-        out = self.bn3(self.conv3(out))
-        identity = x if self.downsample is None else self.downsample(x)
+        out = self._plug(one_pass(x, self.conv1, self.bn1, self.relu), 'after_conv1')
+        out = self._plug(one_pass(out, self.conv2, self.bn2, self.relu), 'after_conv2')
+        identity = x if self.downsample is None else one_pass(x, *self.downsample)
         if self.plugin_names['after_conv3']:
             # a plugin may need its result to differentiate itself
-            return self.relu(self._plug(out, 'after_conv3') + identity)
-        return self.relu(out.add_(identity))
+            return self.relu(self._plug(one_pass(out, self.conv3, self.bn3), 'after_conv3') + identity)
+        return one_pass(out, self.conv3, self.bn3, self.relu, added=identity)
 
 
 @MODELS.register_module()
@@ -154,7 +154,7 @@ class SpatialResNet(PyramidBackbone):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, base_channels, H / 4, W / 4)."""
-        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.maxpool(one_pass(x, self.conv1, self.bn1, self.relu))
 
 
 def _check_plugins(plugins: Sequence[dict], stages: int) -> None:

@@ -7,6 +7,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from ..ops import Window, local_involution
+from .one_pass import one_pass, takes_affine
 from .spatial import cell_average, spatial_operator
 
 
@@ -56,9 +57,15 @@ class Involution(BaseModule):
         """Return the kernels (B, G, K * K, Ho, Wo) that the output of ``conv1`` generates; ``forward`` stores none."""
         return self.conv2(hidden).unflatten(1, (self.groups, self.window.taps))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
+    @takes_affine
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, *,
+                relu: bool = False) -> Tensor:
+        """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)).
+
+        ``scale`` and ``shift`` (C,) and ``relu`` are of a norm and an activation behind it, see
+        :func:`mmrednet.ops.local_involution`.
+        """
         value = x.unflatten(1, (self.groups, x.shape[1] // self.groups))
         generator = self.conv2.conv
-        return local_involution(value, self.conv1(self.pool(x)), generator.weight.flatten(1), generator.bias,
-                          self.window).flatten(1, 2)
+        return local_involution(value, one_pass(self.pool(x), self.conv1), generator.weight.flatten(1), generator.bias,
+                                self.window, scale=scale, shift=shift, relu=relu).flatten(1, 2)

@@ -20,13 +20,15 @@ from .checks import check_outputs, check_same, check_shape, check_tensors
 from .window import Window
 
 
-def local_involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+def local_involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Window, *,
+                     scale: Tensor | None = None, shift: Tensor | None = None, relu: bool = False) -> Tensor:
     """Sum the neighbours of every position with the kernel that the position's hidden features generate.
 
         result[b, g, d, i] = sum over j of  kernel[b, g, j, i] * value[b, g, d, i + j]
         kernel[b, g, j, i] = bias[g K + j] + sum over r of  weight[g K + j, r] * hidden[b, r, i]
 
-    (Li et al., CVPR 2021, equations 4 and 6.) Gradients reach all four tensors.
+    (Li et al., CVPR 2021, equations 4 and 6.) Gradients reach all tensors. A norm in eval mode and a ReLU behind
+    it may be part of it, ``relu(scale * result + shift)``: without gradients they then cost no pass of their own.
 
     Args:
         value: (B, G, D, H, W); the D channels of a group share their kernel.
@@ -34,6 +36,9 @@ def local_involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor
         weight: (G * K, R), of the generator's last layer.
         bias: (G * K,), or None.
         window: the neighbourhood; ``window.output_size(H, W)`` must be (Ho, Wo).
+        scale: (G * D,), what every channel of the result is multiplied with, or None.
+        shift: (G * D,), what is added to it then; given if ``scale`` is.
+        relu: whether what is less than zero becomes zero; ``scale`` must be given.
 
     Returns:
         (B, G, D, Ho, Wo), in the dtype and the memory layout of ``value``.
@@ -42,14 +47,26 @@ def local_involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor
         TypeError: an argument is not a floating-point tensor.
         ValueError: a shape does not match.
     """
-    value, hidden, weight, bias = check_tensors(
-        value=(value, 5), hidden=(hidden, 4), weight=(weight, 2), bias=(bias, 1))
+    value, hidden, weight, bias, scale, shift = check_tensors(
+        value=(value, 5), hidden=(hidden, 4), weight=(weight, 2), bias=(bias, 1), scale=(scale, 1), shift=(shift, 1))
     check_same('value', value, 'hidden', hidden, dims=1)
     check_outputs('hidden', hidden, 'value', value.shape[-2:], window)
     rows = value.shape[1] * window.taps
     check_shape('weight', weight, '(groups * taps, hidden channels)', (rows, hidden.shape[1]))
     check_shape('bias', bias, '(groups * taps,)', (rows,))
-    return involution(value, hidden, weight, bias, list(window))
+    if (scale is None) != (shift is None) or (relu and scale is None):
+        raise ValueError(f'scale and shift must be given both, with relu too, got scale={scale}, {shift=}, {relu=}.')
+    if scale is None or shift is None:
+        return involution(value, hidden, weight, bias, list(window))
+    channels = value.shape[1] * value.shape[2]
+    check_shape('scale', scale, '(groups * channels,)', (channels,))
+    check_shape('shift', shift, '(groups * channels,)', (channels,))
+    inputs = (value, hidden, weight, bias, scale, shift)
+    needs_grad = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
+    # a trace shows what is computed, for those who count it
+    if needs_grad or torch.jit.is_tracing():
+        return finish(involution(value, hidden, weight, bias, list(window)), scale, shift, relu)
+    return involution_affine(*inputs, relu, list(window))
 
 
 def generate_kernels(hidden: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
@@ -60,6 +77,13 @@ def generate_kernels(hidden: Tensor, weight: Tensor, bias: Tensor | None, groups
 def definition(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int]) -> Tensor:
     """Compute :func:`local_involution` by way of stored kernels: what every fused kernel is compared with."""
     return local.aggregate(value, generate_kernels(hidden, weight, bias, value.shape[1]), window)
+
+
+def finish(out: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
+    """Return relu(scale * out + shift), channel by channel of (B, G, D, H, W), in the dtype of ``out``."""
+    scale, shift = (tensor.view(*out.shape[1:3], 1, 1) for tensor in (scale, shift))
+    finished = out * scale + shift
+    return (finished.relu() if relu else finished).to(out.dtype)
 
 
 def gradients(grad: Tensor, value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
@@ -80,6 +104,13 @@ def involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | Non
     return definition(value, hidden, weight, bias, window)
 
 
+@custom_op('mmrednet::involution_affine', mutates_args=())
+def involution_affine(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor,
+                      relu: bool, window: Sequence[int]) -> Tensor:
+    """See :func:`local_involution`; without gradients."""
+    return finish(involution(value, hidden, weight, bias, window), scale, shift, relu)
+
+
 @custom_op('mmrednet::involution_backward', mutates_args=())
 def involution_backward(grad: Tensor, value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
                         window: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -92,6 +123,11 @@ _triton.register('involution', involution=involution, involution_backward=involu
 
 @involution.register_fake
 def _(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int]) -> Tensor:
+    return _torch.empty_in_layout_of(value, (*value.shape[:3], *hidden.shape[-2:]), value.dtype)
+
+
+@involution_affine.register_fake
+def _(value: Tensor, hidden: Tensor, *_: object) -> Tensor:
     return _torch.empty_in_layout_of(value, (*value.shape[:3], *hidden.shape[-2:]), value.dtype)
 
 
@@ -123,6 +159,11 @@ involution.register_autograd(_grad, setup_context=_setup_context)
 @register_flop_formula(torch.ops.mmrednet.involution)
 def _flops(value: Sequence[int], hidden: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
     return 2 * multiply_adds.involution(value, hidden, weight).total()
+
+
+@register_flop_formula(torch.ops.mmrednet.involution_affine)
+def _flops_affine(value: Sequence[int], hidden: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return _flops(value, hidden, weight)
 
 
 # kernels again, then the gradients of value and of kernels, then those of the generator's input and of its weight

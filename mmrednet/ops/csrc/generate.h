@@ -71,10 +71,28 @@ inline const A* widened(const A* from, int64_t, A*) {
   return from;
 }
 
+// scale and shift the results of some outputs of one row, while they are at hand
+template <typename T, typename A>
+void finish(const Problem& p, const InvolutionData& data, int64_t group, T* result, int64_t count) {
+  if (data.scale == nullptr) return;
+  const A* scale = static_cast<const A*>(data.scale) + group * p.channels;
+  const A* shift = static_cast<const A*>(data.shift) + group * p.channels;
+  const int64_t c = p.result.c, w = p.result.w;
+  const auto finished = [&](T given, int64_t d) {
+    const A number = load<A>(given) * scale[d] + shift[d];
+    return store<T>(data.relu && number < 0 ? A{0} : number);
+  };
+  if (c == 1)
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t d = 0; d < p.channels; ++d) result[i * w + d] = finished(result[i * w + d], d);
+  else
+    for (int64_t d = 0; d < p.channels; ++d)
+      for (int64_t i = 0; i < count; ++i) result[d * c + i * w] = finished(result[d * c + i * w], d);
+}
+
 // tiles [begin, end) of the problem, a tile being some neighbouring outputs of one group of one image
 template <typename T, typename A>
-void run_involution(const Involution& q, const void* value_data, const void* hidden_data, const void* weight_data,
-                    const void* bias_data, void* result_data, void* memory, int64_t begin, int64_t end) {
+void run_involution(const Involution& q, const InvolutionData& data, void* memory, int64_t begin, int64_t end) {
   const Problem& p = q.local;
   const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w, pitch = q.pitch, outputs = p.out_height * p.out_width;
   char* free = static_cast<char*>(memory);
@@ -91,27 +109,30 @@ void run_involution(const Involution& q, const void* value_data, const void* hid
     const int64_t first = tile * q.size, count = outputs - first < q.size ? outputs - first : q.size;
     if (held_tile != image * q.tiles + tile) {
       held_tile = image * q.tiles + tile;
-      pack_hidden<T, A>(q, static_cast<const T*>(hidden_data) + image * q.seen.b, first, count, hidden);
+      pack_hidden<T, A>(q, static_cast<const T*>(data.hidden) + image * q.seen.b, first, count, hidden);
     }
     if (held_group != group) {
       held_group = group;
-      weight = widened(static_cast<const T*>(weight_data) + group * taps * q.hidden, taps * q.hidden, spare);
-      bias = widened(static_cast<const T*>(bias_data) + group * taps, taps, spare + taps * q.hidden);
+      weight = widened(static_cast<const T*>(data.weight) + group * taps * q.hidden, taps * q.hidden, spare);
+      bias = widened(static_cast<const T*>(data.bias) + group * taps, taps, spare + taps * q.hidden);
     }
     generate<A>(weight, q.hidden, bias, hidden, taps, q.hidden, pitch, kernels);
-    const T* value = static_cast<const T*>(value_data) + image * p.first.b + group * p.first.g;
-    T* result = static_cast<T*>(result_data) + image * p.result.b + group * p.result.g;
+    const T* value = static_cast<const T*>(data.value) + image * p.first.b + group * p.first.g;
+    T* result = static_cast<T*>(data.result) + image * p.result.b + group * p.result.g;
     if (!q.pixels) {
       Rows<T, A> rows(p, p.first, free, value);
       hold_seen(p, rows, tile);
       aggregate_row<T, A, false>(p, rows, kernels, pitch, result, tile);
+      finish<T, A>(p, data, group, result + tile * p.result.h, count);
       continue;
     }
     for (int64_t i = 0; i < count;) {
       const int64_t y = (first + i) / p.out_width, x = (first + i) % p.out_width;
       const int64_t length = count - i < p.out_width - x ? count - i : p.out_width - x;
       const Taps<A> where = {kernels + i, p.geometry.kernel_w * pitch, pitch, 1};
-      aggregate_span<T, A>(p, value, where, result + y * p.result.h + x * p.result.w, y, x, x + length);
+      T* to = result + y * p.result.h + x * p.result.w;
+      aggregate_span<T, A>(p, value, where, to, y, x, x + length);
+      finish<T, A>(p, data, group, to, length);
       i += length;
     }
   }

@@ -16,8 +16,11 @@
 
 namespace {
 
-at::Tensor involution(const at::Tensor& value_given, const at::Tensor& hidden_given, const at::Tensor& weight_given,
-                      const std::optional<at::Tensor>& bias_given, at::IntArrayRef window) {
+using OptionalTensor = std::optional<at::Tensor>;
+
+at::Tensor solve(const at::Tensor& value_given, const at::Tensor& hidden_given, const at::Tensor& weight_given,
+                 const OptionalTensor& bias_given, const OptionalTensor& scale_given, const OptionalTensor& shift_given,
+                 bool relu, at::IntArrayRef window) {
   TORCH_CHECK(value_given.dim() == 5 && hidden_given.dim() == 4, "value must have 5 dimensions and hidden 4");
   const auto type = mmrednet::kernel_type(value_given.scalar_type(), hidden_given.scalar_type());
   const at::Tensor value = value_given.to(type), hidden = hidden_given.to(type);
@@ -43,21 +46,39 @@ at::Tensor involution(const at::Tensor& value_given, const at::Tensor& hidden_gi
   q.hidden = hidden.size(1);
   q.seen = {hidden.stride(0), 0, hidden.stride(1), hidden.stride(2), hidden.stride(3)};
   mmrednet::set_tiles(q, mmrednet::sum_bytes(type));
+  mmrednet::InvolutionData data = {value.const_data_ptr(), hidden.const_data_ptr(), weight.const_data_ptr(),
+                                   bias.const_data_ptr(), nullptr, nullptr, relu, result.mutable_data_ptr()};
+  at::Tensor scale, shift;
+  if (scale_given) {
+    const auto sums = type == at::kDouble ? at::kDouble : at::kFloat;
+    scale = scale_given->to(sums).contiguous(), shift = shift_given->to(sums).contiguous();
+    data.scale = scale.const_data_ptr(), data.shift = shift.const_data_ptr();
+  }
   const auto run = mmrednet::kernels_for(type).involution;
   const int64_t work = q.size * window[0] * window[1] * (p.channels + q.hidden);
   const int64_t grain = std::max<int64_t>(1, mmrednet::kGrain / std::max<int64_t>(1, work));
   at::parallel_for(0, value.size(0) * p.groups * q.tiles, grain, [&](int64_t begin, int64_t end) {
     std::unique_ptr<char[]> scratch(new char[q.scratch]);
-    run(q, value.const_data_ptr(), hidden.const_data_ptr(), weight.const_data_ptr(), bias.const_data_ptr(),
-        result.mutable_data_ptr(), scratch.get(), begin, end);
+    run(q, data, scratch.get(), begin, end);
   });
   return result.to(value_given.scalar_type());
+}
+
+at::Tensor involution(const at::Tensor& value, const at::Tensor& hidden, const at::Tensor& weight,
+                      const OptionalTensor& bias, at::IntArrayRef window) {
+  return solve(value, hidden, weight, bias, {}, {}, false, window);
+}
+
+at::Tensor affine(const at::Tensor& value, const at::Tensor& hidden, const at::Tensor& weight,
+                  const OptionalTensor& bias, const at::Tensor& scale, const at::Tensor& shift, bool relu,
+                  at::IntArrayRef window) {
+  return solve(value, hidden, weight, bias, scale, shift, relu, window);
 }
 
 // The kernels are generated again, and stored: each is read by what follows as often as a gradient is.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
     const at::Tensor& grad, const at::Tensor& value, const at::Tensor& hidden, const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias, at::IntArrayRef window) {
+    const OptionalTensor& bias, at::IntArrayRef window) {
   const at::Tensor generator = weight.unsqueeze(-1).unsqueeze(-1);
   const int64_t groups = value.size(1);
   const at::Tensor kernels = at::conv2d(hidden, generator, bias).unflatten(1, {groups, weight.size(0) / groups});
@@ -74,5 +95,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
 
 TORCH_LIBRARY_IMPL(mmrednet, CPU, m) {
   m.impl("involution", &involution);
+  m.impl("involution_affine", &affine);
   m.impl("involution_backward", &backward);
 }

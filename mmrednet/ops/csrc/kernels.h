@@ -17,6 +17,7 @@ using mmrednet::Attention;
 using mmrednet::AttentionData;
 using mmrednet::Geometry;
 using mmrednet::Involution;
+using mmrednet::InvolutionData;
 using mmrednet::Problem;
 using mmrednet::View;
 using mmrednet::load;

@@ -105,6 +105,14 @@ struct Involution {
   int64_t size, pitch, tiles;
 };
 
+// `weight` and `bias` generate the kernels. `scale` and `shift`, one for each channel in the type of sums, or null: the
+// results are scaled, then shifted, and then no less than zero where that is wanted.
+struct InvolutionData {
+  const void *value, *hidden, *weight, *bias, *scale, *shift;
+  bool relu;
+  void* result;
+};
+
 // outputs of a tile of a channels-last map
 constexpr int64_t kTile = 48;
 
@@ -148,9 +156,7 @@ struct BFloat16 {
 };
 
 using Run = void (*)(const Problem&, const void*, const void*, void*, void*, int64_t, int64_t);
-using RunInvolution = void (*)(const Involution&, const void*, const void*, const void*, const void*, void*, void*, int64_t,
-                               int64_t);
-
+using RunInvolution = void (*)(const Involution&, const InvolutionData&, void*, int64_t, int64_t);
 using RunAttention = void (*)(const Attention&, const AttentionData&, void*, int64_t, int64_t);
 
 // the kernels of one instruction set for one type of numbers
