@@ -22,6 +22,8 @@ from mmrednet.ops import active_kernels
 BASELINE = 'mmdet ResNet-50'
 BACKBONES = {
     BASELINE: dict(type='mmdet.ResNet', depth=50),
+    # the same network: what the gains that are not involution's give it
+    'SpatialResNet-50': dict(type='mmrednet.SpatialResNet', depth=50),
     'RedNet-50': dict(type='mmrednet.RedNet', depth=50),
     'SASA-50, conv stem': dict(type='mmrednet.SASAResNet', depth=50),
     'VAN-b1': dict(type='mmrednet.VAN', arch='b1'),
@@ -42,7 +44,7 @@ LAYOUTS = {'contiguous': torch.contiguous_format, 'channels-last': torch.channel
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--backbones', nargs='+', choices=list(BACKBONES), default=[BASELINE, 'RedNet-50'],
+    parser.add_argument('--backbones', nargs='+', choices=list(BACKBONES), default=[BASELINE, 'SpatialResNet-50', 'RedNet-50'],
                         help='the first is what the others are compared with')
     parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'))
     parser.add_argument('--batch', type=int, default=1)
