@@ -153,6 +153,18 @@ class TestClassifier:
         metric.process(None, [dict(scores=scores, label=torch.tensor(label)) for label in (0, 1, 2, 2)])
         assert metric.evaluate(4) == {'accuracy/top1': 25.0, 'accuracy/top2': 75.0}
 
+    @pytest.mark.parametrize(('scores', 'expected'), [
+        # nothing is known: the first class, and the first two, are as good as any
+        ([0.25] * 4, (25.0, 50.0)),
+        ([float('nan')] * 4, (0.0, 0.0)),
+        # class 1 is the first, what is no number stands before it
+        ([0.1, 0.9, float('nan'), 0.0], (0.0, 25.0)),
+        ([0.1, 0.4, 0.4, 0.1], (25.0, 50.0))])
+    def test_accuracy_of_ties_and_of_what_is_no_number(self, scores, expected):
+        metric = Accuracy(topk=(1, 2))
+        metric.process(None, [dict(scores=torch.tensor(scores), label=torch.tensor(label)) for label in range(4)])
+        assert metric.evaluate(4) == {'accuracy/top1': expected[0], 'accuracy/top2': expected[1]}
+
 
 # what the sources say: learning rate, batch, epochs, and millions of parameters
 @pytest.mark.parametrize(('path', 'lr', 'batch', 'epochs', 'gpus', 'parameters'), [
