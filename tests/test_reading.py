@@ -261,3 +261,6 @@ def test_hashes(tmp_path):
     assert hash_in_name('van-tiny_8xb128_in1k_20220501-385941af.pth') == '385941af'
     assert hash_in_name('resnet50-0676ba61.safetensors') == '0676ba61'
     assert hash_in_name('rednet50.pth') is None
+    # a date, and digits that are none
+    assert hash_in_name('rednet26_20210517.pth') is None
+    assert hash_in_name('rednet26_20211317.pth') == '20211317'

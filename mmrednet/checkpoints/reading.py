@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import math
 import re
@@ -18,6 +19,7 @@ from torch import Tensor
 from . import safetensors
 from .allowed import ignoring
 from .errors import CheckpointError
+from .values import check_weights
 
 # more than any network here has; a file that states more is refused before memory is taken
 MAX_BYTES = 16 << 30
@@ -26,9 +28,6 @@ MAX_EXPANSION = 100
 MAX_VIEWS = 4
 # under which keys training scripts keep the weights, the first that is there
 CONTAINERS = ('state_dict', 'model_state_dict', 'model', 'net', 'network', 'params', 'state_dict_ema', 'model_ema')
-WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# single numbers count something; these are tables of integers
-INDICES = ('flatten_index', 'relative_position_index')
 NOT_WEIGHTS = ((b'<', 'a web page: the download gave a page instead of the file'),
                (b'version https://git-lfs', 'a pointer of Git LFS: the file itself was not fetched'))
 ARRAY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -53,12 +52,13 @@ class Checkpoint:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
+def read_checkpoint(path: str | Path, *, key: str | None = None, check: bool = True) -> Checkpoint:
     """Read the tensors of a ``.pth``, ``.pth.tar``, ``.safetensors`` or ``.npz`` file, told apart by their content.
 
     Args:
         path: of the file.
         key: where in the file the weights are, as 'state_dict_ema'; by default the first of ``CONTAINERS``.
+        check: whether all tensors must be weights; where not all are used, ``check_weights`` may follow for those.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -75,6 +75,8 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     state, container, others = _find_tensors(path, content, key)
     _check_size(path, sum(value.numel() * value.element_size() for value in state.values()), expansion)
     _check_tensors(path, state)
+    if check:
+        check_weights(path, state)
     return Checkpoint(path, state, container, others, metadata)
 
 
@@ -88,9 +90,35 @@ def sha256_of(path: str | Path) -> str:
 
 
 def hash_in_name(path: str | Path) -> str | None:
-    """Return the first digits of the SHA-256 that OpenMMLab and torchvision write into a file's name, if it has any."""
+    """Return the first digits of the SHA-256 that OpenMMLab and torchvision write into a file's name, if it has any.
+
+    Eight digits that are a date, as 20210517, are none.
+    """
     found = re.search(r'[-_]([0-9a-f]{8})\.(pth|pt|pth\.tar|safetensors)$', Path(path).name)
-    return found[1] if found else None
+    return found[1] if found and not _is_date(found[1]) else None
+
+
+def _is_date(digits: str) -> bool:
+    if not digits.isdecimal() or not digits.startswith('20'):
+        return False
+    try:
+        datetime.date(int(digits[:4]), int(digits[4:6]), int(digits[6:]))
+    except ValueError:
+        return False
+    return True
+
+
+def check_hash(path: str | Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        CheckpointError: the file's name states another one.
+    """
+    digest, stated = sha256_of(path), hash_in_name(path)
+    if stated and not digest.startswith(stated):
+        raise CheckpointError(f'{path} must have the SHA-256 that its name states, {stated}..., got {digest}; fetch it '
+                              'again, or rename it if you know better.')
+    return digest
 
 
 def _reader_of(path: Path) -> tuple[Callable[[Path], tuple[Any, dict[str, str]]], int]:
@@ -207,12 +235,3 @@ def _check_tensors(path: Path, state: dict[str, Tensor]) -> None:
         if value.layout != torch.strided or value.is_quantized or value.device.type != 'cpu':
             raise CheckpointError(f'{path}, {name}: weights must be dense tensors of plain numbers, got '
                                   f'{value.layout}, {value.dtype} on {value.device}.')
-    wrong = {name: str(value.dtype) for name, value in state.items()
-             if value.dtype not in WEIGHT_DTYPES and value.dim() and not name.endswith(INDICES)}
-    if wrong:
-        raise CheckpointError(f'{path}: weights must be floating point, got {len(wrong)} other tensors: '
-                              f'{dict(list(wrong.items())[:5])}.')
-    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise CheckpointError(f'{path}: weights must be finite, got NaN or infinity in {len(broken)} of {len(state)} '
-                              f'tensors: {broken[:5]}.')
