@@ -21,6 +21,7 @@ from mmrednet.pretraining import (
     PackImage,
     RandomErasing,
     RandomResizedCrop,
+    check_batches,
     use_image_folders,
 )
 
@@ -65,6 +66,20 @@ class TestData:
         (tmp_path / 'val' / 'd').mkdir()
         with pytest.raises(ValueError, match='all splits must have the same classes, got .*train.*3: .*val.*4: '):
             use_image_folders(cfg, str(tmp_path))
+
+    def test_fewer_images_than_a_batch_are_named(self, tmp_path, monkeypatch):
+        cfg = load_config(str(CONFIG))
+        use_image_folders(cfg, str(folders(tmp_path, count=4)))
+        cfg.train_dataloader.batch_size = 8
+        check_batches(cfg)
+        monkeypatch.setattr('mmrednet.pretraining.image_folder.get_world_size', lambda: 2)
+        with pytest.raises(ValueError, match=f'train_dataloader.batch_size must .* in {tmp_path}/train for each '
+                                             'process, 8 for 2, got 8: give a smaller one'):
+            check_batches(cfg)
+        cfg.train_dataloader.batch_size = 4
+        check_batches(cfg)
+        cfg.train_dataloader.update(batch_size=9, drop_last=False)
+        check_batches(cfg)
 
     def test_crops(self):
         np.random.seed(0)
