@@ -35,8 +35,9 @@ def load_pretrained(network: nn.Module, checkpoint: str, *, prefix: str | None =
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it cannot be read safely, nothing in it fits the network, or what
-            fits is not finite or no floating point numbers.
+        ValueError: a name is unknown, or a URL ends in none.
+        CheckpointError: it cannot be read safely, nothing in it fits the network, or what fits is not finite or no
+            floating point numbers.
     """
     del map_location
     with ExitStack() as stack:
