@@ -3,7 +3,7 @@
 import golden
 import torch
 
-from mmrednet.backbones import RedNet, SpatialResNet
+from mmrednet.backbones import SpatialResNet
 
 
 def official(name):
@@ -41,12 +41,11 @@ def filled(network, head, channels):
                     for part, shape in (('weight', (10, channels)), ('bias', (10,)))}
 
 
-def paddle_rednet():
-    """Return a narrow RedNet classifier in Paddle's names: no counters, the classifier's matrix is (in, out)."""
-    state = filled(RedNet(26, base_channels=32, stem_kernel_size=3), 'fc.', 1024)
-    state['fc.weight'] = state['fc.weight'].T.contiguous()
-    return replaced({key: value for key, value in state.items() if not key.endswith('num_batches_tracked')},
-                    ('running_mean', '_mean'), ('running_var', '_variance'))
+def paddle_rednet(state):
+    """Return a RedNet classifier in Paddle's names: no wrapper, no counters, the classifier's matrix is (in, out)."""
+    state = replaced({key: value for key, value in state.items() if not key.endswith('num_batches_tracked')},
+                     ('backbone.', ''), ('head.fc.', 'fc.'), ('running_mean', '_mean'), ('running_var', '_variance'))
+    return state | {'fc.weight': state['fc.weight'].T.contiguous()}
 
 
 def mmpretrain_van(state):

@@ -168,6 +168,13 @@ def test_missing_weights_are_named(tmp_path):
     check_pretrained(cfg)
 
 
+def test_pretrained_files_are_missed_in_every_spelling(tmp_path):
+    for kind in ('Pretrained', 'mmengine.Pretrained'):
+        cfg = Config(dict(model=dict(init_cfg=dict(type=kind, checkpoint=str(tmp_path / 'w.pth')))))
+        with pytest.raises(FileNotFoundError, match='model.init_cfg.checkpoint must be an existing file'):
+            check_pretrained(cfg)
+
+
 def test_unknown_scopes_are_named():
     with pytest.raises(ValueError, match=r"must be one of \('mmdet', 'mmseg', 'mmengine'\), got 'mmpose'"):
         scope_of(Config(dict(default_scope='mmpose')))

@@ -21,6 +21,7 @@ from mmrednet.pretraining import (
     PackImage,
     RandomErasing,
     RandomResizedCrop,
+    check_batches,
     use_image_folders,
 )
 
@@ -65,6 +66,20 @@ class TestData:
         (tmp_path / 'val' / 'd').mkdir()
         with pytest.raises(ValueError, match='all splits must have the same classes, got .*train.*3: .*val.*4: '):
             use_image_folders(cfg, str(tmp_path))
+
+    def test_fewer_images_than_a_batch_are_named(self, tmp_path, monkeypatch):
+        cfg = load_config(str(CONFIG))
+        use_image_folders(cfg, str(folders(tmp_path, count=4)))
+        cfg.train_dataloader.batch_size = 8
+        check_batches(cfg)
+        monkeypatch.setattr('mmrednet.pretraining.image_folder.get_world_size', lambda: 2)
+        with pytest.raises(ValueError, match=f'train_dataloader.batch_size must .* in {tmp_path}/train for each '
+                                             'process, 8 for 2, got 8: give a smaller one'):
+            check_batches(cfg)
+        cfg.train_dataloader.batch_size = 4
+        check_batches(cfg)
+        cfg.train_dataloader.update(batch_size=9, drop_last=False)
+        check_batches(cfg)
 
     def test_crops(self):
         np.random.seed(0)
@@ -152,6 +167,18 @@ class TestClassifier:
         scores = torch.tensor([0.5, 0.2, 0.3])
         metric.process(None, [dict(scores=scores, label=torch.tensor(label)) for label in (0, 1, 2, 2)])
         assert metric.evaluate(4) == {'accuracy/top1': 25.0, 'accuracy/top2': 75.0}
+
+    @pytest.mark.parametrize(('scores', 'expected'), [
+        # nothing is known: the first class, and the first two, are as good as any
+        ([0.25] * 4, (25.0, 50.0)),
+        ([float('nan')] * 4, (0.0, 0.0)),
+        # class 1 is the first, what is no number stands before it
+        ([0.1, 0.9, float('nan'), 0.0], (0.0, 25.0)),
+        ([0.1, 0.4, 0.4, 0.1], (25.0, 50.0))])
+    def test_accuracy_of_ties_and_of_what_is_no_number(self, scores, expected):
+        metric = Accuracy(topk=(1, 2))
+        metric.process(None, [dict(scores=torch.tensor(scores), label=torch.tensor(label)) for label in range(4)])
+        assert metric.evaluate(4) == {'accuracy/top1': expected[0], 'accuracy/top2': expected[1]}
 
 
 # what the sources say: learning rate, batch, epochs, and millions of parameters

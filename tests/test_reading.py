@@ -1,10 +1,12 @@
 """Files of weights: what is read, what is refused and why, and that nothing is executed or half written."""
 
 import argparse
+import gzip
 import io
 import json
 import os
 import pickle
+import pickletools
 import struct
 import zipfile
 from pathlib import Path
@@ -91,8 +93,17 @@ def test_nothing_is_executed(call, legacy, tmp_path, monkeypatch):
     with torch.serialization.safe_globals([os.system, eval, exec]), pytest.raises(
             CheckpointError, match='cannot be read as plain tensors, and nothing else is loaded'):
         read_checkpoint(tmp_path / 'w.pth')
-    assert loads == [True]
+    # what is named is looked at first
+    assert False not in loads
     assert not witness.exists()
+
+
+def test_torch_is_told_to_load_tensors_alone(tmp_path, monkeypatch):
+    torch.save(STATE, tmp_path / 'w.pth')
+    loads, original = [], torch.load
+    monkeypatch.setattr(torch, 'load', lambda *args, **kw: loads.append(kw['weights_only']) or original(*args, **kw))
+    assert same(read_checkpoint(tmp_path / 'w.pth').state, STATE)
+    assert loads == [True]
 
 
 def test_plain_pickles_are_refused(tmp_path):
@@ -122,12 +133,18 @@ def test_truncated_files(name, share, tmp_path):
 
 
 @pytest.mark.parametrize(('content', 'message'), [
-    (b'', 'got an empty file'), (b'\n<!DOCTYPE html><html>', 'got a web page'), (b'\x00' * 64, 'cannot be read'),
-    (b'version https://git-lfs.github.com/spec/v1\noid', 'a pointer of Git LFS')])
-def test_what_is_no_file_of_weights(content, message, tmp_path):
-    (tmp_path / 'w.pth').write_bytes(content)
+    (b'', 'got an empty file'), (b'\n<!DOCTYPE html><html>', 'got a web page'),
+    (b'\x00' * 64, r'cannot be read|no safetensors file'),
+    (b'version https://git-lfs.github.com/spec/v1\noid', 'a pointer of Git LFS'),
+    (b'\x89HDF\r\n\x1a\n' + bytes(64), 'got an HDF5 file'), (gzip.compress(b'weights'), 'got a gzip file'),
+    (bytes(257) + b'ustar', 'got a tar archive'), (b'{"a": 3}', 'got a JSON file'),
+    (json.dumps(dict(weight_map=dict(a='model-1.bin', b='model-2.bin', c='model-1.bin'))).encode(),
+     r"the index of a model in 2 files: give one that has the weights wanted, \['model-1.bin', 'model-2.bin'\]")])
+@pytest.mark.parametrize('name', ['w.pth', 'w.safetensors'])
+def test_what_is_no_file_of_weights(content, message, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
-        read_checkpoint(tmp_path / 'w.pth')
+        read_checkpoint(tmp_path / name)
     with pytest.raises(FileNotFoundError, match='checkpoint must be an existing file, got'):
         read_checkpoint(tmp_path / 'other.pth')
 
@@ -140,6 +157,68 @@ def npz_of(path, shape, *, dtype='<f4', data=b'', compression=zipfile.ZIP_DEFLAT
         archive.writestr('weight.npy', b'\x93NUMPY\x01\x00' + struct.pack('<H', len(text)) + text + data)
 
 
+def torch_file_of(path, instructions):
+    """Write torch's archive of a pickle, and return its path."""
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, content in parts.items():
+            archive.writestr(name, b'\x80\x02' + instructions + b'.' if name.endswith('data.pkl') else content)
+    return path
+
+
+def remembered(number, instructions):
+    """Return instructions, and one that keeps their value under a number."""
+    return instructions + b'q' + bytes([number])
+
+
+def doubled(times):
+    """Return the instructions for a tuple of twice a tuple of twice a tuple, down to an empty one."""
+    return b')' + b''.join(remembered(index, b'') + b'h' + bytes([index]) + b'\x86' for index in range(times))
+
+
+class TestPicklesThatGrow:
+
+    @pytest.mark.parametrize(('instructions', 'message'), [
+        # {<2 ** 23 tuples>: 1}
+        (b'}' + doubled(23) + b'K\x01s', 'it builds more than 100 times its own size'),
+        (b')' + b'\x85' * 200, 'or deeper than 100 values in each other'),
+        # a list that takes itself, again and again
+        (remembered(0, b']') + b'h\x00a' * 200, 'deeper than 100 values'),
+        # ten thousand copies of ten thousand characters
+        (b'(' + remembered(0, b'X' + struct.pack('<I', 10000) + b'a' * 10000) + remembered(
+            1, b'c_codecs\nencode\n') + b'h\x01h\x00\x85R' * 10000 + b'l', 'it builds more than 100 times'),
+        (b'c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R', 'it names builtins.bytearray, which weights do not need'),
+        (b'c__builtin__\nset\n]\x85R', 'it names builtins.set,'), (b'ctorch\nTensor\n', 'it names torch.Tensor,'),
+        (b'ctorch.storage\nUntypedStorage\n', 'it names torch.storage.UntypedStorage,'),
+        (b'h\x07', 'KeyError'), (b'X\xff\xff\xff\xffabc', 'w.pth cannot be read as plain tensors')])
+    def test_are_refused_before_they_are_built(self, instructions, message, tmp_path, monkeypatch):
+        path = torch_file_of(tmp_path / 'w.pth', instructions)
+        monkeypatch.delattr(torch, 'load')
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(path)
+
+    def test_every_pickle_of_a_file_is_looked_at(self, tmp_path):
+        torch.save(STATE, tmp_path / 'w.pth', _use_new_zipfile_serialization=False)
+        content = (tmp_path / 'w.pth').read_bytes()
+        growing = b'\x80\x02}' + doubled(23) + b'K\x01s.'
+        with (tmp_path / 'w.pth').open('rb') as file:
+            ends = [0]
+            for _ in range(5):
+                list(pickletools.genops(file))
+                ends.append(file.tell())
+        for first, last in zip(ends[1:], ends[2:], strict=False):
+            (tmp_path / 'w.pth').write_bytes(content[:first] + growing + content[last:])
+            with pytest.raises(CheckpointError, match='it builds more than 100 times its own size'):
+                read_checkpoint(tmp_path / 'w.pth')
+
+    def test_small_repetitions_are_read(self, tmp_path):
+        path = torch_file_of(tmp_path / 'w.pth', b'}' + doubled(8) + b'K\x01s')
+        with pytest.raises(CheckpointError, match='must hold tensors'):
+            read_checkpoint(path)
+
+
 class TestBombs:
 
     def test_compressed_zeros(self, tmp_path):
@@ -148,10 +227,27 @@ class TestBombs:
         with pytest.raises(CheckpointError, match='bytes of tensors, more than 100 times as many'):
             read_checkpoint(tmp_path / 'w.npz')
 
-    @pytest.mark.parametrize('shape', [(1 << 50,), (1 << 40, 1 << 40), (-1,), (3,)])
+    @pytest.mark.parametrize('shape', [(1 << 50,), (1 << 40, 1 << 40), (-1,), (3,), (0, 1 << 70),
+                                       (0, 1 << 33, 1 << 33), (1,) * 70])
     def test_stated_shapes_of_arrays(self, shape, tmp_path):
         npz_of(tmp_path / 'w.npz', shape, data=bytes(16))
-        with pytest.raises(CheckpointError, match=r'a shape .* does not fit the 144 bytes that are there'):
+        with pytest.raises(CheckpointError, match=r'a shape .* does not fit the (144|336) bytes that are there'):
+            read_checkpoint(tmp_path / 'w.npz')
+
+    def test_thousands_of_dimensions_are_not_multiplied(self, tmp_path, monkeypatch):
+        header = {'a': dict(dtype='F32', shape=[(1 << 63) - 1] * 20000, data_offsets=[0, 0])}
+        text = json.dumps(header).encode()
+        (tmp_path / 'w.safetensors').write_bytes(len(text).to_bytes(8, 'little') + text)
+        monkeypatch.setattr('math.prod', None)
+        with pytest.raises(CheckpointError, match='in up to 16 dimensions'):
+            read_checkpoint(tmp_path / 'w.safetensors')
+
+    def test_compressed_arrays_with_other_bytes(self, tmp_path):
+        np.savez_compressed(tmp_path / 'w.npz', weight=np.random.randn(100, 100))
+        content = bytearray((tmp_path / 'w.npz').read_bytes())
+        content[60:90] = bytes(255 - byte for byte in content[60:90])
+        (tmp_path / 'w.npz').write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"w.npz, array 'weight.npy': "):
             read_checkpoint(tmp_path / 'w.npz')
 
     def test_torch_archives_with_compressed_parts(self, tmp_path):
@@ -179,12 +275,17 @@ class TestBombs:
             read_checkpoint(tmp_path / 'w.pth')
 
     @pytest.mark.parametrize(('header', 'message'), [
-        ({'a': dict(dtype='F32', shape=[1 << 40], data_offsets=[0, 4 << 40])}, 'perhaps cut off'),
+        ({'a': dict(dtype='F32', shape=[1 << 30], data_offsets=[0, 4 << 30])}, 'perhaps cut off'),
+        ({'a': dict(dtype='F32', shape=[1 << 40], data_offsets=[0, 4 << 40])}, 'and 17179869184 bytes, got'),
         ({'a': dict(dtype='F32', shape=[1 << 40], data_offsets=[0, 8])}, 'must fit each other'),
         ({'a': dict(dtype='F32', shape=[-2], data_offsets=[0, -8])}, 'must fit each other'),
         ({'a': dict(dtype='F99', shape=[2], data_offsets=[0, 8])}, 'must fit each other'),
         ({'a': dict(dtype='F32', shape=[2], data_offsets=[0, 8]),
           'b': dict(dtype='F32', shape=[2], data_offsets=[0, 8])}, 'one behind another'),
+        ({'a': dict(dtype='F32', shape=[0, 1 << 70], data_offsets=[0, 0])}, 'must fit each other'),
+        ({'a': dict(dtype='F32', shape=[0, 1 << 33, 1 << 33], data_offsets=[0, 0])}, 'must fit each other'),
+        ({'a': dict(dtype='F32', shape=[1] * 17, data_offsets=[0, 4])}, 'in up to 16 dimensions'),
+        ({'a': dict(dtype='F32', shape='ab', data_offsets=[0, 8])}, 'must fit each other'),
         ({'a': 3}, 'must fit each other'), ([], 'the header must be a dict'),
         ({'__metadata__': dict(a=3)}, '__metadata__ must be texts')])
     def test_headers_of_safetensors(self, header, message, tmp_path):
@@ -205,6 +306,12 @@ def test_values_that_are_no_weights(value, message, tmp_path):
     torch.save(dict(good=torch.ones(2), counter=torch.tensor(3), bad=value), tmp_path / 'w.pth')
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(tmp_path / 'w.pth')
+
+
+def test_torch_s_reason_is_kept(tmp_path):
+    # an instruction of protocol 4
+    with pytest.raises(CheckpointError, match=r'w.pth cannot be read as plain tensors, .*: Unsupported operand 140'):
+        read_checkpoint(torch_file_of(tmp_path / 'w.pth', b'\x8c\x01a'))
 
 
 def test_no_tensors(tmp_path):
@@ -261,3 +368,6 @@ def test_hashes(tmp_path):
     assert hash_in_name('van-tiny_8xb128_in1k_20220501-385941af.pth') == '385941af'
     assert hash_in_name('resnet50-0676ba61.safetensors') == '0676ba61'
     assert hash_in_name('rednet50.pth') is None
+    # a date, and digits that are none
+    assert hash_in_name('rednet26_20210517.pth') is None
+    assert hash_in_name('rednet26_20211317.pth') == '20211317'

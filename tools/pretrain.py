@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmrednet.checkpoints import read_checkpoint
 from mmrednet.engine import TrainParser, apply_train_options, build_runner, check_pretrained, load_config
-from mmrednet.pretraining import use_image_folders
+from mmrednet.pretraining import check_batches, use_image_folders
 
 
 def main():
@@ -26,7 +26,10 @@ def main():
     else:
         apply_train_options(cfg, amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume)
         check_pretrained(cfg)
-        build_runner(cfg).train()
+        runner = build_runner(cfg)
+        # now that it is known how many processes there are
+        check_batches(cfg)
+        runner.train()
 
 
 if __name__ == '__main__':

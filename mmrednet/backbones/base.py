@@ -7,15 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch.utils.checkpoint
-from mmengine.model import BaseModule, PretrainedInit
-from mmengine.model.weight_init import update_init_info
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
 
 from ..checkpoints.formats import legacy_pairs
 from ..checkpoints.naming import rename
-from ..checkpoints.pretrained import load_pretrained
+from .pretrained_init import SafelyPretrained
 
 # what training scripts put before a backbone's own names
 WRAPPER_PREFIXES = ('module.', 'backbone.')
@@ -44,7 +43,7 @@ class CheckpointedBlock(BaseModule):
         return self.compute(x)
 
 
-class PyramidBackbone(BaseModule):
+class PyramidBackbone(SafelyPretrained):
     """A stem followed by stages, whose outputs are the pyramid.
 
     A subclass calls ``add_stage`` for every stage, and defines ``stem_modules`` and ``forward_stem``. Where published
@@ -63,8 +62,6 @@ class PyramidBackbone(BaseModule):
         ValueError: ``out_indices`` or ``frozen_stages`` name a stage that is not there.
     """
 
-    init_cfg: Any
-
     def __init__(self, *, out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1, norm_eval: bool = False,
                  with_cp: bool = False, init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
@@ -73,36 +70,8 @@ class PyramidBackbone(BaseModule):
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self.stage_names: list[tuple[str, ...]] = []
-        self._pretrained: list[dict] = []
         self.register_load_state_dict_pre_hook(_unwrap_keys)
         self.register_load_state_dict_pre_hook(_rename_keys)
-
-    def init_weights(self) -> None:
-        """Draw the weights as ``init_cfg`` says, then load what is pretrained."""
-        configured = self.init_cfg
-        cfgs = configured if isinstance(configured, list) else [configured] if configured else []
-        pretrained = [cfg for cfg in cfgs if cfg['type'] in ('Pretrained', PretrainedInit)]
-        if self.is_init or not pretrained:
-            super().init_weights()
-            return
-        self.init_cfg, self._pretrained = [cfg for cfg in cfgs if cfg not in pretrained], pretrained
-        try:
-            super().init_weights()
-        finally:
-            self.init_cfg = configured
-        self._load_pretrained()
-
-    def _load_pretrained(self) -> None:
-        while self._pretrained:
-            cfg = self._pretrained.pop(0)
-            load_pretrained(self, **{name: value for name, value in cfg.items() if name != 'type'})
-            if hasattr(self, '_params_init_info'):
-                update_init_info(self, f'Pretrained: load from {cfg["checkpoint"]}')
-
-    def _dump_init_info(self) -> None:
-        # mmengine lists here where every parameter comes from, when a backbone stands alone
-        self._load_pretrained()
-        super()._dump_init_info()
 
     def check_stages(self, count: int) -> None:
         """Raise a ValueError if ``out_indices`` or ``frozen_stages`` do not fit this number of stages."""

@@ -31,6 +31,7 @@ class Converted:
         rest: those of other parts (neck, heads) in our names, the classifier's as ``head.fc.``.
         renamed: our names of the backbone that the file did not have.
         changed: our names whose values are arranged otherwise than in the file.
+        classifier: what the file has before ``weight`` and ``bias`` of its classifier, '' if it has none.
     """
 
     format: Format
@@ -39,6 +40,7 @@ class Converted:
     rest: dict[str, Tensor]
     renamed: frozenset[str]
     changed: frozenset[str]
+    classifier: str = ''
 
 
 def wrappers_in(names: Iterable[str]) -> list[str]:
@@ -90,15 +92,21 @@ def choose(state: Mapping[str, Tensor], format: str | None,
         raise CheckpointError(f'the names are of no known format: {list(state)[:8]} ... Give the format, one of '
                               f'{list(FORMATS)}, or the network.')
     entry = FORMATS[format or 'mmrednet']
-
-    def hits(wrapper: str) -> int:
-        ours = (rename(name, entry.renames) for name in unwrapped(state, wrapper))
-        return sum(name in shapes for name in ours) if shapes else len(unwrapped(state, wrapper))
-
-    wrapper = max(wrappers_in(state), key=hits)
-    if format is None and shapes and f'{STEM_KERNEL}weight' in shapes and not hits(wrapper) and in_order(state, shapes):
+    wrapper = max(wrappers_in(state), key=lambda wrapper: _likeness(unwrapped(state, wrapper), wrapper, entry, shapes))
+    if format is None and shapes and f'{STEM_KERNEL}weight' in shapes and in_order(state, shapes) and not any(
+            rename(name, entry.renames) in shapes for name in unwrapped(state, wrapper)):
         return FORMATS['rednet-ordered'], ''
     return entry, wrapper
+
+
+def _likeness(names: Iterable[str], wrapper: str, entry: Format,
+              shapes: Mapping[str, torch.Size] | None) -> tuple[int, ...]:
+    """Return how much names behind a wrapper look like a backbone's: by its own ones, or by the marks of the format."""
+    names = list(names)
+    if shapes is not None:
+        return (sum(rename(name, entry.renames) in shapes for name in names), )
+    marks = sum(any(re.search(mark, name) for name in names) for mark in entry.marks)
+    return marks, wrapper.endswith('backbone.'), len(names)
 
 
 def to_ours(state: Mapping[str, Tensor], entry: Format, wrapper: str,
@@ -117,12 +125,7 @@ def to_ours(state: Mapping[str, Tensor], entry: Format, wrapper: str,
     theirs = {name[len(wrapper):]: value for name, value in state.items() if name.startswith(wrapper)}
     outer = wrapper.removesuffix('backbone.')
     rest = {name.removeprefix(outer): value for name, value in state.items() if not name.startswith(wrapper)}
-    for source in (theirs, rest):
-        for part in ('weight', 'bias'):
-            value = source.pop(entry.classifier + part, None)
-            if value is not None:
-                transposed = entry.transposed and part == 'weight'
-                rest[OUR_CLASSIFIER + part] = value.T.contiguous() if transposed else value
+    classifier = _set_apart(theirs, wrapper, rest, outer, entry)
     ours = {rename(name, entry.renames): value for name, value in theirs.items()}
     if len(ours) != len(theirs):
         raise CheckpointError(f'format {entry.name!r} gives two of the tensors the same name; is it the right one?')
@@ -130,11 +133,26 @@ def to_ours(state: Mapping[str, Tensor], entry: Format, wrapper: str,
         ours = entry.layout.to_ours(ours, shapes)
     originals = {id(value) for value in theirs.values()}
     return Converted(entry, wrapper, ours, rest, frozenset(ours) - frozenset(theirs),
-                     frozenset(name for name, value in ours.items() if id(value) not in originals))
+                     frozenset(name for name, value in ours.items() if id(value) not in originals), classifier)
+
+
+def _set_apart(theirs: dict[str, Tensor], wrapper: str, rest: dict[str, Tensor], outer: str, entry: Format) -> str:
+    """Put the classifier among the other parts, under our name, and return what it was called."""
+    if f'{OUR_CLASSIFIER}weight' in rest:
+        return outer + OUR_CLASSIFIER
+    for source, place, name in ((theirs, wrapper, entry.classifier), (rest, outer, entry.classifier),
+                                (theirs, wrapper, OUR_CLASSIFIER)):
+        if f'{name}weight' in source:
+            transposed = entry.transposed and name == entry.classifier
+            weight, bias = source.pop(f'{name}weight'), source.pop(f'{name}bias', None)
+            rest[f'{OUR_CLASSIFIER}weight'] = weight.T.contiguous() if transposed else weight
+            rest |= {} if bias is None else {f'{OUR_CLASSIFIER}bias': bias}
+            return place + name
+    return ''
 
 
 def to_theirs(backbone: Mapping[str, Tensor], rest: Mapping[str, Tensor], entry: Format,
-              wrapper: str | None = None) -> dict[str, Tensor]:
+              wrapper: str | None = None, classifier: str | None = None) -> dict[str, Tensor]:
     """Undo :func:`to_ours`.
 
     Args:
@@ -142,6 +160,7 @@ def to_theirs(backbone: Mapping[str, Tensor], rest: Mapping[str, Tensor], entry:
         rest: those of other parts.
         entry: the format to write.
         wrapper: what to put before the backbone's names; by default what the project's own files have.
+        classifier: what to put before ``weight`` and ``bias`` of the classifier; likewise.
 
     Raises:
         CheckpointError: the format has no way back.
@@ -155,10 +174,12 @@ def to_theirs(backbone: Mapping[str, Tensor], rest: Mapping[str, Tensor], entry:
     result = {wrapper + rename(name, inverse(entry.renames)): value for name, value in theirs.items()}
     # a classifier named beside the backbone stands outside its wrapper, one named among its layers inside
     outer = wrapper.removesuffix('backbone.')
+    classifier = classifier or outer + entry.classifier
+    transposed = entry.transposed and classifier in (outer + entry.classifier, wrapper + entry.classifier)
     for name, value in rest.items():
         part = name.removeprefix(OUR_CLASSIFIER)
         if part in ('weight', 'bias') and name != part:
-            transposed = entry.transposed and part == 'weight'
-            name, value = entry.classifier + part, value.T.contiguous() if transposed else value
-        result[outer + name] = value
+            result[classifier + part] = value.T.contiguous() if transposed and part == 'weight' else value
+        else:
+            result[outer + name] = value
     return result

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .conversion import OUR_CLASSIFIER, Converted, choose, to_ours, to_theirs
+from .conversion import choose, to_ours, to_theirs
 from .errors import CheckpointError
 from .formats import FORMATS
 from .inference import backbone_config, build_backbone, shapes_of
-from .matching import Match, compare, match
-from .reading import hash_in_name, read_checkpoint, sha256_of
+from .matching import BACKBONE, Match, left_out, match, match_whole
+from .reading import check_hash, read_checkpoint
+from .values import check_weights, unfit_among
 from .writing import check_target, write_checkpoint
 
-BACKBONE = 'backbone.'
 # what a file becomes: the backbone alone, as init_cfg takes it, or a whole network's state dict, as load_from takes it
 TARGETS = ('backbone', 'classifier', 'detector', 'segmentor')
 
@@ -33,6 +32,7 @@ class Conversion:
         match: what fits.
         absent: parts of the given network that the file does not have.
         sha256: of the file.
+        notes: lines on values that are no weights and were left out.
     """
 
     format: str
@@ -40,6 +40,20 @@ class Conversion:
     match: Match
     absent: tuple[str, ...]
     sha256: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reversal:
+    """What became of a file in our names.
+
+    Args:
+        format: what was written.
+        lost: what the published file had and this one does not, in words; '' if nothing is known to be lost.
+    """
+
+    format: str
+    lost: str
 
 
 def convert_file(source: str | Path, target: str | Path, *, to: str = 'backbone',
@@ -68,7 +82,7 @@ def convert_file(source: str | Path, target: str | Path, *, to: str = 'backbone'
     if not 0 <= min_share <= 1:
         raise ValueError(f'min_share must be from 0 to 1, got {min_share}.')
     check_target(target, force=force)
-    read, digest = read_checkpoint(source, key=key), _checked_hash(source)
+    read, digest = read_checkpoint(source, key=key, check=False), check_hash(source)
     inner = shapes if to == 'backbone' or shapes is None else {
         name.removeprefix(BACKBONE): shape for name, shape in shapes.items() if name.startswith(BACKBONE)}
     entry, wrapper = choose(read.state, format, inner)
@@ -77,50 +91,33 @@ def convert_file(source: str | Path, target: str | Path, *, to: str = 'backbone'
         network = backbone_config(entry, converted.backbone)
         inner = shapes_of(build_backbone(network))
     result = match(converted, inner)
+    resized = [name for name in result.changed if name not in converted.changed]
     absent: tuple[str, ...] = ()
     if to != 'backbone':
-        result, absent = _whole(result, converted, to, inner, shapes)
+        result, absent = match_whole(result, converted, to, inner, shapes)
     if result.share < min_share or not result.share:
         raise CheckpointError('\n'.join((f'{source}: too little fits, {result.share:.0%} where at least {min_share:.0%}'
                                          f' must: {result.counts}.', *result.details())))
+    check_weights(source, result.state)
+    unused = left_out(result, converted)
     metadata = dict(source=Path(source).name, sha256=digest, format=entry.name, wrapper=wrapper,
-                    container='/'.join(read.container))
+                    container='/'.join(read.container), classifier=converted.classifier,
+                    lost=_named(resized=resized, **{'left out': list(unused)}))
     write_checkpoint(target, result.state, metadata=metadata, force=force)
-    return Conversion(entry.name, network, result, absent, digest)
+    return Conversion(entry.name, network, result, absent, digest, tuple(unfit_among(unused)))
 
 
-def _checked_hash(source: str | Path) -> str:
-    digest, stated = sha256_of(source), hash_in_name(source)
-    if stated and not digest.startswith(stated):
-        raise CheckpointError(f'{source} must have the SHA-256 that its name states, {stated}..., got {digest}; rename '
-                              'it if you know better.')
-    return digest
+def _named(**kinds: list[str]) -> str:
+    """Return counts and first names of what the way back will miss."""
+    return '; '.join(f'{len(names)} {kind} ({", ".join(names[:3])}{" ..." * (len(names) > 3)})'
+                     for kind, names in kinds.items() if names)
 
 
-def _whole(inner: Match, converted: Converted, to: str, backbone: Mapping[str, torch.Size],
-           shapes: Mapping[str, torch.Size] | None) -> tuple[Match, tuple[str, ...]]:
-    """Put the backbone back into its network, beside the other parts of the file."""
-    # without a network to compare with, other parts are as they should be, save for a classifier elsewhere
-    wanted = {name: value for name, value in converted.rest.items()
-              if shapes is not None or name.startswith(OUR_CLASSIFIER) == (to == 'classifier')}
-    unfit = (*inner.unexpected, *inner.misshapen)
-    state: dict[str, Tensor] = {BACKBONE + name: value for name, value in inner.state.items()}
-    state |= {BACKBONE + name: converted.backbone[name] for name in unfit} | wanted
-    parts = {name.split('.')[0] for name in state}
-    known = {name: shape for name, shape in shapes.items() if name.split('.')[0] in parts} if shapes is not None else {
-        **{BACKBONE + name: shape for name, shape in backbone.items()},
-        **{name: value.shape for name, value in wanted.items()}}
-    result = compare(state, known, source=inner.source, hint=inner.hint,
-                     outside=tuple(name for name in converted.rest if name not in wanted),
-                     renamed=frozenset(BACKBONE + name for name in inner.renamed),
-                     changed=frozenset(BACKBONE + name for name in inner.changed))
-    return result, tuple(sorted({name.split('.')[0] for name in shapes or ()} - parts))
+def reverse_file(source: str | Path, target: str | Path, *, format: str | None = None, force: bool = False) -> Reversal:
+    """Write a file in our names in those of a published format.
 
-
-def reverse_file(source: str | Path, target: str | Path, *, format: str | None = None, force: bool = False) -> str:
-    """Write a file in our names in those of a published format, and return the format.
-
-    A file that :func:`convert_file` made says format, wrapper and container itself, and becomes what it came from.
+    A file that :func:`convert_file` made says format, wrapper, container and the classifier's name itself, and becomes
+    what it came from, save for what was resized or left out.
 
     Args:
         source: the file, of a backbone or of a whole network.
@@ -141,7 +138,9 @@ def reverse_file(source: str | Path, target: str | Path, *, format: str | None =
     backbone = {key.removeprefix(BACKBONE): value for key, value in read.state.items()
                 if not wrapped or key.startswith(BACKBONE)}
     rest = {key: value for key, value in read.state.items() if wrapped and not key.startswith(BACKBONE)}
-    theirs = to_theirs(backbone, rest, FORMATS[name], read.metadata.get('wrapper'))
-    container = read.metadata.get('container', 'state_dict')
+    # of another format the file's own words on wrapper and classifier say nothing
+    said = read.metadata if name == read.metadata.get('format') else {}
+    theirs = to_theirs(backbone, rest, FORMATS[name], said.get('wrapper'), said.get('classifier'))
+    container = said.get('container', 'state_dict')
     write_checkpoint(target, theirs, container=tuple(filter(None, container.split('/'))), force=force)
-    return name
+    return Reversal(name, read.metadata.get('lost', ''))

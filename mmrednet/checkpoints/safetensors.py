@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
+from .limits import MAX_BYTES, MAX_RANK, plausible
 
 DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16,
           'I64': torch.int64, 'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8,
@@ -73,13 +74,14 @@ def _place(path: Path, name: str, entry: Any) -> tuple[torch.dtype, list[int], i
     """Return dtype, shape and place of a tensor whose size fits them."""
     try:
         dtype, shape, (first, last) = DTYPES[entry['dtype']], entry['shape'], entry['data_offsets']
-        fits = all(type(number) is int and number >= 0 for number in (*shape, first, last)) and (
+        fits = isinstance(shape, list) and plausible(shape, dtype.itemsize) and all(
+            type(place) is int and place >= 0 for place in (first, last)) and (
             last - first == math.prod(shape) * dtype.itemsize)
     except (KeyError, TypeError, ValueError):
         fits = False
     if not fits:
         raise CheckpointError(f'{path}, {name}: dtype, one of {list(DTYPES)}, shape and data_offsets must fit each '
-                              f'other, got {str(entry)[:200]}.')
+                              f'other, in up to {MAX_RANK} dimensions and {MAX_BYTES} bytes, got {str(entry)[:200]}.')
     return dtype, shape, first, last
 
 

@@ -26,7 +26,7 @@ def check_pretrained(cfg: Config) -> None:
 
 def _checkpoints(cfg: Any, key: str) -> Iterator[tuple[str, str]]:
     if isinstance(cfg, dict):
-        if cfg.get('type') == 'Pretrained' and isinstance(cfg.get('checkpoint'), str):
+        if str(cfg.get('type')).rpartition('.')[2] == 'Pretrained' and isinstance(cfg.get('checkpoint'), str):
             yield f'{key}.checkpoint', cfg['checkpoint']
         for name, value in cfg.items():
             yield from _checkpoints(value, f'{key}.{name}')

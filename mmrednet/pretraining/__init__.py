@@ -6,8 +6,8 @@ require('mmrednet.pretraining', 'mmengine', 'mmcv')
 
 from .accuracy import Accuracy
 from .classifier import ImageClassifier
-from .image_folder import ImageFolder, use_image_folders
+from .image_folder import ImageFolder, check_batches, use_image_folders
 from .transforms import PackImage, RandomErasing, RandomResizedCrop
 
 __all__ = ['Accuracy', 'ImageClassifier', 'ImageFolder', 'PackImage', 'RandomErasing', 'RandomResizedCrop',
-           'use_image_folders']
+           'check_batches', 'use_image_folders']

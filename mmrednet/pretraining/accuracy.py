@@ -27,10 +27,16 @@ class Accuracy(BaseMetric):
         self.topk = tuple(topk)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Keep for every image the place of its class: 0 if it has the highest score."""
+        """Keep for every image the place of its class: 0 if it has the highest score.
+
+        Of equal scores the class with the lowest number is the first, as in ``argmax``, and what is no number stands
+        before everything: a network that gives equal scores or NaN knows no class.
+        """
         for sample in data_samples:
             scores, label = sample['scores'], int(sample['label'])
-            self.results.append((int((scores > scores[label]).sum()), len(scores)))
+            own, number = scores[label], torch.arange(len(scores), device=scores.device)
+            behind = (scores < own) | (scores == own) & (number >= label)
+            self.results.append((int((~behind).sum()), len(scores)))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Return the percentages."""

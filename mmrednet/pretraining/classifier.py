@@ -9,11 +9,12 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..backbones.pretrained_init import SafelyPretrained
 from ..registry import MODELS
 
 
 @MODELS.register_module()
-class ImageClassifier(BaseModel):
+class ImageClassifier(SafelyPretrained, BaseModel):
     """Mean of the last map, one linear layer, cross entropy.
 
     Its names, ``backbone.`` and ``head.fc.``, are those of mmpretrain, and a detector's ``init_cfg`` takes the backbone
@@ -28,7 +29,8 @@ class ImageClassifier(BaseModel):
         cutmix: alpha for a rectangle of one image put into another (Yun et al., ICCV 2019); 0 for none. With both,
             each batch gets one of them, by equal chance.
         data_preprocessor: see mmengine's BaseModel.
-        init_cfg: see mmengine's BaseModule.
+        init_cfg: see mmengine's BaseModule. A ``Pretrained`` checkpoint is a published or our own classifier, see
+            :func:`mmrednet.checkpoints.load_pretrained`.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from typing import Any
 import mmcv.transforms  # noqa: F401
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.dist import get_world_size
 
 from ..registry import DATASETS
 
@@ -37,11 +39,16 @@ class ImageFolder(BaseDataset):
         classes, images = classes_of(root), []
         self._metainfo['classes'] = classes
         for label, name in enumerate(classes):
-            found = sorted(path for path in (root / name).rglob('*') if path.suffix.lower() in ENDINGS)
+            found = images_in(root / name)
             if not found:
                 raise FileNotFoundError(f'{root / name} must hold images that end in one of {ENDINGS}, got none.')
             images += [dict(img_path=str(path), gt_label=label) for path in found]
         return images
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the images of a folder, at any depth, in the order of their names."""
+    return sorted(path for path in folder.rglob('*') if path.suffix.lower() in ENDINGS)
 
 
 def classes_of(root: Path) -> tuple[str, ...]:
@@ -77,3 +84,18 @@ def use_image_folders(cfg: Config, root: str | None = None) -> None:
         shown = {split: f'{len(names)}: {list(names[:5])}' for split, names in classes.items()}
         raise ValueError(f'all splits must have the same classes, got {shown}.')
     cfg.model.num_classes = len(next(iter(classes.values())))
+
+
+def check_batches(cfg: Config) -> None:
+    """Check that the images for training fill one batch of every process, where smaller batches are dropped.
+
+    Raises:
+        ValueError: they do not, so that there is nothing to train on.
+    """
+    loader = cfg.train_dataloader
+    folder = Path(loader.dataset.data_root) / loader.dataset.split
+    images, processes = len(images_in(folder)), get_world_size()
+    if loader.get('drop_last') and math.ceil(images / processes) < loader.batch_size:
+        raise ValueError(f'train_dataloader.batch_size must be at most the number of images in {folder} for each '
+                         f'process, {images} for {processes}, got {loader.batch_size}: give a smaller one by '
+                         '--cfg-options train_dataloader.batch_size=N.')

@@ -52,6 +52,8 @@ def convert(args):
         print(f'  {line}')
     if done.absent:
         print(f'  parts of the network that are not in the file: {", ".join(done.absent)}')
+    for line in done.notes:
+        print(f'  {line}')
     print(f'written: {args.target}, {len(done.match.state)} tensors')
 
 
@@ -59,8 +61,10 @@ def main():
     args = parse_args()
     try:
         if args.reverse:
-            name = reverse_file(args.source, args.target, format=args.format, force=args.force)
-            print(f'written: {args.target}, format {name!r}')
+            done = reverse_file(args.source, args.target, format=args.format, force=args.force)
+            print(f'written: {args.target}, format {done.format!r}')
+            if done.lost:
+                print(f'not as in the published file: {done.lost}')
         else:
             convert(args)
     except (CheckpointError, OSError, ValueError) as error:
