@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_fused import cast, widened
 from test_native import laid_out
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmrednet.ops import Window, _torch, active_kernels, attention, axial, involution
 
@@ -34,7 +35,11 @@ def _poison():
 
 
 def random(layout, *shape, dtype):
-    return laid_out(layout, *shape, dtype).to(DEVICE)
+    made = laid_out(layout, *shape, dtype)
+    # moving a tensor that is not dense would make it so
+    result = torch.empty_strided(shape, made.stride(), dtype=dtype, device=DEVICE)
+    assert result.copy_(made).stride() == made.stride()
+    return result
 
 
 def close(got, expected, dtype, laid_out_like=None):
@@ -130,6 +135,31 @@ def test_many_tiles_share_the_sum_of_weights(monkeypatch):
     expected = involution.gradients(*widened([grad, *inputs]), list(window))[2:]
     for have, want in zip(got, expected, strict=True):
         close(have, want, torch.float32)
+
+
+def promised(op, *arguments):
+    """Return the strides of the results of a custom op's fake."""
+    with FakeTensorMode() as mode:
+        results = op(*(mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in arguments))
+    return [result.stride() for result in results]
+
+
+@pytest.mark.parametrize('layouts', ['planar last', 'last planar', 'interleaved strided'])
+def test_gradients_have_the_strides_that_their_fakes_promise(layouts):
+    """Tables and weights come transposed, as LR-Net makes its bias, and other inputs in layouts of their own."""
+    window, (layout, other) = Window(3), layouts.split()
+    size, dtype = (3, 4), torch.float32
+    value, grad, key = (random(place, 1, 2, 4, *size, dtype=dtype) for place in (layout, other, other))
+    hidden = random(other, 1, 1, 3, *size, dtype=dtype)[:, 0]
+    weight, bias = torch.randn(3, 18, device=DEVICE).t(), torch.randn(18, device=DEVICE)
+    inputs = (grad, value, hidden, weight, bias, list(window))
+    got = fused_involution.involution_backward(*inputs)
+    assert [tensor.stride() for tensor in got] == promised(involution.involution_backward, *inputs)
+    tables = [torch.randn(shape, device=DEVICE).movedim(0, -1) for shape in ((3, 2, 2), (3, 2, 2), (9, 2))]
+    inputs = (value, key, value, *tables, list(window))
+    _, sums = fused_attention.attention(*inputs)
+    got = fused_attention.attention_backward(grad, sums, *inputs)
+    assert [tensor.stride() for tensor in got] == promised(attention.attention_backward, grad, sums, *inputs)
 
 
 def attention_inputs(window, size, layout, dtype, names=('rows', 'columns', 'bias')):

@@ -288,10 +288,10 @@ def involution_backward(grad: Tensor, value: Tensor, hidden: Tensor, weight: Ten
                         window: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`mmrednet.ops.involution.gradients`."""
     if not fits(value, hidden, weight, bias) or grad.dtype == torch.float64:
-        return plain.gradients(grad, value, hidden, weight, bias, window)
+        return plain.dense_gradients(grad, value, hidden, weight, bias, window)
     grad_value = empty_in_layout_of(grad, value.shape, value.dtype)
     _generate_and_add(value_kernel, grad, hidden, weight, bias, grad_value, value.shape[-2:], window)
-    grad_hidden, features = torch.empty_like(hidden), _grouped(hidden)
+    grad_hidden, features = empty_in_layout_of(hidden, hidden.shape, hidden.dtype), _grouped(hidden)
     blocks = _blocks(value, hidden, weight, window[1])
     blocks['BLOCK_T'] = max(triton.next_power_of_2(window[1]), triton.cdiv(16, blocks['BLOCK_G']))
     sizes = (*value.shape[1:3], hidden.shape[1], *value.shape[-2:], *hidden.shape[-2:])
