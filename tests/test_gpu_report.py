@@ -11,6 +11,7 @@ import torch
 
 TOOLS = Path(__file__).parents[1] / 'tools/analysis_tools'
 pytest.importorskip('triton')
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
 
 
@@ -33,10 +34,12 @@ def test_dry_run():
                     'bottleneck')
     assert result.returncode == 0, result.stderr
     assert 'FAILED' not in result.stdout
-    assert result.stdout.count('| passed |') == 4
-    table = [[cell.strip() for cell in line.strip('|').split('|')] for line in result.stdout.splitlines()
-             if line.startswith('|')][6:]
-    assert table[0][0] == 'what'
+    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in result.stdout.splitlines()
+             if line.startswith('|')]
+    start = next(number for number, line in enumerate(lines) if line[0] == 'what')
+    checks, table = lines[2:start], lines[start:]
+    # three families in three layouts, lines in one; five operators, repeated and compiled
+    assert [line[3] for line in checks] == ['passed'] * (3 * 3 + 1 + 5 * 2)
     names = {row[1] for row in table[2:]}
     assert {'fused', 'unfold', 'shifts, compiled', 'FlexAttention', 'convolution 3x3', 'RedNet-50'} <= names
     # every way to the same function gives the same numbers and gradients, and nothing claims to have been measured
@@ -176,7 +179,46 @@ def test_a_wrong_kernel_is_reported(monkeypatch):
 
     true = checks.fused_local.aggregate
     monkeypatch.setattr(checks, 'FAMILIES', {'primitives': checks.primitives})
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    monkeypatch.setattr(checks, 'LAYOUTS', ('channels-last', 'contiguous'))
     for factor in (1.01, torch.nan):
         monkeypatch.setattr(checks.fused_local, 'aggregate', lambda *inputs, factor=factor: true(*inputs) * factor)
-        assert checks.check_kernels([torch.float32], device, tiny=True)[0][3] is False
+        assert [row[3] for row in checks.check_kernels([torch.float32], DEVICE, tiny=True)] == [False, False]
+
+
+def test_a_check_that_raises_leaves_the_others(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from gpu import launches
+
+    def broken(*_):
+        raise RuntimeError('no such | kernel\nand more')
+
+    monkeypatch.setattr(launches, 'compiled', broken)
+    rows = launches.check_launches(DEVICE, tiny=True)
+    failed = [row for row in rows if not row[3]]
+    assert [row[0] for row in failed] == [f"{name}, torch.compile: RuntimeError 'no such / kernel'" for name in (
+        'aggregate', 'correlate', 'involution', 'local attention', 'axial attention')]
+    assert len(rows) - len(failed) >= 5
+
+
+def test_an_operator_that_does_not_repeat_is_reported(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from gpu import launches
+
+    calls = []
+
+    def drifting(value, weight, window):
+        calls.append(window)
+        return (value + 0 * weight.sum()) * (1 + len(calls) / 8)
+
+    monkeypatch.setattr(launches, 'local_aggregate', drifting)
+    monkeypatch.setattr(launches, 'ways', lambda _: {'repeated': launches.both_passes})
+    assert [row[3] for row in launches.check_launches(DEVICE, tiny=True)] == [False, True, True, True, True]
+
+
+def test_strided_inputs_of_checks_stay_so(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from gpu.checks import LAYOUTS, laid_out
+
+    from mmrednet.ops._triton.tiles import layout
+    found = {name: layout(laid_out(name, 2, 3, 16, (4, 5), torch.float16, DEVICE)) for name in LAYOUTS}
+    assert found == {'channels-last': 16, 'contiguous': -1, 'strided': 0}

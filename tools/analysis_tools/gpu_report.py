@@ -144,9 +144,10 @@ RUN = dict(involution=operator_part(problems.involution, involutions),
 
 def checked(device, dry):
     """Print the checks and return whether all passed."""
-    from gpu.checks import check_kernels, check_launches
+    from gpu.checks import check_kernels
+    from gpu.launches import check_launches
     rows = check_kernels([torch.bfloat16] if dry else list(DTYPES.values()), device, dry)
-    rows += [] if dry else check_launches()
+    rows += check_launches(device, dry)
     print('| kernels | dtype | worst error | |\n|---|---|---|---|')
     for name, dtype, error, fine in rows:
         print(f'| {name} | {str(dtype).removeprefix("torch.")} | {error:.1e} | {"passed" if fine else "FAILED"} |')
