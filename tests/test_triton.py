@@ -12,7 +12,7 @@ from test_fused import cast, widened
 from test_native import laid_out
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmrednet.ops import Window, _torch, active_kernels, attention, axial, involution
+from mmrednet.ops import Window, _torch, _triton, active_kernels, attention, axial, involution
 
 triton = pytest.importorskip('triton')
 from mmrednet.ops._triton import attention as fused_attention  # noqa: E402
@@ -262,6 +262,25 @@ def test_what_does_not_fit_is_composed(name):
 def test_the_dispatcher_knows_them(name):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f'mmrednet::{name}', 'CUDA')
     assert active_kernels()['cuda'].startswith(f'triton {triton.__version__}')
+
+
+@pytest.mark.parametrize(('found', 'usable'), [('3.3.1', False), ('3.4.0', False), ('3.5.0', True),
+                                               ('3.10.0+gitabc', True), ('4.0', True)])
+def test_an_old_triton_is_left_alone_with_the_reason(found, usable, monkeypatch):
+    monkeypatch.setattr(_triton, 'version', lambda _: found)
+    monkeypatch.delenv('MMREDNET_TRITON', raising=False)
+    missing, version = _triton._find()
+    assert (missing, version) == ((None, found) if usable else (f'{found} is too old: at least 3.5 is needed', ''))
+    registered = []
+
+    class Op:
+        def register_kernel(self, device):
+            return lambda kernel: registered.append(device)
+
+    monkeypatch.setattr(_triton, 'MISSING', missing)
+    _triton.register('local', aggregate=Op())
+    assert registered == (['cuda'] if usable else [])
+    assert usable or _triton.state() == f'plain torch, one tap at a time (triton: {missing})'
 
 
 def test_every_kernel_compiles_once_for_all_sizes():

@@ -133,15 +133,16 @@ def guarded(name: str, dtype: torch.dtype, check: Callable[[], tuple[float, bool
 
 
 def check_kernels(dtypes: Sequence[torch.dtype], device: str, tiny: bool) -> list[Row]:
-    """Return a row for every kernel, layout and dtype: the worst error of all cases."""
+    """Return a row for every family, dtype and layout: the worst error of all cases."""
     rows = []
     with poisoned():
-        for (name, family), layout, dtype in itertools.product(FAMILIES.items(), LAYOUTS, dtypes):
-            if family is lines and layout != 'contiguous':
+        for (name, family), dtype, layout in itertools.product(FAMILIES.items(), dtypes, LAYOUTS):
+            # lines have one layout; others than the first are compiled for one dtype: compiling takes the time
+            if layout != LAYOUTS[0] and (family is lines or dtype != dtypes[-1]):
                 continue
 
             def check(family=family, layout=layout, dtype=dtype) -> tuple[float, bool]:
                 error = worst(family(*case, layout, dtype, device) for case in CASES[tiny])
                 return error, error < TOLERANCE[dtype]
-            rows.append(guarded(f'{name}, {layout}', dtype, check))
+            rows.append(guarded(name if family is lines else f'{name}, {layout}', dtype, check))
     return rows
