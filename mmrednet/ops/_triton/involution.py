@@ -43,6 +43,9 @@ from .tiles import (
 
 # what registers hold: more channels of a group or hidden features than these are left to the composition
 MOST_CHANNELS, MOST_HIDDEN = 128, 256
+# bytes of a factor of a matrix product: with both of them, and what is made of them, a kernel stays within the 99 KB
+# of shared memory that every chip since Ampere has
+MOST_FACTOR = 1 << 15
 # programs that share the sum over tiles of the gradient of the generator's weight
 PROGRAMS = 1024
 NOT_SPECIALISED = ['value_strides', 'hidden_strides', 'weight_row', 'weight_column', 'groups', 'height', 'width',
@@ -242,10 +245,21 @@ def weight_kernel(grad, value, hidden, weight_parts, bias_parts, grad_strides, v
     tl.store(bias_parts + at, biases, mask=there)
 
 
-def fits(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def _features_block(hidden: Tensor) -> int:
+    return max(16, triton.next_power_of_2(hidden.shape[1]))
+
+
+def _most_lines(hidden: Tensor, weight: Tensor) -> int:
+    """Return how many positions, or lines of the generator's weight, a factor [lines, R] may have."""
+    dtype = dot_type(hidden, weight)
+    return MOST_FACTOR // (dtype.primitive_bitwidth // 8 * _features_block(hidden))
+
+
+def fits(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int]) -> bool:
     """Say whether the fused kernels take these tensors; the composition takes all."""
     wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in (value, hidden, weight, bias))
-    return not wide and value.shape[2] <= MOST_CHANNELS and hidden.shape[1] <= MOST_HIDDEN
+    small = value.shape[2] <= MOST_CHANNELS and hidden.shape[1] <= MOST_HIDDEN
+    return not wide and small and triton.next_power_of_2(window[1]) <= _most_lines(hidden, weight)
 
 
 def _grouped(hidden: Tensor) -> Tensor:
@@ -257,16 +271,18 @@ def _blocks(value: Tensor, hidden: Tensor, weight: Tensor, taps: int = 1) -> dic
     """Return the sizes of a program's blocks: up to 128 channels, or gradients of kernels, of a position together."""
     channels = triton.next_power_of_2(value.shape[2])
     widest = max(channels, triton.next_power_of_2(taps))
-    groups = min(triton.next_power_of_2(value.shape[1]), max(1, 128 // widest))
-    place = min(64, max(16, 4096 // (groups * widest)))
-    return dict(BLOCK_G=groups, BLOCK_D=channels, BLOCK_R=max(16, triton.next_power_of_2(hidden.shape[1])),
+    most = _most_lines(hidden, weight)
+    groups = min(triton.next_power_of_2(value.shape[1]), max(1, 128 // widest),
+                 max(1, most // triton.next_power_of_2(taps)))
+    place = min(64, most, max(16, 4096 // (groups * widest)))
+    return dict(BLOCK_G=groups, BLOCK_D=channels, BLOCK_R=_features_block(hidden),
                 TILE_H=place // 16, TILE_W=16, DOT=dot_type(hidden, weight),
                 PRECISION=dot_precision(), num_stages=1)
 
 
 def involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int]) -> Tensor:
     """See :func:`mmrednet.ops.local_involution`."""
-    if not fits(value, hidden, weight, bias):
+    if not fits(value, hidden, weight, bias, window):
         return plain.definition(value, hidden, weight, bias, window)
     result = empty_in_layout_of(value, (*value.shape[:3], *hidden.shape[-2:]), value.dtype)
     _generate_and_add(involution_kernel, value, hidden, weight, bias, result, value.shape[-2:], window)
@@ -287,7 +303,7 @@ def _generate_and_add(kernel: Any, source: Tensor, hidden: Tensor, weight: Tenso
 def involution_backward(grad: Tensor, value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
                         window: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`mmrednet.ops.involution.gradients`."""
-    if not fits(value, hidden, weight, bias) or grad.dtype == torch.float64:
+    if not fits(value, hidden, weight, bias, window) or grad.dtype == torch.float64:
         return plain.dense_gradients(grad, value, hidden, weight, bias, window)
     grad_value = empty_in_layout_of(grad, value.shape, value.dtype)
     _generate_and_add(value_kernel, grad, hidden, weight, bias, grad_value, value.shape[-2:], window)
