@@ -104,6 +104,7 @@ FUSED = {
     'stride and dilation': (Window(3, 2, 2), (7, 5), 'interleaved', torch.float32),
     'k5x1': (Window((5, 1)), (2, 3), 'last', torch.float16),
     'no padding': (Window(2, padding=0), (3, 4), 'interleaved last', torch.bfloat16),
+    'k1x11': (Window((1, 11)), (2, 6), 'planar', torch.float16),
 }
 
 
@@ -252,6 +253,9 @@ def test_what_does_not_fit_is_composed(name):
         inputs = [tensor if tensor is None else tensor.to(DEVICE) for tensor in inputs]
         close(fused_involution.involution(*inputs, list(window)), involution.definition(*widened(inputs), list(window)),
               torch.float32)
+        wide = [list(Window((1, columns))) for columns in (31, 33)]
+        fitting = [torch.randn(1, 1, 2, 3, 3), torch.randn(1, 2, 3, 3), torch.randn(9, 2), None]
+        assert [fused_involution.fits(*fitting, window) for window in wide] == [True, False]
     else:
         assert fused_local.aggregate(torch.randn(0, 2, 3, 4, 4, device=DEVICE),
                                      torch.randn(0, 2, 9, 4, 4, device=DEVICE), list(window)).shape == (0, 2, 3, 4, 4)
