@@ -179,10 +179,10 @@ def test_a_wrong_kernel_is_reported(monkeypatch):
 
     true = checks.fused_local.aggregate
     monkeypatch.setattr(checks, 'FAMILIES', {'primitives': checks.primitives})
-    monkeypatch.setattr(checks, 'LAYOUTS', ('channels-last', 'contiguous'))
+    monkeypatch.setattr(checks, 'LAYOUTS', ('contiguous',))
     for factor in (1.01, torch.nan):
         monkeypatch.setattr(checks.fused_local, 'aggregate', lambda *inputs, factor=factor: true(*inputs) * factor)
-        assert [row[3] for row in checks.check_kernels([torch.float32], DEVICE, tiny=True)] == [False, False]
+        assert [row[3] for row in checks.check_kernels([torch.float32], DEVICE, tiny=True)] == [False]
 
 
 def test_a_check_that_raises_leaves_the_others(monkeypatch):

@@ -25,7 +25,7 @@ LAYOUTS = ('channels-last', 'contiguous', 'strided')
 CASES = {False: [(Window(7), (37, 53), 4, 16), (Window(3, 2), (41, 23), 2, 8), (Window(5, 1, 2), (19, 64), 3, 20),
                  (Window((1, 11)), (8, 70), 2, 16), (Window(11), (13, 40), 2, 16),
                  (Window(2, padding=0), (9, 9), 1, 1)],
-         True: [(Window(3, 2), (3, 5), 2, 4)]}
+         True: [(Window((1, 3), 2), (3, 5), 2, 4)]}
 Row = tuple[str, torch.dtype, float, bool]
 
 
@@ -96,7 +96,7 @@ def involutions(window: Window, size: tuple[int, int], groups: int, channels: in
 
 def attentions(window: Window, size: tuple[int, int], groups: int, channels: int, layout: str, dtype: torch.dtype,
                device: str) -> float:
-    """Return the worst error of local attention and its six gradients."""
+    """Return the worst error of local attention and its gradients."""
     outputs, flat, channels = window.output_size(*size), list(window), max(2, channels)
     inputs = [laid_out(layout, 2, groups, channels, place, dtype, device) for place in (outputs, size, size)]
     inputs[0].div_(channels**0.5)
@@ -105,7 +105,10 @@ def attentions(window: Window, size: tuple[int, int], groups: int, channels: int
     grad = laid_out(layout, 2, groups, channels, outputs, dtype, device)
     result, sums = fused_attention.attention(*inputs, flat)
     expected = [attention.definition(*_double(inputs), flat)[0], *attention.gradients(*_double([grad, *inputs]), flat)]
-    return _worst([result, *fused_attention.attention_backward(grad, sums, *inputs, flat)], expected)
+    got = [result, *fused_attention.attention_backward(grad, sums, *inputs, flat)]
+    # a softmax is the same whatever all logits have more: a single row or column of taps has no gradient but rounding
+    there = [True] * 4 + [length > 1 for length in window.kernel] + [True]
+    return _worst(*(list(itertools.compress(tensors, there)) for tensors in (got, expected)))
 
 
 def lines(window: Window, size: tuple[int, int], groups: int, channels: int, layout: str, dtype: torch.dtype,
