@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmrednet.layers.axial import AxialAttention1d
@@ -64,6 +65,41 @@ def test_values_and_gradients(case, budget):
     for have, want in zip(torch.autograd.grad(got.sin().sum(), tensors),
                           torch.autograd.grad(expected.sin().sum(), tensors, allow_unused=True), strict=True):
         torch.testing.assert_close(have, torch.zeros_like(have) if want is None else want)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the elements of the largest tensor that an operation gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+def test_both_passes_stay_within_their_budget():
+    """No tensor of all logits, nor one of all terms of a chunk; tables and lines themselves are smaller here."""
+    lines, heads, length, budget = 40, 3, 24, 20_000
+    qkv = torch.randn(lines, heads, 2 * KEYS + VALUES, length).split([KEYS, KEYS, VALUES], 2)
+    inputs = [*qkv, torch.randn(2 * KEYS + VALUES, 47), torch.rand(3, heads), torch.rand(3, heads)]
+    size = axial.chunk_size(qkv[0], budget)
+    assert size == 20_000 // (axial.LIVE * 3 * 24**2) == 2
+    grad = torch.randn(lines, heads, VALUES, 2, length)
+    for call in (lambda: axial.definition(*inputs, [0, 1, 2], 0, True, budget),
+                 lambda: axial.gradients(grad, *inputs, [0, 1, 2], 0, True, budget)):
+        with Largest() as largest:
+            call()
+        assert largest.numel <= max(size * heads * length**2, grad.numel())
+
+
+def test_the_budget_of_a_large_map():
+    """Of hundreds of lines of 168 in eight heads, few at once."""
+    assert axial.chunk_size(torch.empty(200, 8, 8, 168, device='meta'), axial.LOGITS_BUDGET) == 14
 
 
 @pytest.mark.parametrize('case', ['all', 'beyond the table', 'positions'])

@@ -20,6 +20,7 @@ WINDOWS = {
 }
 LAYOUTS = ('planar', 'last', 'interleaved')
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+FAKE = ('test_schema', 'test_faketensor')
 TABLES = {'plain': (), 'relative': ('rows', 'columns'), 'bias': ('bias',), 'all': ('rows', 'columns', 'bias')}
 
 
@@ -189,6 +190,28 @@ def test_registration(layout):
     opcheck(involution.involution_affine, (*tensors, True, list(window)))
     inputs = [tensor.requires_grad_() for tensor in attention_inputs(window, size, layout)]
     opcheck(attention.attention, (*inputs, list(window)), test_utils=('test_schema', 'test_faketensor'))
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize('transposed', [False, True])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_gradients_have_the_strides_that_their_fakes_promise(layout, transposed, dtype):
+    """Compiled training reads what the op returns by the strides of the fake."""
+    turn = (lambda table: table.mT.contiguous().mT) if transposed else (lambda table: table)
+    window, size = WINDOWS['k3_stride2_dilation2']
+    # the gradient and the inputs may come in layouts of their own
+    other = LAYOUTS[LAYOUTS.index(layout) - 1]
+    for grad_layout in (layout, other):
+        value, hidden, weight, bias = cast(involution_inputs(window, size, layout), dtype)
+        grad = grouped(grad_layout, CHANNELS, window.output_size(*size)).to(dtype)
+        opcheck(involution.involution_backward, (grad, value, hidden, turn(weight), bias, list(window)),
+                test_utils=FAKE)
+        query, key, value, *tables = cast(attention_inputs(window, size, layout), dtype)
+        key = torch.empty_like(grouped(other, CHANNELS, size).to(dtype)).copy_(key)
+        inputs = [query, key, value, *(turn(table) for table in tables), list(window)]
+        result, logsumexp = attention.attention(*inputs)
+        grad = grouped(grad_layout, *result.shape[2:3], result.shape[-2:]).to(dtype)
+        opcheck(attention.attention_backward, (grad, logsumexp, *inputs), test_utils=FAKE)
 
 
 def both(value, hidden, weight, query, key):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 TOOLS = Path(__file__).parents[1] / 'tools/analysis_tools'
 pytest.importorskip('triton')
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
 
 
@@ -32,32 +34,131 @@ def test_dry_run():
                     'bottleneck')
     assert result.returncode == 0, result.stderr
     assert 'FAILED' not in result.stdout
-    assert result.stdout.count('| passed |') == 4
-    table = [[cell.strip() for cell in line.strip('|').split('|')] for line in result.stdout.splitlines()
-             if line.startswith('|')][6:]
-    assert table[0][0] == 'what'
+    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in result.stdout.splitlines()
+             if line.startswith('|')]
+    start = next(number for number, line in enumerate(lines) if line[0] == 'what')
+    checks, table = lines[2:start], lines[start:]
+    # three families in three layouts, lines in one; five operators, repeated and compiled
+    assert [line[3] for line in checks] == ['passed'] * (3 * 3 + 1 + 5 * 2)
     names = {row[1] for row in table[2:]}
     assert {'fused', 'unfold', 'shifts, compiled', 'FlexAttention', 'convolution 3x3', 'RedNet-50'} <= names
     # every way to the same function gives the same numbers and gradients, and nothing claims to have been measured
     for row in table[2:]:
-        assert row[3:7] == ['–'] * 4
+        assert row[3:10] == ['–'] * 7
         if row[1] == 'FlexAttention':
-            assert 'does not support backward on CPU' in row[7]
+            assert 'does not support backward on CPU' in row[10]
             continue
-        assert row[7] == '–' or (row[7][0].isdigit() and float(row[7]) < 1e-5), row
+        compared = row[1] != 'convolution 3x3' and not row[0].startswith('bottleneck')
+        assert (float(row[10]) < 1e-5) if compared else row[10] == '–', row
 
 
 @pytest.mark.filterwarnings('ignore:flex_attention called without:UserWarning')
-def test_flex_attention_computes_the_same(monkeypatch):
+@pytest.mark.parametrize('dry', [True, False])
+def test_flex_attention_computes_the_same(dry, monkeypatch):
+    """In the order of the report: in inference mode first, then with gradients."""
     monkeypatch.syspath_prepend(str(TOOLS))
     from gpu.contestants import attentions
+    from gpu.operators import difference, steps
     from gpu.problems import attention
+    from torch.nn.attention import flex_attention
 
+    # torch has no kernel for gradients on a CPU; traced as for a GPU, they are those of its definition
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
+    torch._dynamo.reset()
+    monkeypatch.setattr(flex_attention, '_validate_device', lambda *_: None)
     problem = attention(2, (32, 5, 6), 3, torch.float32, 'cpu')
-    ways = attentions(problem.window, dry=True, compiled=True)
-    with torch.no_grad():
-        expected, found = (ways[name](*problem.inputs.values()) for name in ('fused', 'FlexAttention'))
-    torch.testing.assert_close(found, expected)
+    ways = attentions(problem, dry=dry, compiled=False, flex=True)
+    expected, found = ([forward(), [tensor.detach() for tensor in both()]] for forward, both in (
+        steps(ways[name], problem) for name in ('fused', 'FlexAttention')))
+    torch.testing.assert_close(found[0], expected[0])
+    assert len(found[1]) == 6
+    assert difference(found[1], expected[1]) < 1e-5
+
+
+def test_heads_are_wide_enough_for_flex_attention(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from gpu import problems
+
+    for stage in problems.STAGES[False]:
+        problem = problems.attention(1, (stage[0], 2, 2), 3, torch.float32, 'cpu')
+        assert problem.inputs['query'].shape[1:3] == (stage[0] // 16, 16)
+
+
+def test_convolution_has_all_gradients(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from gpu.contestants import CONTEXT, CONVOLUTION, involutions
+    from gpu.operators import steps
+    from gpu.problems import involution
+    from torch.utils.flop_counter import FlopCounterMode
+
+    problem = involution(2, (32, 5, 6), 3, torch.float32, 'cpu')
+    forward, both = steps(involutions(problem, dry=True, compiled=False, flex=False)[CONVOLUTION], problem)
+    counts = []
+    for call in (forward, both):
+        with FlopCounterMode(display=False) as count:
+            call()
+        counts.append(count.get_total_flops())
+    works = CONTEXT[CONVOLUTION](problem)
+    assert counts == [works[0].matrix, works[0].matrix + works[1].matrix]
+    assert counts == [2 * 2 * 5 * 6 * 9 * 32**2, 3 * 2 * 2 * 5 * 6 * 9 * 32**2]
+    assert both()[-1].shape == (32, 32, 3, 3)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('operator', ['involution', 'attention', 'axial'])
+def test_floors_are_those_of_the_documentation(operator, dtype, monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from gpu import problems
+    from gpu.ceilings import Ceilings
+
+    batch, (channels, height, width), kernel = 2, (64, 5, 6), 3
+    problem = getattr(problems, operator)(batch, (channels, height, width), kernel, dtype, 'cpu')
+    places, taps, size = batch * height * width, kernel**2, dtype.itemsize
+    if operator == 'involution':
+        groups, hidden = channels // 16, channels // 4
+        moved = (size * (places * (2 * channels + hidden) + groups * taps * (hidden + 1)),
+                 size * (places * (3 * channels + 2 * hidden) + 2 * groups * taps * (hidden + 1)))
+        vector = 2 * places * taps * channels, 4 * places * taps * channels
+        matrix = 2 * places * groups * taps * hidden, 6 * places * groups * taps * hidden
+    elif operator == 'attention':
+        heads, tables = channels // 16, 2 * channels // 2 * kernel
+        moved = (size * (places * 4 * channels + tables) + 4 * places * heads,
+                 size * (places * 7 * channels + 2 * tables) + 4 * places * heads)
+        vector = 4 * places * taps * channels, 10 * places * taps * channels
+        matrix = 2 * places * channels * kernel, 6 * places * channels * kernel
+    else:
+        keys, values, table = 8 * 4, 8 * 8, 16 * (2 * width - 1)
+        moved = (size * (places * (2 * keys + 3 * values) + table) + 4 * 24,
+                 size * (places * (4 * keys + 4 * values) + 2 * table) + 8 * 24)
+        vector = 0, 0
+        matrix = (2 * places * width * (3 * keys + 2 * values),
+                  2 * places * width * (3 * keys + 2 * (3 * keys + 2 * values)))
+    for work, *expected in zip((problem.forward, problem.backward), moved, matrix, vector, strict=True):
+        assert [work.bytes, work.matrix, work.vector] == expected
+        # each unit at its own rate, side by side
+        floors = Ceilings(4e12, {dtype: 5e14}, 6e13).floors(work, dtype)
+        assert floors == (expected[0] / 4e12, max(expected[1] / 5e14, expected[2] / 6e13))
+
+
+def test_a_line_says_times_floors_and_shares(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from gpu.table import HEADER, Pass, row
+
+    line = row('involution', 'fused', torch.bfloat16, Pass(0.5, (2e-4, 1e-4)), Pass(2.0), 3 << 20, 1e-3)
+    assert line == ('| involution | fused | bfloat16 | 0.500 | 0.200 / 0.100 | 40 % | 2.000 | – | – | 3.0 | 1.0e-03 |')
+    assert HEADER.splitlines()[0].count('|') == HEADER.splitlines()[1].count('|') == line.count('|')
+
+
+@without_gpu
+def test_chains_of_multiply_adds(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from gpu.chains import multiply_adds
+
+    factors = torch.rand(64) / 2
+    expected = sum(factors.double()**power for power in range(1, 50))
+    torch.testing.assert_close(multiply_adds(factors, 32, 48).double(), expected, rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match='chains must divide'):
+        multiply_adds(factors, 48, 48)
 
 
 def test_twins_are_alike(monkeypatch):
@@ -78,7 +179,46 @@ def test_a_wrong_kernel_is_reported(monkeypatch):
 
     true = checks.fused_local.aggregate
     monkeypatch.setattr(checks, 'FAMILIES', {'primitives': checks.primitives})
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    monkeypatch.setattr(checks, 'LAYOUTS', ('contiguous',))
     for factor in (1.01, torch.nan):
         monkeypatch.setattr(checks.fused_local, 'aggregate', lambda *inputs, factor=factor: true(*inputs) * factor)
-        assert checks.check_kernels([torch.float32], device, tiny=True)[0][3] is False
+        assert [row[3] for row in checks.check_kernels([torch.float32], DEVICE, tiny=True)] == [False]
+
+
+def test_a_check_that_raises_leaves_the_others(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from gpu import launches
+
+    def broken(*_):
+        raise RuntimeError('no such | kernel\nand more')
+
+    monkeypatch.setattr(launches, 'compiled', broken)
+    rows = launches.check_launches(DEVICE, tiny=True)
+    failed = [row for row in rows if not row[3]]
+    assert [row[0] for row in failed] == [f"{name}, torch.compile: RuntimeError 'no such / kernel'" for name in (
+        'aggregate', 'correlate', 'involution', 'local attention', 'axial attention')]
+    assert len(rows) - len(failed) >= 5
+
+
+def test_an_operator_that_does_not_repeat_is_reported(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from gpu import launches
+
+    calls = []
+
+    def drifting(value, weight, window):
+        calls.append(window)
+        return (value + 0 * weight.sum()) * (1 + len(calls) / 8)
+
+    monkeypatch.setattr(launches, 'local_aggregate', drifting)
+    monkeypatch.setattr(launches, 'ways', lambda _: {'repeated': launches.both_passes})
+    assert [row[3] for row in launches.check_launches(DEVICE, tiny=True)] == [False, True, True, True, True]
+
+
+def test_strided_inputs_of_checks_stay_so(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from gpu.checks import LAYOUTS, laid_out
+
+    from mmrednet.ops._triton.tiles import layout
+    found = {name: layout(laid_out(name, 2, 3, 16, (4, 5), torch.float16, DEVICE)) for name in LAYOUTS}
+    assert found == {'channels-last': 16, 'contiguous': -1, 'strided': 0}

@@ -4,9 +4,12 @@ import argparse
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import triton
@@ -62,11 +65,11 @@ def offline(capability=90):
         driver.set_active(None)
 
 
-def launch_all(dtype, sizes, groups=8, group_channels=16, kernel=7):
+def launch_all(dtype, sizes, groups, group_channels, hidden_channels, kernel=7):
     """Launch every kernel on channels-last maps of each of these sizes."""
     from mmrednet.ops import Window
     from mmrednet.ops._triton import attention, axial, involution, local
-    window, hidden_channels = list(Window(kernel)), groups * group_channels // 4
+    window = list(Window(kernel))
     for size in sizes:
         def last(channels, size=size):
             return torch.randn(1, *size, groups, channels).to(dtype).permute(0, 3, 4, 1, 2)
@@ -74,7 +77,9 @@ def launch_all(dtype, sizes, groups=8, group_channels=16, kernel=7):
         hidden = last(hidden_channels)[:, 0]
         generator, bias = (torch.randn(shape).to(dtype) for shape in (
             (groups * kernel**2, hidden_channels), (groups * kernel**2,)))
-        rows, columns = (torch.randn(groups, group_channels // 2, kernel).to(dtype) for _ in range(2))
+        # a single channel has no halves
+        rows, columns = (torch.randn(groups, group_channels // 2, kernel).to(dtype) if group_channels > 1 else None
+                         for _ in range(2))
         local.aggregate(value, weight, window)
         local.correlate(value, value, window)
         local.scatter(value, weight, size, window)
@@ -82,20 +87,25 @@ def launch_all(dtype, sizes, groups=8, group_channels=16, kernel=7):
         involution.involution_backward(value, value, hidden, generator, bias, window)
         _, sums = attention.attention(value, value, value, rows, columns, None, window)
         attention.attention_backward(value, sums, value, value, value, rows, columns, None, window)
-        line, table = value.permute(0, 3, 1, 2, 4)[0].contiguous(), torch.randn(4 * group_channels - 32, 111).to(dtype)
-        axial.attention(line[:, :, :8], line[:, :, 8:16], line, table, torch.rand(3, groups), torch.rand(3, groups),
-                        [0, 1, 2], 0, True, 1)
+        line, keys = value.permute(0, 3, 1, 2, 4)[0].contiguous(), -(-group_channels // 2)
+        table = torch.randn(2 * keys + group_channels, 111).to(dtype)
+        # copies: a slice may begin where wide accesses cannot, which is compiled apart
+        axial.attention(line[:, :, :keys].contiguous(), line[:, :, -keys:].contiguous(), line, table,
+                        torch.rand(3, groups), torch.rand(3, groups), [0, 1, 2], 0, True, 1)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='bfloat16')
-    parser.add_argument('--groups', type=int, default=8, help='of 16 channels')
+    parser.add_argument('--groups', type=int, default=8)
+    parser.add_argument('--group-channels', type=int, default=16)
+    parser.add_argument('--hidden', type=int, help='features of the generator; by default a quarter of all channels')
     parser.add_argument('--capability', type=int, default=90)
     parser.add_argument('--json', action='store_true')
     args = parser.parse_args()
     with offline(args.capability) as found:
-        launch_all(getattr(torch, args.dtype), ((16, 32), (13, 17)), args.groups)
+        hidden = args.hidden or max(1, args.groups * args.group_channels // 4)
+        launch_all(getattr(torch, args.dtype), ((16, 32), (13, 17)), args.groups, args.group_channels, hidden)
     kernels = {name: [resources(binary) for binary in binaries] for name, binaries in found.items()}
     if args.json:
         print(json.dumps(kernels))

@@ -11,8 +11,11 @@ from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
 from ..ops import axial, axial_attention
-from ..ops.axial import LOGITS_BUDGET, TERMS
+from ..ops.axial import TERMS
 from .spatial import cell_average, spatial_operator
+
+# while the norm of the logits sees its batch, chunks have all their terms made twice: as few as 1 GiB in float32 allows
+LOGITS_BUDGET = 1 << 28
 
 
 class AxialAttention1d(BaseModule):
@@ -117,9 +120,10 @@ class AxialAttention1d(BaseModule):
         if self._norm_is_fixed():
             scale, shift = self.similarity_norm([], _directly)
             return axial_attention(query, key, value, self.relative, scale, shift, terms=self.terms, span=self.span,
-                                   value_position=self.value_position, logits_budget=self.logits_budget)
+                                   value_position=self.value_position,
+                                   logits_budget=min(self.logits_budget, axial.LOGITS_BUDGET))
         # the norm has to see all logits before any of them is used
-        size = axial.chunk_size(query, self._numbers, self.logits_budget)
+        size = axial.chunk_size(query, self.logits_budget, len(self.terms))
         chunks = list(zip(*(part.split(size) for part in parts), strict=True))
         run = _recomputed if len(chunks) > 1 and torch.is_grad_enabled() else _directly
         scale, shift = self.similarity_norm(chunks, run)

@@ -27,10 +27,21 @@ def empty_in_layout_of(like: Tensor, size: Sequence[int], dtype: torch.dtype) ->
 
     Channels-last input thus gives channels-last output, and interleaved groups stay interleaved.
     """
-    strides = like.stride()
-    order = sorted(range(like.dim()), key=lambda dim: -strides[dim])
+    order = _memory_order(like)
     # not a view of another tensor: what follows may change the result of an op in place
     return torch.empty_permuted(tuple(size), order, dtype=dtype, device=like.device)
+
+
+def in_layout_of(like: Tensor, tensor: Tensor) -> Tensor:
+    """Return a tensor with the strides that :func:`empty_in_layout_of` gives, without a copy where it has them."""
+    if tensor.permute(_memory_order(like)).is_contiguous():
+        return tensor
+    return empty_in_layout_of(like, tensor.shape, tensor.dtype).copy_(tensor)
+
+
+def _memory_order(tensor: Tensor) -> list[int]:
+    strides = tensor.stride()
+    return sorted(range(tensor.dim()), key=lambda dim: -strides[dim])
 
 
 def _axis_slices(tap: int, stride: int, dilation: int, padding: int, size: int, out: int) -> tuple[slice, slice]:

@@ -159,6 +159,14 @@ def gradients(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tenso
     return _input_gradients(*_logit_gradients(grad, *inputs), grad, *inputs)
 
 
+def in_layouts_of(inputs: Sequence[Tensor], grads: Sequence[Tensor],
+                  ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return gradients with the strides that the fake of ``attention_backward`` promises for query, key and value."""
+    query, key, value = (_torch.in_layout_of(like, grad) for like, grad in zip(inputs, grads[:3], strict=True))
+    rows, columns, bias = (grad.contiguous() for grad in grads[3:])
+    return query, key, value, rows, columns, bias
+
+
 @custom_op('mmrednet::attention', mutates_args=())
 def attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: Tensor | None,
               bias: Tensor | None, window: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -181,7 +189,7 @@ def attention_backward(grad: Tensor, logsumexp: Tensor, query: Tensor, key: Tens
     """See :func:`gradients`; a kernel may use what the forward pass has found."""
     inputs = query, key, value, rows, columns, bias, window
     weight, grad_logits = attention_logit_gradients(grad, *inputs)
-    return _input_gradients(weight, grad_logits, grad, *inputs)
+    return in_layouts_of((query, key, value), _input_gradients(weight, grad_logits, grad, *inputs))
 
 
 _triton.register('attention', attention=attention, attention_backward=attention_backward)
@@ -198,7 +206,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None, columns: T
 @attention_backward.register_fake
 def _(grad: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None,
       columns: Tensor | None, bias: Tensor | None, window: Sequence[int]) -> tuple[Tensor, ...]:
-    tables = [query.new_empty(0) if table is None else torch.empty_like(table) for table in (rows, columns, bias)]
+    tables = [query.new_empty(0) if table is None else table.new_empty(table.shape) for table in (rows, columns, bias)]
     return (*(_torch.empty_in_layout_of(tensor, tensor.shape, tensor.dtype) for tensor in (query, key, value)), *tables)
 
 

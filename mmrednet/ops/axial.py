@@ -18,8 +18,10 @@ from . import _torch, _triton, multiply_adds
 from .checks import check_same, check_shape, check_tensors
 
 TERMS = ('query_key', 'query_position', 'key_position')
-# elements of the logits of one chunk; 2^28 are 1 GiB in float32
-LOGITS_BUDGET = 1 << 28
+# elements that a chunk of lines may need at once for tensors of the size of its logits; 2^24 are 64 MiB in float32
+LOGITS_BUDGET = 1 << 24
+# so many of them there are at most: weights, their gradients, what a product has in another order, and its result
+LIVE = 5
 
 
 def axial_attention(query: Tensor, key: Tensor, value: Tensor, relative: Tensor, scale: Tensor, shift: Tensor, *,
@@ -45,7 +47,7 @@ def axial_attention(query: Tensor, key: Tensor, value: Tensor, relative: Tensor,
         terms: which of 'query_key', 'query_position' and 'key_position' are in the logits, in this order.
         span: positions further than span / 2 apart do not attend to each other; None: all do.
         value_position: whether the second part of the result is there.
-        logits_budget: elements of the logits that the composition makes at once.
+        logits_budget: elements of all tensors of the size of the logits that the composition has at once.
 
     Returns:
         (B, N, D, 2, L), or (B, N, D, 1, L) without positions of values, in the dtype of ``value``.
@@ -85,17 +87,26 @@ def _distances(relative: Tensor, length: int) -> Tensor:
     return (place[:, None] - place).clamp(-end, end) + end
 
 
+def _term(query: Tensor, key: Tensor, positions: tuple[Tensor, ...], term: int) -> Tensor:
+    """Return one term (B, N, L, L) of the logits of lines (B, N, E, L), before its norm."""
+    if term == 0:
+        return torch.einsum('bgci,bgcj->bgij', query, key)
+    if term == 1:
+        return torch.einsum('bgci,cij->bgij', query, positions[0])
+    return torch.einsum('bgcj,cij->bgij', key, positions[1])
+
+
 def logits(query: Tensor, key: Tensor, positions: tuple[Tensor, ...], terms: Sequence[int]) -> Tensor:
     """Return the terms (B, T, N, L, L) of lines (B, N, E, L), before their norm."""
-    parts = (lambda: torch.einsum('bgci,bgcj->bgij', query, key),
-             lambda: torch.einsum('bgci,cij->bgij', query, positions[0]),
-             lambda: torch.einsum('bgcj,cij->bgij', key, positions[1]))
-    return torch.stack([parts[term]() for term in terms], 1)
+    return torch.stack([_term(query, key, positions, term) for term in terms], 1)
 
 
-def _weights(found: Tensor, scale: Tensor, shift: Tensor, span: int) -> Tensor:
-    """Return the weights (B, N, L, L) of terms of the logits, in float32 or wider."""
-    total = (found * scale[:, :, None, None] + shift[:, :, None, None]).sum(1)
+def _weights(query: Tensor, key: Tensor, positions: tuple[Tensor, ...], scale: Tensor, shift: Tensor,
+             terms: Sequence[int], span: int) -> Tensor:
+    """Return the weights (B, N, L, L) of lines (B, N, E, L), in float32 or wider; one term lives at a time."""
+    total = shift.sum(0)[:, None, None]
+    for index, term in enumerate(terms):
+        total = total + _term(query, key, positions, term) * scale[index, :, None, None]
     total = total.to(torch.promote_types(total.dtype, torch.float32))
     if span:
         place = torch.arange(total.shape[-1], device=total.device)
@@ -105,22 +116,24 @@ def _weights(found: Tensor, scale: Tensor, shift: Tensor, span: int) -> Tensor:
 
 def mix(query: Tensor, key: Tensor, value: Tensor, relative: Tensor, scale: Tensor, shift: Tensor,
         terms: Sequence[int], span: int, value_position: bool) -> Tensor:
-    """Compute :func:`axial_attention` by way of stored logits of all lines."""
+    """Compute :func:`axial_attention` by way of stored weights of all lines."""
     positions = tables(relative, query.shape[2], query.shape[3])
-    weight = _weights(logits(query, key, positions, terms), scale, shift, span).to(value.dtype)
+    weight = _weights(query, key, positions, scale, shift, terms, span).to(value.dtype)
     parts = [torch.einsum('bgij,bgcj->bgci', weight, value)]
     if value_position:
         parts.append(torch.einsum('bgij,cij->bgci', weight, positions[2].to(value.dtype)))
     return torch.stack(parts, 3)
 
 
-def chunk_size(query: Tensor, terms: Sequence[int], budget: int) -> int:
-    """Return how many lines have logits of no more elements than the budget, at least one."""
-    return max(1, budget // (len(terms) * query.shape[1] * query.shape[3]**2))
+def chunk_size(lines: Tensor, budget: int, live: int = LIVE) -> int:
+    """Return how many of lines (B, N, C, L) have ``live`` tensors of (N, L, L) each within a budget of elements.
+
+    It is one at least.
+    """
+    return max(1, budget // (live * lines.shape[1] * lines.shape[3]**2))
 
 
-def _chunks(tensors: Sequence[Tensor], terms: Sequence[int], budget: int) -> Iterator[Any]:
-    size = chunk_size(tensors[0], terms, budget)
+def _chunks(size: int, *tensors: Tensor) -> Iterator[Any]:
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
@@ -128,7 +141,7 @@ def definition(query: Tensor, key: Tensor, value: Tensor, relative: Tensor, scal
                terms: Sequence[int], span: int, value_position: bool, budget: int) -> Tensor:
     """Compute :func:`axial_attention` chunk by chunk: what every fused kernel is compared with."""
     return torch.cat([mix(q, k, v, relative, scale, shift, terms, span, value_position)
-                      for q, k, v in _chunks((query, key, value), terms, budget)]).contiguous()
+                      for q, k, v in _chunks(chunk_size(query, budget), query, key, value)]).contiguous()
 
 
 def gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, relative: Tensor, scale: Tensor, shift: Tensor,
@@ -138,7 +151,7 @@ def gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, relative:
     Logits and weights are made again, for one chunk of lines at a time.
     """
     found = [_gradients(g, q, k, v, relative, scale, shift, terms, span, value_position)
-             for g, q, k, v in _chunks((grad, query, key, value), terms, budget)]
+             for g, q, k, v in _chunks(chunk_size(query, budget), grad, query, key, value)]
     lines = [torch.cat(parts) for parts in zip(*(item[:3] for item in found), strict=True)]
     shared = [torch.stack(parts).sum(0) for parts in zip(*(item[3:] for item in found), strict=True)]
     return tuple(made.to(tensor.dtype).contiguous() for made, tensor in zip(
@@ -151,30 +164,36 @@ def _gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, relative
     grad, query, key, value, relative, scale, shift = (
         tensor.to(dtype) for tensor in (grad, query, key, value, relative, scale, shift))
     by_query, by_key, by_value = positions = tables(relative, query.shape[2], query.shape[3])
-    found = logits(query, key, positions, terms)
-    weight = _weights(found, scale, shift, span)
+    weight = _weights(query, key, positions, scale, shift, terms, span)
     grad_tables = [torch.zeros_like(table) for table in positions]
     grad_weight = torch.einsum('bgci,bgcj->bgij', grad[:, :, :, 0], value)
     if value_position:
         grad_weight = grad_weight + torch.einsum('bgci,cij->bgij', grad[:, :, :, 1], by_value)
         grad_tables[2] = torch.einsum('bgij,bgci->cij', weight, grad[:, :, :, 1])
-    grad_logits = weight * (grad_weight - (weight * grad_weight).sum(3, keepdim=True))
-    grad_query, grad_key = torch.zeros_like(query), torch.zeros_like(key)
-    for index, term in enumerate(terms):
-        part = grad_logits * scale[index, :, None, None]
-        if term == 0:
-            grad_query = grad_query + torch.einsum('bgij,bgcj->bgci', part, key)
-            grad_key = grad_key + torch.einsum('bgij,bgci->bgcj', part, query)
-        elif term == 1:
-            grad_query = grad_query + torch.einsum('bgij,cij->bgci', part, by_query)
-            grad_tables[0] = torch.einsum('bgij,bgci->cij', part, query)
-        else:
-            grad_key = grad_key + torch.einsum('bgij,cij->bgcj', part, by_key)
-            grad_tables[1] = torch.einsum('bgij,bgcj->cij', part, key)
-    grad_tables[1] = grad_tables[1].transpose(1, 2)
     grad_value = torch.einsum('bgij,bgci->bgcj', weight, grad[:, :, :, 0])
-    grad_scale = (grad_logits[:, None] * found).sum((0, 3, 4))
-    return grad_query, grad_key, grad_value, _by_distance(torch.cat(grad_tables), relative.shape[1]), grad_scale
+    grad_logits = torch._softmax_backward_data(grad_weight, weight, 3, weight.dtype)
+    del weight, grad_weight
+    grad_query, grad_key, grad_scale = torch.zeros_like(query), torch.zeros_like(key), []
+    for index, term in enumerate(terms):
+        factor = scale[index, :, None, None]
+        # a term is linear in what it has a gradient for, so that their product is the sum that its scale needs
+        if term == 0:
+            part, source = torch.einsum('bgij,bgcj->bgci', grad_logits, key), query
+            grad_key = grad_key + torch.einsum('bgij,bgci->bgcj', grad_logits, query) * factor
+        elif term == 1:
+            part, source = torch.einsum('bgij,cij->bgci', grad_logits, by_query), query
+            grad_tables[0] = torch.einsum('bgij,bgci->cij', grad_logits, query * factor)
+        else:
+            part, source = torch.einsum('bgij,cij->bgcj', grad_logits, by_key), key
+            grad_tables[1] = torch.einsum('bgij,bgcj->cij', grad_logits, key * factor)
+        grad_scale.append((part * source).sum((0, 2, 3)))
+        if source is query:
+            grad_query = grad_query + part * factor
+        else:
+            grad_key = grad_key + part * factor
+    grad_tables[1] = grad_tables[1].transpose(1, 2)
+    shared = _by_distance(torch.cat(grad_tables), relative.shape[1])
+    return grad_query, grad_key, grad_value, shared, torch.stack(grad_scale)
 
 
 def _by_distance(entries: Tensor, size: int) -> Tensor:

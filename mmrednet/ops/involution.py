@@ -98,6 +98,12 @@ def gradients(grad: Tensor, value: Tensor, hidden: Tensor, weight: Tensor, bias:
     return grad_value, grad_hidden, grad_weight.flatten(1), weight.new_empty(0) if bias is None else grad_bias
 
 
+def dense_gradients(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return :func:`gradients` with the strides that the fake of ``involution_backward`` promises."""
+    grad_value, grad_hidden, grad_weight, grad_bias = gradients(*inputs)
+    return grad_value, _torch.in_layout_of(inputs[2], grad_hidden), grad_weight.contiguous(), grad_bias
+
+
 @custom_op('mmrednet::involution', mutates_args=())
 def involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int]) -> Tensor:
     """See :func:`local_involution`; what it is given has been checked."""
@@ -115,7 +121,7 @@ def involution_affine(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tenso
 def involution_backward(grad: Tensor, value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
                         window: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`gradients`."""
-    return gradients(grad, value, hidden, weight, bias, window)
+    return dense_gradients(grad, value, hidden, weight, bias, window)
 
 
 _triton.register('involution', involution=involution, involution_backward=involution_backward)
@@ -135,8 +141,9 @@ def _(value: Tensor, hidden: Tensor, *_: object) -> Tensor:
 def _(grad: Tensor, value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
       window: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_value = _torch.empty_in_layout_of(grad, value.shape, value.dtype)
-    grad_bias = weight.new_empty(0) if bias is None else torch.empty_like(bias)
-    return grad_value, torch.empty_like(hidden), torch.empty_like(weight), grad_bias
+    grad_hidden = _torch.empty_in_layout_of(hidden, hidden.shape, hidden.dtype)
+    grad_bias = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return grad_value, grad_hidden, weight.new_empty(weight.shape), grad_bias
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

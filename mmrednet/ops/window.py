@@ -70,6 +70,10 @@ class Window:
         for pair in (self.kernel, self.stride, self.dilation, self.padding):
             yield from pair
 
+    def __len__(self) -> int:
+        """Return eight; ``torch.compile`` asks before it reads a window that was made outside of what it compiles."""
+        return 8
+
     @property
     def taps(self) -> int:
         """K, the number of neighbours."""

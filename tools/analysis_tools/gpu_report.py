@@ -3,7 +3,9 @@
 Correctness comes first, against float64, on fresh random inputs and poisoned outputs; where it fails nothing is timed.
 Times are medians of device events, in a CUDA graph where that works, with inputs that rotate through more memory than
 the cache holds. Floors are every input read once and every output written once at the bandwidth of a copy, and the
-operations at the rate of a large matrix product, both measured in the same run; percentages are of the larger floor.
+operations at the rate of the unit that does them: products with shared weights at that of a large matrix product, those
+with neighbours at that of float32 multiply-adds, all measured in the same run. Percentages are the share of a copy's
+bandwidth at which the bytes of the floor are moved.
 Exit status: 0, 1 where a check fails, 2 where there is no CUDA device.
 """
 
@@ -18,16 +20,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from gpu import problems
-from gpu.contestants import CONTEXT, attentions, convolution, involutions
-from gpu.measure import Ceilings, Clock, ceilings
+from gpu.ceilings import ceilings
+from gpu.contestants import attentions, axials, involutions
+from gpu.measure import Clock
+from gpu.operators import time_operator
+from gpu.table import HEADER, Pass, row
 
 PARTS = ('checks', 'involution', 'attention', 'axial', 'bottleneck', 'backbones')
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 LAYOUTS = {'contiguous': torch.contiguous_format, 'channels-last': torch.channels_last}
 # compiling takes most of the time: of the operators' maps, so many of the first dtype have compiled contestants
 COMPILED = 2
-HEADER = ('| what | contestant | dtype | forward, ms | of the floor | forward and backward, ms | peak MiB | '
-          'differs by |\n|---|---|---|---|---|---|---|---|')
 
 
 def parse_args():
@@ -46,103 +49,22 @@ def parse_args():
     return parser.parse_args()
 
 
-def number(value, digits=3):
-    return '–' if value is None else f'{value:.{digits}f}'
-
-
-def row(what, contestant, dtype, forward=None, share=None, both=None, peak=None, error=None, note=''):
-    """Return one line of the final table."""
-    cells = [what, contestant, str(dtype).removeprefix('torch.'), number(forward),
-             '–' if share is None else f'{100 * share:.0f} %', number(both),
-             number(None if peak is None else peak / 2**20, 1), note or ('–' if error is None else f'{error:.1e}')]
-    return f'| {" | ".join(cells)} |'
-
-
-def floor(problem, dtype, limits: Ceilings):
-    """Return the seconds that no version can beat."""
-    return max(problem.bytes / limits.bandwidth, problem.flops / limits.matrix[dtype])
-
-
-def steps(function, inputs, grad):
-    """Return the forward pass, and the forward and backward pass with gradients for all inputs."""
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-
-    def forward():
-        with torch.inference_mode():
-            return function(*inputs)
-
-    def both():
-        result = function(*leaves)
-        return result, *torch.autograd.grad(result, leaves, grad, allow_unused=True)
-    return forward, both
-
-
-def difference(found, reference):
-    """Return by how much a result or a gradient differs from ours at most, or None for another function."""
-    if any(a is None or a.shape != b.shape for a, b in zip(found, reference, strict=True)):
-        return None
-    return max(float((a.double() - b.double()).norm() / b.double().norm())
-               for a, b in zip(found, reference, strict=True))
-
-
-def time_operator(clock, sets, contestants, dtype, limits):
-    """Yield a line for every contestant at one problem; where one cannot run, the line says why."""
-    grads = [torch.randn_like(next(iter(problem.inputs.values()))) for problem in sets]
-    reference = None
-    for name, function in contestants.items():
-        if clock.late:
-            return
-        forward = share = both = peak = error = None
-        note = ''
-        try:
-            pairs = [steps(function, list(problem.inputs.values()), grad)
-                     for problem, grad in zip(sets, grads, strict=True)]
-            forward = clock.milliseconds([pair[0] for pair in pairs])
-            if forward is not None and name not in CONTEXT:
-                share = 1e3 * floor(sets[0], dtype, limits) / forward
-            found = [None if tensor is None else tensor.detach() for tensor in pairs[0][1]()]
-            reference = reference or found
-            error = None if name in CONTEXT else difference(found, reference)
-            both, peak = clock.milliseconds([pair[1] for pair in pairs]), clock.peak_bytes(pairs[0][1])
-        except Exception as failure:  # noqa: BLE001
-            note = f'does not run: {type(failure).__name__} {str(failure)[:60]!r}'
-        yield row(sets[0].name, name, dtype, forward, share, both, peak, error, note)
-        if not clock.dry:
-            torch.cuda.empty_cache()
-
-
-def operator_part(make, ways):
+def operator_part(make, ways, stages=problems.STAGES):
     """Return the part that times the ways to an operator at all stages."""
     def part(clock, args, limits):
         for name in args.dtypes:
-            for index, stage in enumerate(problems.STAGES[clock.dry]):
-                dtype = DTYPES[name]
+            for index, stage in enumerate(stages[clock.dry]):
+                if clock.late:
+                    return
+                # one function compiled for many sizes would be left uncompiled after the first few
+                torch._dynamo.reset()
+                dtype, first_dtype = DTYPES[name], name == args.dtypes[0]
                 first = make(args.batch, stage, args.kernel_size, dtype, clock.device)
                 sets = [first] + [make(args.batch, stage, args.kernel_size, dtype, clock.device)
                                   for _ in range(clock.sets(first.bytes) - 1)]
-                contestants = ways(first.window, dry=clock.dry, compiled=name == args.dtypes[0] and index < COMPILED)
-                contestants['convolution 3x3'] = convolution(stage[0], dtype, clock.device)
+                contestants = ways(first, dry=clock.dry, compiled=first_dtype and index < COMPILED, flex=first_dtype)
                 yield from time_operator(clock, sets, contestants, dtype, limits)
     return part
-
-
-def axial_part(clock, args, limits):
-    from mmrednet.ops import axial, axial_attention
-    heads, keys, values = 8, 8, 16
-    for dtype in (DTYPES[name] for name in args.dtypes):
-        for lines, length in ((2, 5),) if clock.dry else ((args.batch * 100, 168), (args.batch * 50, 84)):
-            qkv = torch.randn(lines, heads, 2 * keys + values, length, device=clock.device).to(dtype)
-            inputs = [*qkv.split([keys, keys, values], 2),
-                      torch.randn(2 * keys + values, 2 * length - 1, device=clock.device).to(dtype),
-                      torch.rand(3, heads, device=clock.device), torch.rand(3, heads, device=clock.device)]
-            contestants = {'fused': lambda *tensors: axial_attention(*tensors),
-                           'stored logits': lambda *tensors: axial.mix(*tensors, [0, 1, 2], 0, True)}
-            for name, function in contestants.items():
-                if clock.late:
-                    return
-                forward, both = steps(function, inputs, torch.randn_like(function(*inputs)))
-                yield row(f'axial attention {lines} x {heads} x {length}', name, dtype, clock.milliseconds([forward]),
-                          None, clock.milliseconds([both]), clock.peak_bytes(both))
 
 
 def bottleneck_part(clock, args, limits):
@@ -161,8 +83,8 @@ def bottleneck_part(clock, args, limits):
                     result = block(x)
                 torch.autograd.grad(result.float().sum(), [x, *block.parameters()])
             shape = ' x '.join(str(length) for length in x.shape)
-            yield row(f'bottleneck {shape}', name, 'bfloat16 autocast', both=clock.milliseconds([step], graph=False),
-                      peak=clock.peak_bytes(step))
+            yield row(f'bottleneck {shape}', name, 'bfloat16 autocast',
+                      both=Pass(clock.milliseconds([step], graph=False)), peak=clock.peak_bytes(step))
 
 
 def networks():
@@ -176,22 +98,22 @@ def networks():
 
 def backbone_part(clock, args, limits):
     shape, batches = ((32, 48), [1]) if clock.dry else (args.shape, args.batches)
-    for name, model in networks().items():
-        model = model.to(clock.device)
-        for dtype, batch, layout in itertools.product(args.dtypes, batches, LAYOUTS):
+    models = {name: model.to(clock.device) for name, model in networks().items()}
+    # the networks take turns, so that each has its figures where time runs out
+    for dtype, batch, layout in itertools.product(args.dtypes, batches, reversed(LAYOUTS)):
+        image = torch.randn(batch, 3, *shape, device=clock.device).contiguous(memory_format=LAYOUTS[layout])
+        what = ' x '.join(str(length) for length in image.shape)
+        for name, model in models.items():
             if clock.late or (clock.dry and layout == 'contiguous'):
                 continue
-            image = torch.randn(batch, 3, *shape, device=clock.device)
-            infer, train = passes(model.to(memory_format=LAYOUTS[layout]),
-                                  image.contiguous(memory_format=LAYOUTS[layout]), DTYPES[dtype])
-            what = ' x '.join(str(length) for length in image.shape)
+            infer, train = passes(model.to(memory_format=LAYOUTS[layout]), image, DTYPES[dtype])
             try:
-                yield row(what, f'{name}, {layout}', dtype, clock.milliseconds([infer]), None,
-                          clock.milliseconds([train], graph=False), clock.peak_bytes(train))
+                yield row(what, f'{name}, {layout}', dtype, Pass(clock.milliseconds([infer])),
+                          Pass(clock.milliseconds([train], graph=False)), clock.peak_bytes(train))
             except torch.cuda.OutOfMemoryError:
                 yield row(what, f'{name}, {layout}', dtype, note='out of memory')
             model.zero_grad()
-        model.cpu()
+            clock.release()
 
 
 def passes(model, image, dtype):
@@ -215,15 +137,17 @@ def passes(model, image, dtype):
 
 
 RUN = dict(involution=operator_part(problems.involution, involutions),
-           attention=operator_part(problems.attention, attentions), axial=axial_part, bottleneck=bottleneck_part,
+           attention=operator_part(problems.attention, attentions),
+           axial=operator_part(problems.axial, axials, problems.AXIAL_STAGES), bottleneck=bottleneck_part,
            backbones=backbone_part)
 
 
 def checked(device, dry):
     """Print the checks and return whether all passed."""
-    from gpu.checks import check_kernels, check_launches
+    from gpu.checks import check_kernels
+    from gpu.launches import check_launches
     rows = check_kernels([torch.bfloat16] if dry else list(DTYPES.values()), device, dry)
-    rows += [] if dry else check_launches()
+    rows += check_launches(device, dry)
     print('| kernels | dtype | worst error | |\n|---|---|---|---|')
     for name, dtype, error, fine in rows:
         print(f'| {name} | {str(dtype).removeprefix("torch.")} | {error:.1e} | {"passed" if fine else "FAILED"} |')
@@ -258,7 +182,8 @@ def main():
     if limits is not None:
         rates = ', '.join(f'{str(dtype).removeprefix("torch.")} {rate / 1e12:.0f}'
                           for dtype, rate in limits.matrix.items())
-        print(f'A copy reads and writes {limits.bandwidth / 1e12:.2f} TB/s; matrix products, TFLOP/s: {rates}.')
+        print(f'A copy reads and writes {limits.bandwidth / 1e12:.2f} TB/s; matrix products, TFLOP/s: {rates}; '
+              f'multiply-adds one by one: {limits.vector / 1e12:.0f}.')
     if clock.late:
         print(f'Stopped after {args.minutes} minutes: later rows are missing; --parts asks for some alone.')
     print(f'\n{HEADER}', *lines, sep='\n')

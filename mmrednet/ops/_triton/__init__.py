@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -11,14 +12,22 @@ from typing import Any
 import torch
 
 
+# the first whose matrix products take fewer than sixteen columns
+OLDEST = (3, 5)
+
+
 def _find() -> tuple[str | None, str]:
     """Return None and the version of Triton, or why it is not used."""
     if os.environ.get('MMREDNET_TRITON') == '0':
         return 'switched off by MMREDNET_TRITON=0', ''
     try:
-        return None, version('triton')
+        found = version('triton')
     except PackageNotFoundError:
         return 'not installed: pip install triton', ''
+    release = tuple(int(number) for number in re.findall(r'\d+', found)[:2])
+    if release < OLDEST:
+        return f'{found} is too old: at least {OLDEST[0]}.{OLDEST[1]} is needed', ''
+    return None, found
 
 
 # None, or the reason why the kernels of this package cannot be called

@@ -282,7 +282,8 @@ def attention_backward(grad: Tensor, logsumexp: Tensor, query: Tensor, key: Tens
                        ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`mmrednet.ops.attention.gradients`."""
     if not fits(query, value, grad, key, rows, columns, bias):
-        return plain.gradients(grad, query, key, value, rows, columns, bias, window)
+        inputs = query, key, value, rows, columns, bias
+        return plain.in_layouts_of(inputs[:3], plain.gradients(grad, *inputs, window))
     size, heads = query.shape[-2:], query.shape[1]
     tables = [_dense(table) for table in (rows, columns, bias)]
     grads = [empty_in_layout_of(tensor, tensor.shape, tensor.dtype) for tensor in (query, key, value)]
@@ -291,17 +292,17 @@ def attention_backward(grad: Tensor, logsumexp: Tensor, query: Tensor, key: Tens
     programs = len(query) * heads * tiles(size, _tile(query, value))
     parts = [None if table is None else table.new_empty((programs, *table.shape[1:]), dtype=torch.float32)
              for table in tables]
-    inputs = dict(GRAD=layout(grad), QUERY=layout(query), KEY=layout(key), VALUE=layout(value),
+    shared = dict(GRAD=layout(grad), QUERY=layout(query), KEY=layout(key), VALUE=layout(value),
                   INDEX=index_type(grad, query, key, value, *grads)) | _constants(window, query, value)
     numbers = (*query.shape[1:3], value.shape[2], *key.shape[-2:], *size)
     steps = [strides(grad), _planar(sums), *(strides(tensor) for tensor in (query, key, value))]
     launch(query_kernel, programs, query.device, grad, sums, query, key, value, *tables, grads[0], products, *parts,
            *steps, strides(grads[0]), *numbers, RESULT=layout(grads[0]), BLOCK_U=triton.next_power_of_2(window[0]),
-           BLOCK_T=triton.next_power_of_2(window[1]), **inputs)
+           BLOCK_T=triton.next_power_of_2(window[1]), **shared)
     programs = len(key) * heads * tiles(key.shape[-2:], _tile(query, value))
     launch(key_kernel, programs, query.device, grad, sums, products, query, key, value,
            *tables, *grads[1:], *steps, strides(grads[1]), strides(grads[2]), *numbers,
-           KEY_RESULT=layout(grads[1]), VALUE_RESULT=layout(grads[2]), **inputs)
+           KEY_RESULT=layout(grads[1]), VALUE_RESULT=layout(grads[2]), **shared)
     # programs are numbered with the heads fastest
     summed = [query.new_empty(0) if table is None or part is None
               else part.unflatten(0, (-1, heads)).sum(0).to(table.dtype)

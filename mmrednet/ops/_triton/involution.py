@@ -1,11 +1,12 @@
 """Involution whose kernels are generated in registers, and its gradients, which generate them again.
 
-Kernels of a tile of P positions come from one matrix product for each tap,
+Kernels of a tile of P positions come from one matrix product for each row of T taps,
 
-    kernel_j[P, G] = hidden[P, R] @ weight_j[R, G] + bias_j[G],
+    kernel_u[P, G T] = hidden[P, R] @ weight_u[R, G T] + bias_u[G T],
 
-for a block of groups, whose channels are multiplied at once. The gradients of kernels are made for a row of taps at a
-time, [P, G * T] with T taps, and enter the products with the generator's weight and with the hidden features:
+for a block of groups, whose channels are multiplied at once; towards the map, where each tap belongs to another output,
+from one for each tap. The gradients of kernels are made for a row of taps at a time too, and enter the products with
+the generator's weight and with the hidden features:
 
     grad_hidden[P, R] = sum over rows u of  grad_kernels_u[P, G T] @ weight_u[G T, R]
     grad_weight_u[G T, R] = sum over tiles of  grad_kernels_u[P, G T]^T @ hidden[P, R]
@@ -41,8 +42,11 @@ from .tiles import (
     viewer,
 )
 
-# what registers hold: more channels of a group or hidden features than these are left to the composition
-MOST_CHANNELS, MOST_HIDDEN = 128, 256
+# what registers hold: more channels of a group or hidden features, or wider windows, are left to the composition
+MOST_CHANNELS, MOST_HIDDEN, MOST_COLUMNS = 128, 256, 32
+# bytes of a factor of a matrix product: with both of them, and what is made of them, a kernel stays within the 99 KB
+# of shared memory that every chip since Ampere has
+MOST_FACTOR = 1 << 15
 # programs that share the sum over tiles of the gradient of the generator's weight
 PROGRAMS = 1024
 NOT_SPECIALISED = ['value_strides', 'hidden_strides', 'weight_row', 'weight_column', 'groups', 'height', 'width',
@@ -98,14 +102,53 @@ def _kernels(seen_features, weight, bias, tap, group, groups, features: tl.const
     return made
 
 
+@triton.jit
+def _lines(group, groups, u, WINDOW: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Return the rows [G * T] of the generator's weight that make row u of the kernels, and which there are."""
+    place = tl.arange(0, BLOCK_T)[None, :]
+    line = group[:, None] * (WINDOW[0] * WINDOW[1]) + u * WINDOW[1] + place
+    real = (group < groups)[:, None] & (place < WINDOW[1])
+    return tl.reshape(line, (BLOCK_G * BLOCK_T,)), tl.reshape(real, (BLOCK_G * BLOCK_T,))
+
+
+@triton.jit
+def _row_of_kernels(found, weight, bias, u, group, groups, features: tl.constexpr, weight_row, weight_column,
+                    WINDOW: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr,
+                    TILE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """Return the kernels [P, G, T] of row u of the taps."""
+    feature = tl.arange(0, BLOCK_R)
+    line, there = _lines(group, groups, u, WINDOW, BLOCK_G, BLOCK_T)
+    w = tl.load(weight + line.to(tl.int64)[None, :] * weight_row + feature[:, None] * weight_column,
+                mask=(feature < features)[:, None] & there[None, :], other=0.0)
+    made = tl.dot(found.to(DOT), w.to(DOT), input_precision=PRECISION)
+    if bias is not None:
+        made += tl.load(bias + line, mask=there, other=0.0).to(tl.float32)[None, :]
+    return tl.reshape(made, (TILE, BLOCK_G, BLOCK_T))
+
+
+@triton.jit
+def _tap(made, v: tl.constexpr, TILE: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Return [P, G], tap v of [P, G, T]: halves of halves, so that all taps of a row change threads at once."""
+    if BLOCK_T == 1:
+        return tl.reshape(made, (TILE, BLOCK_G))
+    else:
+        halves = tl.permute(tl.reshape(made, (TILE, BLOCK_G, 2, BLOCK_T // 2)), (0, 1, 3, 2))
+        first, second = tl.split(halves)
+        if v < BLOCK_T // 2:
+            return _tap(first, v, TILE, BLOCK_G, BLOCK_T // 2)
+        else:
+            return _tap(second, v - BLOCK_T // 2, TILE, BLOCK_G, BLOCK_T // 2)
+
+
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def involution_kernel(value, hidden, weight, bias, result, value_strides, hidden_strides, result_strides, weight_row,
                       weight_column, groups, channels: tl.constexpr, features: tl.constexpr, height, width, out_height,
                       out_width, WINDOW: tl.constexpr, VALUE: tl.constexpr, HIDDEN: tl.constexpr, RESULT: tl.constexpr,
-                      BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, TILE_H: tl.constexpr,
-                      TILE_W: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr):
+                      BLOCK_G: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+                      TILE_H: tl.constexpr, TILE_W: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+                      INDEX: tl.constexpr):
     """result[d, i] = sum over j of kernel_j[i] value[d, i + j]"""
-    TAPS: tl.constexpr = WINDOW[0] * WINDOW[1]
+    KERNEL_W: tl.constexpr = WINDOW[1]
     group, rest = _block(tl.program_id(0), groups, BLOCK_G, INDEX)
     count = tl.cdiv(out_height, TILE_H) * tl.cdiv(out_width, TILE_W)
     batch = rest // count
@@ -114,15 +157,16 @@ def involution_kernel(value, hidden, weight, bias, result, value_strides, hidden
     channel = tl.arange(0, BLOCK_D).to(INDEX)
     found = _features(hidden, hidden_strides, batch, row, column, real, features, HIDDEN, BLOCK_R, INDEX)
     total = tl.zeros((TILE_H * TILE_W, BLOCK_G, BLOCK_D), tl.float32)
-    # not unrolled: the sums leave few registers for loads of several taps at once
-    for tap in range(TAPS):
-        made = _kernels(found, weight, bias, tap, group, groups, features, weight_row, weight_column, TAPS, BLOCK_R,
-                        DOT, PRECISION)
-        y, x = neighbour(row, column, tap // WINDOW[1], tap % WINDOW[1], WINDOW)
-        seen = real & on_map(y, x, height, width)
-        near = _load(value, value_strides, batch, group, channel, y, x, groups, channels, seen, VALUE)
-        # a neighbour that is not there adds nothing, whatever its weight
-        total += tl.where(seen[:, None], made, 0.0)[:, :, None] * near.to(tl.float32)
+    for u in range(WINDOW[0]):
+        made = _row_of_kernels(found, weight, bias, u, group, groups, features, weight_row, weight_column, WINDOW,
+                               BLOCK_G, BLOCK_T, BLOCK_R, TILE_H * TILE_W, DOT, PRECISION)
+        for v in tl.static_range(KERNEL_W):
+            y, x = neighbour(row, column, u, v, WINDOW)
+            seen = real & on_map(y, x, height, width)
+            near = _load(value, value_strides, batch, group, channel, y, x, groups, channels, seen, VALUE)
+            kernel = _tap(made, v, TILE_H * TILE_W, BLOCK_G, BLOCK_T)
+            # a neighbour that is not there adds nothing, whatever its weight
+            total += tl.where(seen[:, None], kernel, 0.0)[:, :, None] * near.to(tl.float32)
     place, there = _places(result_strides, batch, group, channel, row, column, groups, channels, real, RESULT)
     tl.store(result + place, total, mask=there)
 
@@ -167,15 +211,6 @@ def _kernel_gradients(above, value, strides, batch, group, channel, row, column,
         near = _load(value, strides, batch, group, channel, y, x, groups, channels, seen, VALUE)
         gradients = tl.where(place == v, tl.sum(above * near.to(tl.float32), 2)[:, :, None], gradients)
     return tl.reshape(gradients, (TILE, BLOCK_G * BLOCK_T))
-
-
-@triton.jit
-def _lines(group, groups, u, WINDOW: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Return the rows [G * T] of the generator's weight that make row u of the kernels, and which there are."""
-    place = tl.arange(0, BLOCK_T)[None, :]
-    line = group[:, None] * (WINDOW[0] * WINDOW[1]) + u * WINDOW[1] + place
-    real = (group < groups)[:, None] & (place < WINDOW[1])
-    return tl.reshape(line, (BLOCK_G * BLOCK_T,)), tl.reshape(real, (BLOCK_G * BLOCK_T,))
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
@@ -242,10 +277,21 @@ def weight_kernel(grad, value, hidden, weight_parts, bias_parts, grad_strides, v
     tl.store(bias_parts + at, biases, mask=there)
 
 
-def fits(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def _features_block(hidden: Tensor) -> int:
+    return max(16, triton.next_power_of_2(hidden.shape[1]))
+
+
+def _most_lines(hidden: Tensor, weight: Tensor) -> int:
+    """Return how many positions, or lines of the generator's weight, a factor [lines, R] may have."""
+    dtype = dot_type(hidden, weight)
+    return MOST_FACTOR // (dtype.primitive_bitwidth // 8 * _features_block(hidden))
+
+
+def fits(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int]) -> bool:
     """Say whether the fused kernels take these tensors; the composition takes all."""
     wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in (value, hidden, weight, bias))
-    return not wide and value.shape[2] <= MOST_CHANNELS and hidden.shape[1] <= MOST_HIDDEN
+    small = value.shape[2] <= MOST_CHANNELS and hidden.shape[1] <= MOST_HIDDEN
+    return not wide and small and window[1] <= min(MOST_COLUMNS, _most_lines(hidden, weight))
 
 
 def _grouped(hidden: Tensor) -> Tensor:
@@ -257,26 +303,35 @@ def _blocks(value: Tensor, hidden: Tensor, weight: Tensor, taps: int = 1) -> dic
     """Return the sizes of a program's blocks: up to 128 channels, or gradients of kernels, of a position together."""
     channels = triton.next_power_of_2(value.shape[2])
     widest = max(channels, triton.next_power_of_2(taps))
-    groups = min(triton.next_power_of_2(value.shape[1]), max(1, 128 // widest))
-    place = min(64, max(16, 4096 // (groups * widest)))
-    return dict(BLOCK_G=groups, BLOCK_D=channels, BLOCK_R=max(16, triton.next_power_of_2(hidden.shape[1])),
+    most = _most_lines(hidden, weight)
+    groups = min(triton.next_power_of_2(value.shape[1]), max(1, 128 // widest),
+                 max(1, most // triton.next_power_of_2(taps)))
+    place = min(64, most, max(16, 4096 // (groups * widest)))
+    return dict(BLOCK_G=groups, BLOCK_D=channels, BLOCK_R=_features_block(hidden),
                 TILE_H=place // 16, TILE_W=16, DOT=dot_type(hidden, weight),
                 PRECISION=dot_precision(), num_stages=1)
 
 
+def _row_blocks(value: Tensor, hidden: Tensor, weight: Tensor, window: Sequence[int]) -> dict[str, Any]:
+    """Return the sizes of a program's blocks where a row of taps is made at once."""
+    blocks = _blocks(value, hidden, weight, window[1])
+    return blocks | dict(BLOCK_T=max(triton.next_power_of_2(window[1]), triton.cdiv(16, blocks['BLOCK_G'])))
+
+
 def involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int]) -> Tensor:
     """See :func:`mmrednet.ops.local_involution`."""
-    if not fits(value, hidden, weight, bias):
+    if not fits(value, hidden, weight, bias, window):
         return plain.definition(value, hidden, weight, bias, window)
     result = empty_in_layout_of(value, (*value.shape[:3], *hidden.shape[-2:]), value.dtype)
-    _generate_and_add(involution_kernel, value, hidden, weight, bias, result, value.shape[-2:], window)
+    blocks = _row_blocks(value, hidden, weight, window)
+    _generate_and_add(involution_kernel, value, hidden, weight, bias, result, value.shape[-2:], window, blocks)
     return result
 
 
 def _generate_and_add(kernel: Any, source: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
-                      result: Tensor, size: Sequence[int], window: Sequence[int]) -> None:
+                      result: Tensor, size: Sequence[int], window: Sequence[int], blocks: dict[str, Any]) -> None:
     """Launch one of the two kernels that add what they read times generated kernels: forward, or to the map."""
-    blocks, features = _blocks(source, hidden, weight), _grouped(hidden)
+    features = _grouped(hidden)
     programs = tiles(result.shape[-2:], (blocks['TILE_H'], blocks['TILE_W'])) * len(result)
     launch(kernel, programs * triton.cdiv(source.shape[1], blocks['BLOCK_G']), source.device, source, hidden, weight,
            bias, result, strides(source), strides(features), strides(result), *weight.stride(), *source.shape[1:3],
@@ -287,13 +342,13 @@ def _generate_and_add(kernel: Any, source: Tensor, hidden: Tensor, weight: Tenso
 def involution_backward(grad: Tensor, value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
                         window: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`mmrednet.ops.involution.gradients`."""
-    if not fits(value, hidden, weight, bias) or grad.dtype == torch.float64:
-        return plain.gradients(grad, value, hidden, weight, bias, window)
+    if not fits(value, hidden, weight, bias, window) or grad.dtype == torch.float64:
+        return plain.dense_gradients(grad, value, hidden, weight, bias, window)
     grad_value = empty_in_layout_of(grad, value.shape, value.dtype)
-    _generate_and_add(value_kernel, grad, hidden, weight, bias, grad_value, value.shape[-2:], window)
-    grad_hidden, features = torch.empty_like(hidden), _grouped(hidden)
-    blocks = _blocks(value, hidden, weight, window[1])
-    blocks['BLOCK_T'] = max(triton.next_power_of_2(window[1]), triton.cdiv(16, blocks['BLOCK_G']))
+    _generate_and_add(value_kernel, grad, hidden, weight, bias, grad_value, value.shape[-2:], window,
+                      _blocks(grad, hidden, weight))
+    grad_hidden, features = empty_in_layout_of(hidden, hidden.shape, hidden.dtype), _grouped(hidden)
+    blocks = _row_blocks(value, hidden, weight, window)
     sizes = (*value.shape[1:3], hidden.shape[1], *value.shape[-2:], *hidden.shape[-2:])
     blocks |= dict(num_warps=8, WINDOW=tuple(window), GRAD=layout(grad), VALUE=layout(value),
                    INDEX=index_type(grad, value, features))

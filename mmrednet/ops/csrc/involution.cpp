@@ -88,7 +88,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
       at::convolution_backward(grad_kernels, hidden, generator, {weight.size(0)}, {1, 1}, {0, 0}, {1, 1}, false, {0, 0},
                                1, {true, true, bias.has_value()});
   if (!bias) grad_bias = at::empty({0}, weight.options());
-  return {grad_value, grad_hidden, grad_weight.flatten(1), grad_bias};
+  return {grad_value, mmrednet::in_layout_of(hidden, grad_hidden), grad_weight.flatten(1).contiguous(), grad_bias};
 }
 
 }  // namespace

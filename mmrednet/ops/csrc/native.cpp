@@ -78,6 +78,15 @@ at::Tensor empty_in_layout_of(const at::Tensor& like, at::IntArrayRef size) {
   return at::empty_strided(size, strides, like.options());
 }
 
+at::Tensor in_layout_of(const at::Tensor& like, const at::Tensor& tensor) {
+  at::Tensor result = empty_in_layout_of(like, tensor.sizes());
+  bool same = true;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+    same = same && (tensor.size(dim) < 2 || tensor.stride(dim) == result.stride(dim));
+  }
+  return same ? tensor : result.copy_(tensor);
+}
+
 }  // namespace mmrednet
 
 TORCH_LIBRARY(mmrednet_native, m) {

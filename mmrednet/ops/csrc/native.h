@@ -37,6 +37,9 @@ Geometry geometry(at::IntArrayRef window);
 // dense, with the dimensions in memory in the order of those of `like`
 at::Tensor empty_in_layout_of(const at::Tensor& like, at::IntArrayRef size);
 
+// the same numbers with those strides, without a copy where it has them
+at::Tensor in_layout_of(const at::Tensor& like, const at::Tensor& tensor);
+
 // the primitives: see mmrednet/ops/local.py
 at::Tensor aggregate(const at::Tensor& value, const at::Tensor& weight, at::IntArrayRef window);
 at::Tensor correlate(const at::Tensor& query, const at::Tensor& key, at::IntArrayRef window);

@@ -9,8 +9,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmrednet.ops import Window, attend, attention, involution, local_attention, local_involution
+from mmrednet.ops import (
+    Window,
+    attend,
+    attention,
+    axial,
+    axial_attention,
+    involution,
+    local_attention,
+    local_involution,
+)
 from mmrednet.ops.attention import relative_logits
+
+from .flex import flex_attention
+from .problems import Problem, Work, convolution
 
 
 def _unfolded(x: Tensor, window: Window) -> Tensor:
@@ -50,15 +62,16 @@ def involution_shifts(window: Window) -> Callable:
     return run
 
 
-def involutions(window: Window, *, dry: bool, compiled: bool) -> dict[str, Callable]:
+def involutions(problem: Problem, *, dry: bool, compiled: bool, flex: bool) -> dict[str, Callable]:
     """Return every way to an involution; the first is ours."""
+    window = problem.window
     ways = {'fused': lambda *inputs: local_involution(*inputs, window),
             'stored kernels, our primitives': lambda *inputs: involution.definition(*inputs, list(window)),
             'unfold': involution_unfold(window)}
     if compiled:
         ways['unfold, compiled'] = _compiled(involution_unfold(window), dry)
         ways['shifts, compiled'] = _compiled(involution_shifts(window), dry)
-    return ways
+    return ways | {CONVOLUTION: Convolution(next(iter(problem.inputs.values())))}
 
 
 def attention_unfold(window: Window) -> Callable:
@@ -70,65 +83,55 @@ def attention_unfold(window: Window) -> Callable:
     return run
 
 
-def flex_attention(window: Window, dry: bool) -> Callable:
-    """FlexAttention with the same relative logits, made before it and looked up by its score function."""
-    from torch.nn.attention.flex_attention import create_block_mask
-    from torch.nn.attention.flex_attention import flex_attention as flex
-    compiled, masks = flex if dry else torch.compile(flex, dynamic=False), {}
-
-    def run(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        (height, width), (high, wide) = query.shape[-2:], window.padding
-        upper, lower = query.chunk(2, 2)
-        by_row = torch.einsum('bndhw,ndu->bnhwu', upper, rows).flatten(2, 3)
-        by_column = torch.einsum('bndhw,ndv->bnhwv', lower, columns).flatten(2, 3)
-
-        def score(logit: Tensor, b: Tensor, n: Tensor, i: Tensor, m: Tensor) -> Tensor:
-            u = (m // width - i // width + high).clamp(0, 2 * high)
-            v = (m % width - i % width + wide).clamp(0, 2 * wide)
-            return logit + by_row[b, n, i, u] + by_column[b, n, i, v]
-
-        def near(b: Tensor, n: Tensor, i: Tensor, m: Tensor) -> Tensor:
-            return ((m // width - i // width).abs() <= high) & ((m % width - i % width).abs() <= wide)
-
-        if (height, width) not in masks:
-            masks[height, width] = create_block_mask(near, None, None, height * width, height * width,
-                                                     device=str(query.device))
-        lines = (tensor.flatten(3).mT.contiguous() for tensor in (query, key, value))
-        result = compiled(*lines, score_mod=score, block_mask=masks[height, width], scale=1.0)
-        return result.mT.unflatten(3, (height, width))
-    return run
-
-
 def natten(window: Window) -> Callable:
     """NATTEN, which has no relative positions: another function, for context; borders shift its window."""
-    from natten.functional import na2d
-
     def run(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        # what is installed need not fit this torch: an error here is told in the contestant's line
+        from natten.functional import na2d
         lines = (tensor.permute(0, 3, 4, 1, 2).contiguous() for tensor in (query, key, value))
         return na2d(*lines, kernel_size=window.kernel, scale=1.0).permute(0, 3, 4, 1, 2)
     return run
 
 
-def attentions(window: Window, *, dry: bool, compiled: bool) -> dict[str, Callable]:
+def attentions(problem: Problem, *, dry: bool, compiled: bool, flex: bool) -> dict[str, Callable]:
     """Return every way to local attention; the first is ours."""
+    window = problem.window
     ways = {'fused': lambda query, key, value, rows, columns: local_attention(query, key, value, window, rows=rows,
                                                                               columns=columns),
             'stored logits, our primitives': lambda *inputs: attention.definition(*inputs, None, list(window))[0],
             'unfold': attention_unfold(window)}
     if compiled:
         ways['unfold, compiled'] = _compiled(attention_unfold(window), dry)
-        ways['FlexAttention'] = flex_attention(window, dry)
+    if flex:
+        ways['FlexAttention'] = flex_attention(problem, dry)
     if importlib.util.find_spec('natten'):
-        ways['NATTEN, no positions'] = natten(window)
-    return ways
+        ways[NATTEN] = natten(window)
+    return ways | {CONVOLUTION: Convolution(next(iter(problem.inputs.values())))}
 
 
-def convolution(channels: int, dtype: torch.dtype, device: str) -> Callable:
-    """A 3x3 convolution of all channels, for context."""
-    weight = torch.randn(channels, channels, 3, 3, device=device).to(dtype) / channels
-    weight = weight.contiguous(memory_format=torch.channels_last).requires_grad_()
-    return lambda value, *_: F.conv2d(value.flatten(1, 2), weight, padding=1).unflatten(1, value.shape[1:3])
+def axials(problem: Problem, *, dry: bool, compiled: bool, flex: bool) -> dict[str, Callable]:
+    """Return the ways to axial attention; the first is ours. A softmax is the same with any shift: none is given."""
+    return {'fused': lambda *inputs: axial_attention(*inputs, torch.zeros_like(inputs[-1])),
+            'stored logits': lambda *inputs: axial.mix(*inputs, torch.zeros_like(inputs[-1]), [0, 1, 2], 0, True)}
 
 
-# what does not compute the same function
-CONTEXT = ('NATTEN, no positions', 'convolution 3x3')
+class Convolution:
+    """A 3x3 convolution of all channels of a map (B, G, D, H, W), for context.
+
+    Attributes:
+        leaves: what it is to have a gradient for besides the inputs of the problem.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        channels = value.shape[1] * value.shape[2]
+        weight = torch.randn(channels, channels, 3, 3, device=value.device).to(value.dtype) / channels
+        self.leaves = [weight.contiguous(memory_format=torch.channels_last).requires_grad_()]
+
+    def __call__(self, value: Tensor, *_: Tensor) -> Tensor:
+        """Map (B, G, D, H, W) to the same shape."""
+        return F.conv2d(value.flatten(1, 2), *self.leaves, padding=1).unflatten(1, value.shape[1:3])
+
+
+CONVOLUTION, NATTEN = 'convolution 3x3', 'NATTEN, no positions'
+# what does not compute the same function, and the work of what it computes, where that is known
+CONTEXT: dict[str, Callable[[Problem], tuple[Work, Work]] | None] = {CONVOLUTION: convolution, NATTEN: None}

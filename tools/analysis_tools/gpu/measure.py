@@ -1,10 +1,11 @@
-"""Times by device events, peak memory, and the two ceilings that they are compared with."""
+"""Times by device events, and peak memory."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,12 @@ class Clock:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
 
+    def release(self) -> None:
+        """Give cached memory back, where a device is in a state to do so: a capture that failed may forbid it."""
+        if not self.dry:
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
+
 
 def _timed(turn: Callable[[], object]) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -80,27 +87,3 @@ def _captured(calls: Sequence[Callable[[], object]]) -> Callable[[], object] | N
     graph.replay()
     torch.cuda.synchronize()
     return graph.replay
-
-
-@dataclass
-class Ceilings:
-    """What the chip gives: bytes per second read and written by a copy, operations per second of matrix products."""
-
-    bandwidth: float
-    matrix: dict[torch.dtype, float]
-
-
-def ceilings(clock: Clock, dtypes: Sequence[torch.dtype]) -> Ceilings | None:
-    """Measure the ceilings by a large copy and a large matrix product, on random data."""
-    size = 1 << (8 if clock.dry else 30)
-    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=clock.device)
-    target = torch.empty_like(source)
-    copy = clock.milliseconds([lambda: target.copy_(source)])
-    edge = 16 if clock.dry else 8192
-    matrix = {}
-    for dtype in dtypes:
-        first, second = (torch.randn(edge, edge, device=clock.device).to(dtype) for _ in range(2))
-        spent = clock.milliseconds([lambda first=first, second=second: first @ second])
-        if spent is not None:
-            matrix[dtype] = 2e3 * edge**3 / spent
-    return None if copy is None else Ceilings(2e3 * size / copy, matrix)
