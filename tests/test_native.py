@@ -193,6 +193,42 @@ def test_empty(shape):
 
 
 @built
+@pytest.mark.parametrize('size', [(9, 0), (0, 9), (0, 0)])
+@pytest.mark.parametrize('layout', ['planar', 'last'])
+def test_maps_without_positions(size, layout):
+    # what was computed before leaves numbers in the memory that comes next
+    full = torch.randn(1, 2, 8, 9, 40)
+    window = Window((6, 3), padding=(3, 4))
+    for _ in range(20):
+        native.correlate(full, full, Window(7))
+        native.attention(full, full, full, None, None, None, Window(7))
+        value = laid_out(layout, 1, 2, 8, *size, torch.float32)
+        outputs = window.output_size(*size)
+        query, weight, hidden = torch.ones(1, 2, 8, *outputs), torch.ones(1, 2, 18, *outputs), torch.ones(1, 5, *outputs)
+        assert not native.aggregate(value, weight, window).any()
+        assert not native.correlate(query, value, window).any()
+        assert native.scatter(query, weight, size, window).shape == value.shape
+        assert not native.involution(value, hidden, torch.ones(36, 5), None, window).any()
+        result, logsumexp = native.attention(query, value, value, None, None, None, window)
+        assert not result.any()
+        assert (logsumexp == -torch.inf).all()
+
+
+@built
+@pytest.mark.parametrize('channels', [(0, 4), (4, 0), (0, 0)])
+def test_gradients_without_channels(channels):
+    query, key, value = (torch.randn(2, 3, depth, 5, 6, requires_grad=True) for depth in (channels[0], *channels))
+    result = attention.attention(query, key, value, None, None, None, list(Window(3)))[0]
+    grads = torch.autograd.grad(result.sum(), (query, key, value))
+    for grad, tensor in zip(grads, (query, key, value), strict=True):
+        assert grad.shape == tensor.shape
+    # without a query every neighbour weighs the same, and the weights of a position sum to one
+    assert not grads[0].any()
+    if not channels[0]:
+        torch.testing.assert_close(grads[2].sum((3, 4)), torch.full((2, 3, channels[1]), 30.))
+
+
+@built
 @pytest.mark.parametrize('capability', ['plain', 'avx2'])
 def test_other_instruction_sets(capability):
     code = '''

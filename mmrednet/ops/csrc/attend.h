@@ -134,7 +134,7 @@ void run_attention(const Attention& q, const AttentionData& data, void* memory, 
       for (int64_t i = 0; i < g.kernel_w * pitch; ++i) by_column[i] += mask[i];
       added.rows = by_row, added.columns = by_column;
     }
-    if (!data.grad) {
+    if (!q.backward) {
       A* logsumexp = static_cast<A*>(data.logsumexp) + ((image * k.groups + head) * k.lines + y) * k.out_width;
       soften(k, added, logits, pitch, y, logsumexp);
       hold_seen(v, values, y);

@@ -39,7 +39,7 @@ mmrednet::Problem problem(mmrednet::Kind kind, const at::Tensor& map, at::IntArr
 struct Call {
   at::ScalarType type, sums;
   at::Tensor query, key, value, rows, columns, bias;
-  mmrednet::Attention q;
+  mmrednet::Attention q = {};
   mmrednet::AttentionData data = {};
 
   Call(const at::Tensor& query_given, const at::Tensor& key_given, const at::Tensor& value_given,
@@ -101,6 +101,7 @@ std::tuple<at::Tensor, at::Tensor> logit_gradients(const at::Tensor& grad_given,
   at::Tensor weight = mmrednet::empty_in_layout_of(
       call.query.to(call.sums), {query.size(0), query.size(1), window[0] * window[1], query.size(3), query.size(4)});
   at::Tensor grad_logits = at::empty_like(weight);
+  call.q.backward = true;
   call.q.grad = mmrednet::view(grad);
   call.q.taps = mmrednet::view(weight);
   call.data.grad = grad.const_data_ptr();

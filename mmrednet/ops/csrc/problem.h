@@ -132,12 +132,14 @@ struct Attention {
   Problem keys, values;
   View grad, taps;
   int64_t scratch;
+  // whether weights and gradients of logits are wanted in place of the result
+  bool backward;
 };
 
 // Tables in the type in which sums are taken, or null: rows (heads, kernel_h, channels / 2), columns alike, bias (heads,
 // taps). What is wanted is either the result, in the type of the values, and logsumexp (images, heads, out_height,
-// out_width) in that of sums, or, where the gradient of the result is given, the weights and the gradients of the logits in
-// that of sums.
+// out_width) in that of sums, or, from the gradient of the result, the weights and the gradients of the logits in that of
+// sums. Tensors without elements may have null for an address.
 struct AttentionData {
   const void *query, *key, *value, *rows, *columns, *bias, *grad;
   void *result, *logsumexp, *weight, *grad_logits;

@@ -24,9 +24,9 @@ struct Rows {
   A* packed;
   int64_t slots, phase, pitch;
 
-  // nothing is held in these pieces of memory
+  // Nothing is held in these pieces of memory: all ones are no address, while that of an empty map is zero.
   static void forget(char* memory, int64_t pieces, int64_t bytes) {
-    for (int64_t i = 0; i < pieces; ++i) std::memset(memory + i * bytes, 0, sizeof(int64_t));
+    for (int64_t i = 0; i < pieces; ++i) std::memset(memory + i * bytes, 0xff, sizeof(int64_t));
   }
 
   Rows(const Problem& problem, const View& v, char* memory, const T* group_data)
