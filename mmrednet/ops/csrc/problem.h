@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace mmrednet {
 
@@ -31,20 +32,38 @@ struct Problem {
   int64_t lines, held, scratch;
 };
 
+static inline int64_t divided(int64_t number, int64_t by) { return (number + by - 1) / by; }
+
 // outputs are computed in sixteens
-static inline int64_t padded(int64_t width) { return (width + 15) / 16 * 16; }
+static inline int64_t padded(int64_t width) { return divided(width, 16) * 16; }
 
 // how many rows of the map one row of outputs spans
-static inline int64_t slots(const Problem& p) { return (p.geometry.kernel_h - 1) * p.geometry.dilation_h + 1; }
+static inline int64_t slots(const Problem& p) {
+  const int64_t span = (p.geometry.kernel_h - 1) * p.geometry.dilation_h + 1;
+  const int64_t rows = p.height > 0 ? p.height : 1;
+  return span < rows ? span : rows;
+}
 
 // how many columns of the map all outputs of a row see whose distance is a multiple of the stride
 static inline int64_t phase_length(const Problem& p) {
   return padded(p.out_width) + (p.geometry.kernel_w - 1) * p.geometry.dilation_w / p.geometry.stride_w + 1;
 }
 
+// Whether a packed line keeps what the outputs see tap by tap, for windows that leave most of the map out: it is then no
+// longer than the taps and outputs of a row, whatever the stride and the dilation.
+static inline bool by_tap(const Problem& p) {
+  const Geometry& g = p.geometry;
+  return g.stride_w > g.kernel_w || phase_length(p) * g.stride_w > g.kernel_w * padded(p.out_width);
+}
+
+// numbers of a packed line
+static inline int64_t line_length(const Problem& p) {
+  return by_tap(p) ? p.geometry.kernel_w * padded(p.out_width) : phase_length(p) * p.geometry.stride_w;
+}
+
 // of the packed rows of one group, of the number of the row that each slot holds, and of the group's address
 static inline int64_t rows_bytes(const Problem& p, int64_t number) {
-  const int64_t numbers = slots(p) * p.channels * phase_length(p) * p.geometry.stride_w;
+  const int64_t numbers = slots(p) * p.channels * line_length(p);
   return (numbers * number + (slots(p) + 1) * static_cast<int64_t>(sizeof(int64_t)) + 63) / 64 * 64;
 }
 
@@ -65,13 +84,6 @@ static inline bool by_pixels(const Problem& p) {
          (p.kind == kAggregate || (p.geometry.kernel_h <= kMaxTaps && p.geometry.kernel_w <= kMaxTaps));
 }
 
-// whether a scatter is the aggregate of flipped()
-static inline bool can_flip(const Problem& p) {
-  const Geometry& g = p.geometry;
-  return g.stride_h == 1 && g.stride_w == 1 && g.padding_h <= (g.kernel_h - 1) * g.dilation_h &&
-         g.padding_w <= (g.kernel_w - 1) * g.dilation_w;
-}
-
 // the map looks at the outputs through the same taps in reverse order
 static inline Problem flipped(const Problem& p) {
   Problem f = p;
@@ -82,14 +94,25 @@ static inline Problem flipped(const Problem& p) {
   return f;
 }
 
-// rows of weights, of queries and logits, or of sums beside the packed rows
+// Whether a scatter is the aggregate of flipped(). Its weights move with the gradient, which lines by tap do not let them;
+// and a tap so far away that its offset in memory might not be a number is none to look through.
+static inline bool can_flip(const Problem& p) {
+  constexpr int64_t kFar = 1 << 24;
+  const Geometry& g = p.geometry;
+  const int64_t reach_h = (g.kernel_h - 1) * g.dilation_h, reach_w = (g.kernel_w - 1) * g.dilation_w;
+  return g.stride_h == 1 && g.stride_w == 1 && g.padding_h <= reach_h && g.padding_w <= reach_w && reach_h < kFar &&
+         reach_w < kFar && !by_tap(flipped(p));
+}
+
+// rows of weights or of queries and logits beside the packed rows, or rows of sums
 static inline int64_t scratch_bytes(const Problem& p, int64_t number) {
+  if (by_pixels(p)) return 0;
   const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w;
   if (p.kind == kScatter && can_flip(p)) {
     const Problem f = flipped(p);
-    return p.held * rows_bytes(f, number) + taps * phase_length(f) * number;
+    return p.held * rows_bytes(f, number) + taps * line_length(f) * number;
   }
-  if (p.kind == kScatter) return p.held * rows_bytes(p, number) + p.channels * p.width * number;
+  if (p.kind == kScatter) return p.channels * p.width * number;
   const int64_t lines = p.kind == kAggregate ? taps : p.channels + taps;
   return p.held * rows_bytes(p, number) + lines * padded(p.out_width) * number;
 }
