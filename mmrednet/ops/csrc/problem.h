@@ -136,18 +136,64 @@ struct InvolutionData {
   void* result;
 };
 
-// outputs of a tile of a channels-last map
+// outputs of a tile that is no row of the map
 constexpr int64_t kTile = 48;
 
-static inline void set_tiles(Involution& q, int64_t number) {
+static inline void set_tiles(Involution& q, int64_t size, bool pixels, int64_t number) {
   const Problem& p = q.local;
-  const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w, outputs = p.out_height * p.out_width;
-  q.pixels = by_pixels(p);
-  q.size = q.pixels ? kTile : p.out_width;
-  q.pitch = padded(q.size);
-  q.tiles = (outputs + q.size - 1) / q.size;
+  const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w;
+  q.pixels = pixels;
+  q.size = size;
+  q.pitch = padded(size);
+  q.tiles = divided(p.out_height * p.out_width, size);
   q.scratch = ((q.hidden + taps) * q.pitch + taps * (q.hidden + 1)) * number;
-  if (!q.pixels) q.scratch += rows_bytes(p, number);
+}
+
+static inline void set_tiles(Involution& q, int64_t number) {
+  const bool pixels = by_pixels(q.local);
+  set_tiles(q, pixels ? kTile : q.local.out_width, pixels, number);
+  if (!pixels) q.scratch += rows_bytes(q.local, number);
+}
+
+// where kernels are stored, and no map is read
+static inline void set_flat_tiles(Involution& q, int64_t number) { set_tiles(q, kTile, true, number); }
+
+// The gradients of what generates involution's kernels, whose own gradients are correlates of grad and value. A tile is
+// some rows of one image. Sums are shared out by the sizes of the problem, never by the number of threads: chunks of
+// tiles have the gradient of the weight in parts, blocks of groups that of the hidden features.
+struct Generated {
+  Problem local;
+  View seen;
+  int64_t hidden, scratch;
+  // rows of a tile, length of a line, tiles of an image and of all images
+  int64_t rows, pitch, tiles, all;
+  // tiles of a chunk, chunks, groups of a block, blocks
+  int64_t chunk, chunks, block, blocks;
+};
+
+// In the type of sums: features (images, outputs, padded(hidden)), weight (groups, hidden, taps), and what is made:
+// weight_sums (chunks, groups, taps, padded(hidden)), bias_sums (chunks, groups, taps), hidden_sums (blocks, all, hidden,
+// pitch), of which the first block is the sum of all in the end.
+struct GeneratedData {
+  const void *grad, *value, *features, *weight;
+  void *weight_sums, *bias_sums, *hidden_sums, *grad_hidden;
+};
+
+static inline void set_parts(Generated& q, int64_t images, int64_t number) {
+  // outputs of a tile, and of a chunk, in which adding to a part costs little; and parts, enough for many threads
+  constexpr int64_t kOutputs = 112, kLeast = 512, kParts = 32, kMostBlocks = 8;
+  const Problem& p = q.local;
+  q.rows = kOutputs / p.out_width < 1 ? 1 : kOutputs / p.out_width < p.out_height ? kOutputs / p.out_width : p.out_height;
+  q.pitch = padded((q.rows - 1) * p.out_width + padded(p.out_width));
+  q.tiles = divided(p.out_height, q.rows);
+  q.all = images * q.tiles;
+  const int64_t outputs = q.rows * p.out_width, least = divided(kLeast, outputs), even = divided(q.all, kParts);
+  q.chunk = least > even ? least : even;
+  q.chunks = divided(q.all, q.chunk);
+  const int64_t wanted = divided(kParts, q.chunks);
+  q.block = divided(p.groups, wanted < kMostBlocks ? wanted : kMostBlocks);
+  q.blocks = divided(p.groups, q.block);
+  q.scratch = rows_bytes(p, number) + (p.channels + p.geometry.kernel_h * p.geometry.kernel_w) * q.pitch * number;
 }
 
 // local attention: a correlate, a softmax and an aggregate of one geometry; `taps` is how weights and their gradients lie
@@ -182,12 +228,18 @@ struct BFloat16 {
 
 using Run = void (*)(const Problem&, const void*, const void*, void*, void*, int64_t, int64_t);
 using RunInvolution = void (*)(const Involution&, const InvolutionData&, void*, int64_t, int64_t);
+using StoreKernels = void (*)(const Involution&, const InvolutionData&, void*, void*, int64_t, int64_t);
+using RunGenerated = void (*)(const Generated&, const GeneratedData&, void*, int64_t, int64_t);
+using StoreGenerated = void (*)(const Generated&, const GeneratedData&, int64_t, int64_t);
 using RunAttention = void (*)(const Attention&, const AttentionData&, void*, int64_t, int64_t);
 
 // the kernels of one instruction set for one type of numbers
 struct Typed {
   Run local;
   RunInvolution involution;
+  StoreKernels store_kernels;
+  RunGenerated kernel_gradients;
+  StoreGenerated hidden_gradients;
   RunAttention attention;
 };
 
