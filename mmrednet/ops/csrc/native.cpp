@@ -30,6 +30,10 @@ bool has(const char* isa) {
   return !std::strcmp(isa, "plain");
 }
 
+bool known(const char* isa) {
+  return !std::strcmp(isa, "avx512") || !std::strcmp(isa, "avx2") || !std::strcmp(isa, "plain");
+}
+
 // how many of torch's threads share a loop of these kernels
 int64_t threads() {
   std::vector<char> seen(at::get_num_threads());
@@ -42,6 +46,8 @@ int64_t threads() {
 const mmrednet::Kernels& mmrednet_kernels() {
   static const mmrednet::Kernels chosen = [] {
     const char* limit = std::getenv("MMREDNET_CPU_CAPABILITY");
+    TORCH_CHECK_VALUE(limit == nullptr || known(limit),
+                      "MMREDNET_CPU_CAPABILITY must be avx512, avx2 or plain, got '", limit, "'");
     bool allowed = limit == nullptr;
     for (const mmrednet::Kernels& candidate : {mmrednet_kernels_avx512(), mmrednet_kernels_avx2(), mmrednet_kernels_plain()}) {
       if (candidate.name == nullptr) continue;
