@@ -380,6 +380,14 @@ print(_native.capability())
 
 
 @built
+def test_unknown_instruction_sets():
+    code = 'from mmrednet.ops import active_kernels; active_kernels()'
+    environment = {**os.environ, 'MMREDNET_CPU_CAPABILITY': 'AVX512', 'PYTHONPATH': str(ROOT)}
+    result = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=False)
+    assert "MMREDNET_CPU_CAPABILITY must be avx512, avx2 or plain, got 'AVX512'" in result.stderr
+
+
+@built
 def test_the_dispatcher_uses_them():
     for name in ('aggregate', 'correlate', 'scatter', 'involution', 'involution_affine', 'involution_backward',
                  'attention', 'attention_logit_gradients'):
@@ -395,8 +403,22 @@ machinery.EXTENSION_SUFFIXES[:] = ['.none']
 import torch
 from mmrednet.ops import Window, active_kernels, local_aggregate
 print(active_kernels()['cpu'])
-print(float(local_aggregate(torch.ones(1, 1, 1, 3, 3), torch.ones(1, 1, 9, 3, 3), Window(3)).sum()))
+for _ in range(3):
+    total = local_aggregate(torch.ones(1, 1, 1, 3, 3), torch.ones(1, 1, 9, 3, 3), Window(3)).sum()
+print(float(total))
 '''
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert 'plain torch, one tap at a time (native: not built: ' in result.stdout
     assert result.stdout.split()[-1] == '49.0'
+    assert result.stderr.count('plain torch computes on the CPU') == 1
+
+
+@built
+def test_a_changed_header_is_compiled():
+    code = '''
+import setuptools
+setuptools.setup = lambda **arguments: print(*arguments['ext_modules'][0].depends)
+import setup
+'''
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.split() == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('mmrednet/ops/csrc/*.h'))
