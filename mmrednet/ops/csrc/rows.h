@@ -51,6 +51,7 @@ struct Rows {
   int64_t column(int64_t t) const {
     if (by_tap) return t * phase;
     const int64_t j = t * p.geometry.dilation_w;
+    if (p.geometry.stride_w == 1) return j;
     return j % p.geometry.stride_w * phase + j / p.geometry.stride_w;
   }
 
