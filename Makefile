@@ -2,6 +2,8 @@
 VENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmrednet/venv
 PYTHON := $(VENV)/bin/python
 export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
+# ninja, which compiles the kernels, is one of the environment's programs
+export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .PHONY: help env ext bench sanitize demo demo-seg demo-conv test lint
 
@@ -37,15 +39,17 @@ bench: ext
 	@$(PYTHON) tools/analysis_tools/benchmark_backbone.py --backbones 'mmseg MSCAN-small' MSCAN-small VAN-b1
 	@$(PYTHON) tools/analysis_tools/benchmark_backbone.py --backbones 'mmseg MSCAN-tiny' MSCAN-tiny
 
-# the kernels' tests under the address and undefined-behaviour sanitizers, in a copy; one allocates too much for them
+# the kernels' tests under the address and undefined-behaviour sanitizers, in a copy; one allocates too much for them, and
+# what torch compiles is not the kernels
 sanitize: env
 	@rm -rf build/sanitize && mkdir -p build/sanitize && cp -r setup.py pyproject.toml mmrednet tests build/sanitize
 	@rm -f build/sanitize/mmrednet/ops/_C*
 	@cd build/sanitize && CFLAGS='-g -fno-omit-frame-pointer -fsanitize=address,undefined' \
 	    LDFLAGS=-fsanitize=address,undefined $(PYTHON) setup.py build_ext --inplace 2>&1 | grep '^mmrednet:' || true
+	@ls build/sanitize/mmrednet/ops/_C*.so > /dev/null || { echo 'make sanitize: the kernels were not built' >&2; exit 1; }
 	@cd build/sanitize && PYTHONPATH=$$PWD ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    $(PYTHON) -m pytest tests/test_native.py -k 'not 32_bits'
+	    $(PYTHON) -m pytest tests/test_native.py tests/test_ops.py tests/test_fused.py -k 'not 32_bits and not compile'
 
 demo-conv: ext
 	@$(PYTHON) tools/demo.py --config configs/shapes/faster-rcnn_r26_fpn_shapes.py

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-SOURCES = sorted(str(path) for path in Path('mmrednet/ops/csrc').glob('*.cpp'))
+SOURCES, HEADERS = (sorted(str(path) for path in Path('mmrednet/ops/csrc').glob(name)) for name in ('*.cpp', '*.h'))
 
 
 def native_kernels():
@@ -31,7 +31,7 @@ def native_kernels():
     if openmp.is_available() and sys.platform == 'linux':
         # only to compile: the threads are those of the library that torch has brought
         flags.append('-fopenmp')
-    extension = CppExtension('mmrednet.ops._C', SOURCES, extra_compile_args=flags)
+    extension = CppExtension('mmrednet.ops._C', SOURCES, depends=HEADERS, extra_compile_args=flags)
     return dict(ext_modules=[extension], cmdclass=dict(build_ext=OptionalBuild))
 
 

@@ -264,6 +264,27 @@ def test_autocast_casts_float32_and_leaves_float64():
     assert all(tensor.grad.dtype == torch.float32 for tensor in inputs)
 
 
+@pytest.mark.parametrize(('low', 'generator'), [(torch.float32, torch.float64), (torch.bfloat16, torch.float32),
+                                                 (torch.float32, torch.bfloat16), (torch.float16, torch.float32)])
+def test_values_and_generators_of_different_dtypes(low, generator):
+    window, size = WINDOWS['k3_stride2_dilation2']
+    value, *others = involution_inputs(window, size)
+    inputs = [tensor.requires_grad_() for tensor in (value.to(low), *cast(others, generator))]
+    result = local_involution(*inputs, window)
+    close(result.detach(), literal_involution(*widened(inputs), window).detach(), low)
+    grads = torch.autograd.grad(result.float().sum(), inputs)
+    assert [grad.dtype for grad in grads] == [low, *[generator] * 3]
+
+
+def test_autocast_casts_generators_of_another_dtype():
+    inputs = cast(involution_inputs(Window(3), (5, 4)), torch.float32)
+    inputs[1] = inputs[1].bfloat16()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert local_involution(*inputs, Window(3)).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match='weight must have the dtype of hidden, torch.bfloat16, got torch.float32'):
+        local_involution(*inputs, Window(3))
+
+
 @pytest.mark.parametrize('name', ['involution', 'attention'])
 def test_results_may_be_changed_in_place(name):
     make, call = dict(involution=(involution_inputs, local_involution), attention=(attention_inputs, attend))[name]
@@ -312,6 +333,11 @@ def test_flops():
     ('bias', lambda x: x[1:], r'bias must be \(groups \* taps,\), \(27,\), got'),
     ('value', lambda x: x[0], 'value must have 5 dimensions'),
     ('value', lambda x: x.int(), 'value must be a floating-point tensor'),
+    ('value', lambda _: None, 'value must be a floating-point tensor, got NoneType'),
+    ('hidden', lambda _: None, 'hidden must be a floating-point tensor, got NoneType'),
+    ('weight', lambda _: None, 'weight must be a floating-point tensor, got NoneType'),
+    ('weight', lambda x: x.float(), 'weight must have the dtype of hidden, torch.float64, got torch.float32'),
+    ('bias', lambda x: x.bfloat16(), 'bias must have the dtype of hidden, torch.float64, got torch.bfloat16'),
 ])
 def test_bad_input_of_involution(name, change, message):
     inputs = dict(zip(('value', 'hidden', 'weight', 'bias'), involution_inputs(Window(3), (4, 5)), strict=True))
@@ -339,10 +365,11 @@ def test_bad_scale_and_shift(given, message):
     ('rows', lambda x: x[..., 1:], r'rows must be \(heads, channels / 2, rows of the window\), \(3, 2, 3\), got'),
     ('columns', lambda x: x[1:], r'columns must be \(heads, channels / 2, columns of the window\)'),
     ('bias', lambda x: x[:, 1:], r'bias must be \(heads, taps\), \(3, 9\), got'),
+    ('key', lambda _: None, 'key must be a floating-point tensor, got NoneType'),
 ])
 def test_bad_input_of_attention(name, change, message):
     names = ('query', 'key', 'value', 'rows', 'columns', 'bias')
     inputs = dict(zip(names, attention_inputs(Window(3), (4, 5)), strict=True))
     inputs[name] = change(inputs[name])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         local_attention(**inputs, window=Window(3))

@@ -17,6 +17,11 @@ from mmrednet.ops import (
     active_kernels,
     attention,
     involution,
+    local_aggregate,
+    local_attention,
+    local_correlate,
+    local_involution,
+    local_scatter,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -121,10 +126,45 @@ def test_random_problems():
             break
 
 
+def gradients_of_all(layout, window, batch, groups, channels, size):
+    """Return a function that computes the gradients of every operator for the same inputs."""
+    value, key = (laid_out(layout, batch, groups, channels, *size, torch.float32) for _ in range(2))
+    weight = laid_out(layout, batch, groups, window.taps, *size, torch.float32)
+    hidden = laid_out(layout, batch, 1, 9, *size, torch.float32)[:, 0]
+    rows, columns = torch.randn(2, groups, channels // 2, window.kernel[0])
+    generator, bias = torch.randn(groups * window.taps, 9), torch.randn(groups * window.taps)
+    scale, shift = torch.randn(2, groups * channels)
+    calls = [(local_aggregate, (value, weight)), (local_correlate, (value, key)),
+             (lambda grad, weight, window: local_scatter(grad, weight, size, window), (value, weight)),
+             (local_involution, (value, hidden, generator, bias)),
+             (lambda *given: local_involution(*given[:4], given[6], scale=given[4], shift=given[5], relu=True),
+              (value, hidden, generator, bias, scale, shift)),
+             (lambda q, k, v, rows, columns, bias, window: local_attention(q, k, v, window, rows=rows, columns=columns,
+                                                                           bias=bias),
+              (key, value, value, rows, columns, bias.view(groups, -1)))]
+
+    def run():
+        grads = []
+        for function, tensors in calls:
+            tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+            result = function(*tensors, window)
+            grads += torch.autograd.grad(result, tensors, result.detach().cos())
+        return grads
+    return run
+
+
+@pytest.fixture
+def threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @built
+@pytest.mark.usefixtures('threads_as_before')
 @pytest.mark.parametrize('layout', ['planar', 'last'])
 def test_results_do_not_depend_on_threads(layout):
-    window, threads = Window(5), torch.get_num_threads()
+    window = Window(5)
     value = laid_out(layout, 2, 3, 20, 33, 37, torch.float32)
     weight = laid_out(layout, 2, 3, 25, 33, 37, torch.float32)
     hidden, generator = laid_out(layout, 2, 1, 5, 33, 37, torch.float32)[:, 0], torch.randn(75, 5)
@@ -136,9 +176,41 @@ def test_results_do_not_depend_on_threads(layout):
                         native.involution(value, hidden, generator, None, window),
                         native.involution_affine(value, hidden, generator, None, *torch.ones(2, 60), True, window),
                         *native.attention(value, value, value, None, None, None, window)])
-    torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+@built
+@pytest.mark.usefixtures('threads_as_before')
+@pytest.mark.parametrize('layout', ['planar', 'last'])
+@pytest.mark.parametrize(('batch', 'groups', 'channels', 'size'), [(2, 3, 20, (33, 37)), (1, 9, 16, (14, 14)),
+                                                                   (3, 1, 4, (5, 130))])
+def test_gradients_do_not_depend_on_threads(layout, batch, groups, channels, size):
+    run = gradients_of_all(layout, Window(7), batch, groups, channels, size)
+    torch.set_num_threads(1)
+    expected = run()
+    for count in (2, 3, 5):
+        torch.set_num_threads(count)
+        assert [torch.equal(a, b) for a, b in zip(run(), expected, strict=True)] == [True] * len(expected)
+
+
+@built
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize(('window', 'groups', 'hidden', 'size'), [
+    (Window(7), 2, 16, (14, 14)), (Window(3, 2), 9, 5, (33, 37)), (Window((5, 3)), 1, 3, (2, 130)),
+    (Window(3, 1, 40), 2, 8, (9, 9)), (Window(4, padding=(3, 5)), 3, 1, (6, 7))])
+def test_gradients_of_involution(layout, dtype, window, groups, hidden, size):
+    outputs = window.output_size(*size)
+    grad, value = (laid_out(layout, 3, groups, 7, *shape, dtype) for shape in (outputs, size))
+    features = laid_out(layout, 3, 1, hidden, *outputs, dtype)[:, 0]
+    rows = groups * window.taps
+    inputs = (grad, value, features, torch.randn(rows, hidden).to(dtype), torch.randn(rows).to(dtype))
+    expected = involution.gradients(*(tensor.double() for tensor in inputs), list(window))
+    got = native.involution_backward(*inputs, list(window))
+    for have, want, like in zip(got, expected, inputs[1:], strict=True):
+        agree(have, want.to(like.dtype), 2 * DTYPES[dtype], window, groups, hidden, size, layout)
+    assert got[1].stride() == torch.empty_like(features).stride()
 
 
 @built
@@ -193,6 +265,99 @@ def test_empty(shape):
 
 
 @built
+@pytest.mark.parametrize('layout', ['planar', 'last'])
+@pytest.mark.parametrize('window', [Window(3, far) for far in (100, 10**7, 2**60)]
+                         + [Window(3, 1, far) for far in (6, 100, 10**7, 2**60)]
+                         + [Window((3, 7), (1, 10**7), (10**7, 1)), Window((7, 3), (10**7, 3), (1, 2**60))], ids=str)
+def test_windows_that_leave_most_of_the_map_out(window, layout):
+    size = (8, 21)
+    compare(window, 2, 2, 20, size, (torch.float32, torch.float32), [layout] * 4)
+    compare_fused(window, 2, 4, size, torch.float32, [layout] * 4)
+    outputs = window.output_size(*size)
+    inputs = [laid_out(layout, 2, 2, 4, *outputs, torch.float32), laid_out(layout, 2, 2, 4, *size, torch.float32),
+              torch.randn(2, 5, *outputs), torch.randn(2 * window.taps, 5), torch.randn(2 * window.taps)]
+    expected = involution.gradients(*(tensor.double() for tensor in inputs), list(window))
+    for got, want in zip(native.involution_backward(*inputs, list(window)), expected, strict=True):
+        agree(got, want.float(), 1e-5, window)
+
+
+@built
+@pytest.mark.parametrize(('name', 'arguments', 'message'), [
+    ('aggregate', ((1, 2, 4, 5, 5), (1, 2, 1, 5, 5)), r'weight must have sizes .* got \[1, 2, 1, 5, 5\]'),
+    ('aggregate', ((1, 9, 4, 5, 5), (1, 1, 9, 5, 5)), r'weight must have sizes \[1, 9, 9, 5, 5\], got'),
+    ('aggregate', ((1, 2, 4, 5, 5), (1, 2, 9, 5, 6)), r'weight must have sizes \[1, 2, 9, 5, 5\], got'),
+    ('correlate', ((1, 2, 3, 5, 5), (1, 2, 4, 5, 5)), r'query must have sizes \[1, 2, 4, 5, 5\], got'),
+    ('scatter', ((1, 2, 4, 5, 5), (1, 2, 8, 5, 5), [5, 5]), r'weight must have sizes \[1, 2, 9, 5, 5\], got'),
+    ('scatter', ((1, 2, 4, 5, 5), (1, 2, 9, 5, 5), [6, 5]), r'grad must have sizes \[1, 2, 4, 6, 5\], got'),
+    ('involution', ((1, 2, 4, 5, 5), (1, 3, 5, 4), (18, 3), None), r'hidden must have sizes \[1, 3, 5, 5\], got'),
+    ('involution', ((1, 2, 4, 5, 5), (1, 3, 5, 5), (17, 3), None), r'weight must have sizes \[18, 3\], got'),
+    ('involution', ((1, 2, 4, 5, 5), (1, 3, 5, 5), (18, 3), (9,)), r'bias must have sizes \[18\], got'),
+    ('involution_affine', ((1, 2, 4, 5, 5), (1, 3, 5, 5), (18, 3), None, (8,), (4,), True), 'shift must have sizes'),
+    ('involution_affine', ((1, 2, 4, 5, 5), (1, 3, 5, 5), (18, 3), None, (4,), (8,), True), 'scale must have sizes'),
+    ('involution_backward', ((1, 2, 4, 4, 5), (1, 2, 4, 5, 5), (1, 3, 5, 5), (18, 3), None), r'grad must have sizes'),
+    ('attention', ((1, 2, 4, 5, 5), (1, 2, 4, 5, 5), (1, 2, 4, 4, 5), None, None, None), r'value must have sizes'),
+    ('attention', ((1, 2, 4, 5, 5),) * 3 + ((2, 2, 2), (2, 2, 3), None), r'rows must have sizes \[2, 2, 3\], got'),
+    ('attention', ((1, 2, 4, 5, 5),) * 3 + ((2, 2, 3), None, None), 'rows and columns must be given together'),
+    ('attention', ((1, 2, 4, 5, 5),) * 3 + (None, None, (2, 8)), r'bias must have sizes \[2, 9\], got'),
+    ('attention_logit_gradients', ((1, 2, 3, 5, 5),) + ((1, 2, 4, 5, 5),) * 3 + (None,) * 3, 'grad must have sizes'),
+])
+def test_calls_that_nobody_has_checked(name, arguments, message):
+    # a tensor for each shape; lists are sizes
+    given = [torch.ones(argument) if isinstance(argument, tuple) else argument for argument in arguments]
+    with pytest.raises(ValueError, match=message):
+        getattr(native, name)(*given, list(Window(3)))
+
+
+@built
+@pytest.mark.parametrize(('window', 'message'), [
+    ([3], 'window must have 8 numbers, got 1'),
+    ([3, 3, 1, 1, 1, 0, 1, 1], r'dilation \(columns\) of the window must lie between 1 and .* got 0'),
+    ([3, 3, 1, 1, 2**61, 1, 1, 1], r'dilation \(rows\) of the window must lie between 1 and .* got 23058430092136939'),
+    ([3, 3, 1, 1, 1, 1, 1, -1], r'padding \(columns\) of the window must lie between 0 and .* got -1'),
+    ([7, 7, 1, 1, 1, 1, 0, 0], 'the window must fit into the padded map')])
+def test_windows_that_nobody_has_checked(window, message):
+    x = torch.ones(1, 1, 2, 5, 5)
+    with pytest.raises(ValueError, match=message):
+        native.correlate(x, x, window)
+
+
+@built
+@pytest.mark.parametrize('size', [(9, 0), (0, 9), (0, 0)])
+@pytest.mark.parametrize('layout', ['planar', 'last'])
+def test_maps_without_positions(size, layout):
+    # what was computed before leaves numbers in the memory that comes next
+    full = torch.randn(1, 2, 8, 9, 40)
+    window = Window((6, 3), padding=(3, 4))
+    for _ in range(20):
+        native.correlate(full, full, Window(7))
+        native.attention(full, full, full, None, None, None, Window(7))
+        value = laid_out(layout, 1, 2, 8, *size, torch.float32)
+        outputs = window.output_size(*size)
+        query, weight, hidden = (torch.ones(1, *channels, *outputs) for channels in ((2, 8), (2, 18), (5,)))
+        assert not native.aggregate(value, weight, window).any()
+        assert not native.correlate(query, value, window).any()
+        assert native.scatter(query, weight, size, window).shape == value.shape
+        assert not native.involution(value, hidden, torch.ones(36, 5), None, window).any()
+        result, logsumexp = native.attention(query, value, value, None, None, None, window)
+        assert not result.any()
+        assert (logsumexp == -torch.inf).all()
+
+
+@built
+@pytest.mark.parametrize('channels', [(0, 4), (4, 0), (0, 0)])
+def test_gradients_without_channels(channels):
+    query, key, value = (torch.randn(2, 3, depth, 5, 6, requires_grad=True) for depth in (channels[0], *channels))
+    result = attention.attention(query, key, value, None, None, None, list(Window(3)))[0]
+    grads = torch.autograd.grad(result.sum(), (query, key, value))
+    for grad, tensor in zip(grads, (query, key, value), strict=True):
+        assert grad.shape == tensor.shape
+    # without a query every neighbour weighs the same, and the weights of a position sum to one
+    assert not grads[0].any()
+    if not channels[0]:
+        torch.testing.assert_close(grads[2].sum((3, 4)), torch.full((2, 3, channels[1]), 30.))
+
+
+@built
 @pytest.mark.parametrize('capability', ['plain', 'avx2'])
 def test_other_instruction_sets(capability):
     code = '''
@@ -215,6 +380,14 @@ print(_native.capability())
 
 
 @built
+def test_unknown_instruction_sets():
+    code = 'from mmrednet.ops import active_kernels; active_kernels()'
+    environment = {**os.environ, 'MMREDNET_CPU_CAPABILITY': 'AVX512', 'PYTHONPATH': str(ROOT)}
+    result = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=False)
+    assert "MMREDNET_CPU_CAPABILITY must be avx512, avx2 or plain, got 'AVX512'" in result.stderr
+
+
+@built
 def test_the_dispatcher_uses_them():
     for name in ('aggregate', 'correlate', 'scatter', 'involution', 'involution_affine', 'involution_backward',
                  'attention', 'attention_logit_gradients'):
@@ -230,8 +403,22 @@ machinery.EXTENSION_SUFFIXES[:] = ['.none']
 import torch
 from mmrednet.ops import Window, active_kernels, local_aggregate
 print(active_kernels()['cpu'])
-print(float(local_aggregate(torch.ones(1, 1, 1, 3, 3), torch.ones(1, 1, 9, 3, 3), Window(3)).sum()))
+for _ in range(3):
+    total = local_aggregate(torch.ones(1, 1, 1, 3, 3), torch.ones(1, 1, 9, 3, 3), Window(3)).sum()
+print(float(total))
 '''
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert 'plain torch, one tap at a time (native: not built: ' in result.stdout
     assert result.stdout.split()[-1] == '49.0'
+    assert result.stderr.count('plain torch computes on the CPU') == 1
+
+
+@built
+def test_a_changed_header_is_compiled():
+    code = '''
+import setuptools
+setuptools.setup = lambda **arguments: print(*arguments['ext_modules'][0].depends)
+import setup
+'''
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.split() == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('mmrednet/ops/csrc/*.h'))

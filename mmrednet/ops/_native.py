@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 def _load() -> str | None:
@@ -23,6 +26,18 @@ def _load() -> str | None:
 
 # None, or the reason why the kernels of this module cannot be called
 MISSING = _load()
+
+
+@functools.cache
+def _say_missing() -> None:
+    warnings.warn('mmrednet: plain torch computes on the CPU, several times slower than the compiled kernels, which '
+                  f'are missing ({MISSING}).', stacklevel=2)
+
+
+def notice_missing(tensor: Tensor) -> None:
+    """Warn, once, that plain torch computes on the CPU: pip does not show what a build without a compiler says."""
+    if MISSING and tensor.device.type == 'cpu':
+        _say_missing()
 
 
 def capability() -> str:

@@ -52,7 +52,9 @@ def _axis_slices(tap: int, stride: int, dilation: int, padding: int, size: int, 
     if first >= last:
         return slice(0, 0), slice(0, 0)
     start = first * stride + offset
-    return slice(first, last), slice(start, start + (last - first - 1) * stride + 1, stride)
+    # a single output has no use for a step, which times the strides of a tensor may be no number
+    step = stride if last - first > 1 else 1
+    return slice(first, last), slice(start, start + (last - first - 1) * step + 1, step)
 
 
 def _tap_slices(window: Window, size: Sequence[int], out: Sequence[int]) -> Iterator[tuple[int, tuple, tuple]]:

@@ -47,7 +47,8 @@ def local_attention(query: Tensor, key: Tensor, value: Tensor, window: Window, *
         ValueError: a shape does not match.
     """
     query, key, value, rows, columns, bias = check_tensors(
-        query=(query, 5), key=(key, 5), value=(value, 5), rows=(rows, 3), columns=(columns, 3), bias=(bias, 2))
+        ('rows', 'columns', 'bias'), query=(query, 5), key=(key, 5), value=(value, 5),
+        rows=(rows, 3), columns=(columns, 3), bias=(bias, 2))
     check_same('query', query, 'key', key, dims=3)
     check_same('key', key, 'value', value, dims=2)
     if key.shape[-2:] != value.shape[-2:]:

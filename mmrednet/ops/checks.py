@@ -14,10 +14,10 @@ AXES = {5: '(batch, groups, channels or taps, height, width)', 4: '(batch, chann
         3: '(groups, channels, taps of an axis)', 2: '(outputs, inputs)', 1: '(outputs,)'}
 
 
-def check_tensors(**arguments: tuple[Tensor | None, int]) -> tuple[Any, ...]:
+def check_tensors(optional: Sequence[str] = (), **arguments: tuple[Tensor | None, int]) -> tuple[Any, ...]:
     """Check dtype, rank and device of tensors, given as (tensor, rank), and cast them as autocast asks.
 
-    None, for an argument that may be left out, stays None.
+    None, for one of the ``optional`` arguments, stays None.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
@@ -26,7 +26,7 @@ def check_tensors(**arguments: tuple[Tensor | None, int]) -> tuple[Any, ...]:
     (first_name, (first, _)), *_ = arguments.items()
     device = first.device if isinstance(first, Tensor) else None
     for name, (tensor, rank) in arguments.items():
-        if tensor is None:
+        if tensor is None and name in optional:
             continue
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -42,6 +42,17 @@ def check_tensors(**arguments: tuple[Tensor | None, int]) -> tuple[Any, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
+
+
+def check_dtype(first_name: str, first: Tensor, **others: Tensor | None) -> None:
+    """Check that tensors which may be left out have the dtype of the first.
+
+    Raises:
+        TypeError: one has another.
+    """
+    for name, tensor in others.items():
+        if tensor is not None and tensor.dtype != first.dtype:
+            raise TypeError(f'{name} must have the dtype of {first_name}, {first.dtype}, got {tensor.dtype}.')
 
 
 def check_same(first_name: str, first: Tensor, name: str, tensor: Tensor, *, dims: int) -> None:

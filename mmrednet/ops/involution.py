@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch, _triton, local, multiply_adds
-from .checks import check_outputs, check_same, check_shape, check_tensors
+from .checks import check_dtype, check_outputs, check_same, check_shape, check_tensors
 from .window import Window
 
 
@@ -32,7 +32,7 @@ def local_involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor
 
     Args:
         value: (B, G, D, H, W); the D channels of a group share their kernel.
-        hidden: (B, R, Ho, Wo), what the kernels are generated from.
+        hidden: (B, R, Ho, Wo), what the kernels are generated from, in the dtype of ``weight`` and ``bias``.
         weight: (G * K, R), of the generator's last layer.
         bias: (G * K,), or None.
         window: the neighbourhood; ``window.output_size(H, W)`` must be (Ho, Wo).
@@ -44,13 +44,15 @@ def local_involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor
         (B, G, D, Ho, Wo), in the dtype and the memory layout of ``value``.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor.
+        TypeError: an argument is not a floating-point tensor, or has another dtype than ``hidden`` where it may not.
         ValueError: a shape does not match.
     """
     value, hidden, weight, bias, scale, shift = check_tensors(
-        value=(value, 5), hidden=(hidden, 4), weight=(weight, 2), bias=(bias, 1), scale=(scale, 1), shift=(shift, 1))
+        ('bias', 'scale', 'shift'), value=(value, 5), hidden=(hidden, 4), weight=(weight, 2), bias=(bias, 1),
+        scale=(scale, 1), shift=(shift, 1))
     check_same('value', value, 'hidden', hidden, dims=1)
     check_outputs('hidden', hidden, 'value', value.shape[-2:], window)
+    check_dtype('hidden', hidden, weight=weight, bias=bias)
     rows = value.shape[1] * window.taps
     check_shape('weight', weight, '(groups * taps, hidden channels)', (rows, hidden.shape[1]))
     check_shape('bias', bias, '(groups * taps,)', (rows,))

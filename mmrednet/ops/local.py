@@ -105,16 +105,19 @@ def local_scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Win
 
 @custom_op('mmrednet::aggregate', mutates_args=())
 def aggregate(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:
+    _native.notice_missing(value)
     return _torch.aggregate(value, weight, Window.from_flat(window))
 
 
 @custom_op('mmrednet::correlate', mutates_args=())
 def correlate(query: Tensor, key: Tensor, window: Sequence[int]) -> Tensor:
+    _native.notice_missing(query)
     return _torch.correlate(query, key, Window.from_flat(window))
 
 
 @custom_op('mmrednet::scatter', mutates_args=())
 def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[int]) -> Tensor:
+    _native.notice_missing(grad)
     return _torch.scatter(grad, weight, size, Window.from_flat(window))
 
 

@@ -1,7 +1,9 @@
 """Time the operators against their unfold definitions and against copying their inputs once, as ratios from one run.
 
-Contestants take turns, so that whatever else the machine does falls on all of them; medians are compared. The memory of
-a forward pass is what the process holds at most beyond what it held before, as a multiple of the inputs and the result.
+Contestants take turns, so that whatever else the machine does falls on all of them; medians are compared. Inputs are
+copied into tensors that are there already: a floor, without the pages that new memory costs, while the operators make
+their results anew. Bytes are those of the inputs and of the result, each counted once. The memory of a forward pass is
+what the process holds at most beyond what it held before, as a multiple of the inputs and the result.
 """
 
 import argparse
@@ -32,8 +34,8 @@ SHAPES = {'224': [(64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7)],
           '800x1344': [(64, 200, 336), (128, 100, 168), (256, 50, 84), (512, 25, 42)]}
 GROUP_CHANNELS, REDUCTION, HEADS = 16, 4, 8
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
-COLUMNS = ('operator, map, layout', 'unfold, ms', 'unfold / plain torch', 'unfold / ours', 'ours / copy',
-           'unfold / ours, forward and backward', 'memory of unfold', 'memory of ours')
+COLUMNS = ('operator, map, layout', 'MB', 'ours, GB/s', 'unfold, ms', 'unfold / plain torch', 'unfold / ours',
+           'ours / copy', 'unfold / ours, forward and backward', 'memory of unfold', 'memory of ours')
 STATUS = Path('/proc/self/status')
 
 
@@ -161,20 +163,22 @@ def with_gradient(function, tensors, window):
 
 
 def row(name, case, rounds):
-    """Print how often an operator is faster than its definition, how much slower than a copy, and what it needs."""
+    """Print the bytes of an operator, its speed beside that of its definition and of a copy, and what it needs."""
     tensors = getattr(case, name)()
     calls = dict(zip(('unfold', 'torch', 'ours'), OPERATORS[name], strict=True))
     contestants = {kind: lambda function=function: function(*tensors, case.window) for kind, function in calls.items()}
     size = sum(tensor.nbytes for tensor in (*tensors, contestants['ours']()))
     memory = {kind: peak_memory(contestants[kind]) for kind in ('unfold', 'ours')}
-    contestants['copy'] = lambda: [tensor.clone() for tensor in tensors]
+    copies = [tensor.clone() for tensor in tensors]
+    contestants['copy'] = lambda: [copy.copy_(tensor) for copy, tensor in zip(copies, tensors, strict=True)]
     for kind in ('unfold', 'ours'):
         contestants[f'{kind}, backward'] = with_gradient(calls[kind], tensors, case.window)
     seconds = medians(contestants, rounds)
     # below a few pages per tensor the system's counters say nothing
     shares = ['-' if memory[kind] is None or size < 1 << 24 else f'{memory[kind] / size:.2f}' for kind in memory]
     cells = [f'{name}, {case.channels} x {case.size[0]} x {case.size[1]}, '
-             f'{"channels-last" if case.last else "contiguous"}', f"{1e3 * seconds['unfold']:.2f}",
+             f'{"channels-last" if case.last else "contiguous"}', f'{size / 1e6:.2f}',
+             f"{size / 1e9 / seconds['ours']:.1f}", f"{1e3 * seconds['unfold']:.2f}",
              f"{seconds['unfold'] / seconds['torch']:.1f}", f"{seconds['unfold'] / seconds['ours']:.1f}",
              f"{seconds['ours'] / seconds['copy']:.1f}",
              f"{seconds['unfold, backward'] / seconds['ours, backward']:.1f}", *shares]

@@ -128,13 +128,13 @@ void run_attention(const Attention& q, const AttentionData& data, void* memory, 
     correlate_row(k, keys, queries, pitch, logits, y);
     Added<A> added = {nullptr, mask, bias ? bias + head * taps : nullptr};
     if (rows) {
-      generate<A>(rows + head * g.kernel_h * half, half, nullptr, queries, g.kernel_h, half, pitch, by_row);
-      generate<A>(columns + head * g.kernel_w * half, half, nullptr, queries + half * pitch, g.kernel_w, half, pitch,
-                  by_column);
+      multiply<A>(rows + head * g.kernel_h * half, half, queries, pitch, g.kernel_h, half, pitch, nullptr, false, by_row);
+      multiply<A>(columns + head * g.kernel_w * half, half, queries + half * pitch, pitch, g.kernel_w, half, pitch, nullptr,
+                  false, by_column);
       for (int64_t i = 0; i < g.kernel_w * pitch; ++i) by_column[i] += mask[i];
       added.rows = by_row, added.columns = by_column;
     }
-    if (!data.grad) {
+    if (!q.backward) {
       A* logsumexp = static_cast<A*>(data.logsumexp) + ((image * k.groups + head) * k.lines + y) * k.out_width;
       soften(k, added, logits, pitch, y, logsumexp);
       hold_seen(v, values, y);

@@ -35,16 +35,32 @@ mmrednet::Problem problem(mmrednet::Kind kind, const at::Tensor& map, at::IntArr
   return p;
 }
 
+void check(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const Optional& rows,
+           const Optional& columns, const Optional& bias, const mmrednet::Geometry& g) {
+  TORCH_CHECK_VALUE(key.dim() == 5 && value.dim() == 5, "key and value must have 5 dimensions, got ", key.sizes(), " and ",
+                    value.sizes());
+  const auto outputs = mmrednet::output_size(g, key.sizes().slice(3));
+  const int64_t heads = key.size(1), half = key.size(2) / 2;
+  mmrednet::check_sizes("query", query, {key.size(0), heads, key.size(2), outputs[0], outputs[1]});
+  mmrednet::check_sizes("value", value, {key.size(0), heads, value.size(2), key.size(3), key.size(4)});
+  TORCH_CHECK_VALUE(rows.has_value() == columns.has_value(), "rows and columns must be given together");
+  TORCH_CHECK_VALUE(!rows || key.size(2) % 2 == 0, "query must have an even number of channels for rows and columns, got ",
+                    query.sizes());
+  if (rows) mmrednet::check_sizes("rows", *rows, {heads, half, g.kernel_h});
+  if (columns) mmrednet::check_sizes("columns", *columns, {heads, half, g.kernel_w});
+  if (bias) mmrednet::check_sizes("bias", *bias, {heads, g.kernel_h * g.kernel_w});
+}
+
 // what both directions share: the tensors in the type of the kernels, and what a kernel is told of them
 struct Call {
   at::ScalarType type, sums;
   at::Tensor query, key, value, rows, columns, bias;
-  mmrednet::Attention q;
+  mmrednet::Attention q = {};
   mmrednet::AttentionData data = {};
 
   Call(const at::Tensor& query_given, const at::Tensor& key_given, const at::Tensor& value_given,
        const Optional& rows_given, const Optional& columns_given, const Optional& bias_given, at::IntArrayRef window) {
-    TORCH_CHECK(query_given.dim() == 5 && key_given.dim() == 5 && value_given.dim() == 5, "inputs must have 5 dimensions");
+    check(query_given, key_given, value_given, rows_given, columns_given, bias_given, mmrednet::geometry(window));
     type = mmrednet::kernel_type(c10::promoteTypes(query_given.scalar_type(), key_given.scalar_type()),
                                  value_given.scalar_type());
     sums = type == at::kDouble ? at::kDouble : at::kFloat;
@@ -97,10 +113,12 @@ std::tuple<at::Tensor, at::Tensor> logit_gradients(const at::Tensor& grad_given,
                                                    const Optional& columns, const Optional& bias,
                                                    at::IntArrayRef window) {
   Call call(query, key, value, rows, columns, bias, window);
+  mmrednet::check_sizes("grad", grad_given, {value.size(0), value.size(1), value.size(2), query.size(3), query.size(4)});
   const at::Tensor grad = grad_given.to(call.type);
   at::Tensor weight = mmrednet::empty_in_layout_of(
       call.query.to(call.sums), {query.size(0), query.size(1), window[0] * window[1], query.size(3), query.size(4)});
   at::Tensor grad_logits = at::empty_like(weight);
+  call.q.backward = true;
   call.q.grad = mmrednet::view(grad);
   call.q.taps = mmrednet::view(weight);
   call.data.grad = grad.const_data_ptr();

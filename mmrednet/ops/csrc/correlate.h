@@ -20,14 +20,17 @@ inline void correlate_tile(const Problem& p, const R& keys, const A* query, int6
   for (int n = 0; n < N; ++n) std::memcpy(logits + n * pitch + x, &s[n], sizeof(V));
 }
 
-// all taps of row y of the outputs, a line for each: zero for those outside the map
+// All taps of row y of the outputs, a line for each: zero for those outside the map. What lies between the end of the row
+// and the next multiple of sixteen is written too.
 template <typename T, typename A>
 void correlate_row(const Problem& p, Rows<T, A>& keys, const A* queries, int64_t pitch, A* logits, int64_t y) {
   const Geometry& g = p.geometry;
+  const int64_t length = mmrednet::padded(p.out_width);
   for (int64_t u = 0; u < g.kernel_h; ++u, logits += g.kernel_w * pitch) {
     const int64_t row = y * g.stride_h + u * g.dilation_h - g.padding_h;
     if (row < 0 || row >= p.height) {
-      for (int64_t i = 0; i < g.kernel_w * pitch; ++i) logits[i] = 0;
+      for (int64_t t = 0; t < g.kernel_w; ++t)
+        for (int64_t x = 0; x < length; ++x) logits[t * pitch + x] = 0;
       continue;
     }
     keys.hold(row);

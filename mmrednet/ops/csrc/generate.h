@@ -1,63 +1,17 @@
 // Involution that generates its kernels where it uses them: a tile of outputs of one group at a time, whose kernels fit the
 // first-level cache. Included by kernels.h for each instruction set.
 
-// N rows of the generator's weight times V vectors of outputs
-template <typename A, int N, int V>
-inline void generate_block(const A* weight, int64_t weight_pitch, const A* bias, const A* hidden, int64_t count,
-                           int64_t pitch, A* kernels) {
-  typedef typename Lanes<A, 16>::Vector Vector;
-  Vector s[N][V];
-  for (int n = 0; n < N; ++n)
-    for (int v = 0; v < V; ++v) s[n][v] = Vector{} + (bias ? bias[n] : 0);
-  for (int64_t r = 0; r < count; ++r) {
-    Vector seen[V];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) seen[v] = load_lanes<A, 16>(hidden + r * pitch + 16 * v);
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) {
-      const A factor = weight[n * weight_pitch + r];
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) s[n][v] += factor * seen[v];
-    }
-  }
-  for (int n = 0; n < N; ++n)
-    for (int v = 0; v < V; ++v) std::memcpy(kernels + n * pitch + 16 * v, &s[n][v], sizeof(Vector));
-}
-
-template <typename A, int N>
-inline void generate_rows(const A* weight, int64_t weight_pitch, const A* bias, const A* hidden, int64_t count,
-                          int64_t pitch, A* kernels) {
-  int64_t x = 0;
-  for (; x + 48 <= pitch; x += 48)
-    generate_block<A, N, 3>(weight, weight_pitch, bias, hidden + x, count, pitch, kernels + x);
-  for (; x < pitch; x += 16)
-    generate_block<A, N, 1>(weight, weight_pitch, bias, hidden + x, count, pitch, kernels + x);
-}
-
-// kernels (rows x pitch) = weight (rows x count) * hidden (count x pitch) + bias, which may be null
-template <typename A>
-void generate(const A* weight, int64_t weight_pitch, const A* bias, const A* hidden, int64_t rows, int64_t count,
-              int64_t pitch, A* kernels) {
-  int64_t k = 0;
-  for (; k + 7 <= rows; k += 7)
-    generate_rows<A, 7>(weight + k * weight_pitch, weight_pitch, bias ? bias + k : bias, hidden, count, pitch, kernels + k * pitch);
-  for (; k + 3 <= rows; k += 3)
-    generate_rows<A, 3>(weight + k * weight_pitch, weight_pitch, bias ? bias + k : bias, hidden, count, pitch, kernels + k * pitch);
-  for (; k < rows; ++k)
-    generate_rows<A, 1>(weight + k * weight_pitch, weight_pitch, bias ? bias + k : bias, hidden, count, pitch, kernels + k * pitch);
-}
-
 // the hidden features of outputs [first, first + count), numbered row by row: one line for each feature, zeros behind them
 template <typename T, typename A>
-void pack_hidden(const Involution& q, const T* from, int64_t first, int64_t count, A* to) {
+void pack_hidden(const Involution& q, const T* from, int64_t first, int64_t count, int64_t pitch, A* to) {
   const int64_t width = q.local.out_width;
   for (int64_t i = 0; i < count;) {
     const int64_t y = (first + i) / width, x = (first + i) % width;
     const int64_t length = count - i < width - x ? count - i : width - x;
-    pack_lines(to + i, q.pitch, from + y * q.seen.h + x * q.seen.w, q.seen.c, q.seen.w, q.hidden, length);
+    pack_lines(to + i, pitch, from + y * q.seen.h + x * q.seen.w, q.seen.c, q.seen.w, q.hidden, length);
     i += length;
   }
-  clear_lines(to, q.pitch, q.hidden, count);
+  clear_lines(to, pitch, q.hidden, count);
 }
 
 // numbers in the type in which sums are taken, copied to `to` where that is another one
@@ -70,6 +24,42 @@ template <typename A>
 inline const A* widened(const A* from, int64_t, A*) {
   return from;
 }
+
+// The kernels of one tile of one group after another, in memory of the thread's own. What neighbouring items of work share
+// is read once: the hidden features of a tile, or the weight of a group.
+template <typename T, typename A>
+struct Generator {
+  const Involution& q;
+  const InvolutionData& data;
+  A *hidden, *kernels, *spare;
+  const A *weight = nullptr, *bias = nullptr;
+  int64_t taps, held_tile = -1, held_group = -1;
+  // of the tile: its first output, how many there are, and the length of a line
+  int64_t first = 0, count = 0, pitch = 0;
+
+  Generator(const Involution& involution, const InvolutionData& given, void* memory) : q(involution), data(given) {
+    taps = q.local.geometry.kernel_h * q.local.geometry.kernel_w;
+    hidden = static_cast<A*>(memory);
+    kernels = hidden + q.hidden * q.pitch;
+    spare = kernels + taps * q.pitch;
+  }
+
+  // `kernels` are then those of the tile, a line for each tap
+  void make(int64_t image, int64_t tile, int64_t group) {
+    if (held_tile != image * q.tiles + tile) {
+      held_tile = image * q.tiles + tile;
+      const int64_t outputs = q.local.out_height * q.local.out_width;
+      first = tile * q.size, count = outputs - first < q.size ? outputs - first : q.size, pitch = mmrednet::padded(count);
+      pack_hidden<T, A>(q, static_cast<const T*>(data.hidden) + image * q.seen.b, first, count, pitch, hidden);
+    }
+    if (held_group != group) {
+      held_group = group;
+      weight = widened(static_cast<const T*>(data.weight) + group * taps * q.hidden, taps * q.hidden, spare);
+      bias = widened(static_cast<const T*>(data.bias) + group * taps, taps, spare + taps * q.hidden);
+    }
+    multiply<A>(weight, q.hidden, hidden, pitch, taps, q.hidden, pitch, bias, false, kernels);
+  }
+};
 
 // scale and shift the results of some outputs of one row, while they are at hand
 template <typename T, typename A>
@@ -90,50 +80,44 @@ void finish(const Problem& p, const InvolutionData& data, int64_t group, T* resu
       for (int64_t i = 0; i < count; ++i) result[d * c + i * w] = finished(result[d * c + i * w], d);
 }
 
+// which image, tile and group an item of work is: the groups of a tile share its hidden features, rows of a group those of
+// the map
+struct Item {
+  int64_t image, tile, group;
+};
+
+inline Item item_of(const Involution& q, int64_t item) {
+  const int64_t groups = q.local.groups, rest = item % (q.tiles * groups);
+  return {item / q.tiles / groups, q.pixels ? rest / groups : rest % q.tiles, q.pixels ? rest % groups : rest / q.tiles};
+}
+
 // tiles [begin, end) of the problem, a tile being some neighbouring outputs of one group of one image
 template <typename T, typename A>
 void run_involution(const Involution& q, const InvolutionData& data, void* memory, int64_t begin, int64_t end) {
   const Problem& p = q.local;
-  const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w, pitch = q.pitch, outputs = p.out_height * p.out_width;
   char* free = static_cast<char*>(memory);
   if (!q.pixels) Rows<T, A>::forget(free, 1, 0);
-  A* hidden = reinterpret_cast<A*>(free + (q.pixels ? 0 : mmrednet::rows_bytes(p, sizeof(A))));
-  A* kernels = hidden + q.hidden * pitch;
-  A* spare = kernels + taps * pitch;
-  const A *weight = nullptr, *bias = nullptr;
-  int64_t held_tile = -1, held_group = -1;
-  for (int64_t item = begin; item < end; ++item) {
-    // the groups of a tile share its hidden features, rows of a group those of the map
-    const int64_t image = item / q.tiles / p.groups, rest = item % (q.tiles * p.groups);
-    const int64_t tile = q.pixels ? rest / p.groups : rest % q.tiles, group = q.pixels ? rest % p.groups : rest / q.tiles;
-    const int64_t first = tile * q.size, count = outputs - first < q.size ? outputs - first : q.size;
-    if (held_tile != image * q.tiles + tile) {
-      held_tile = image * q.tiles + tile;
-      pack_hidden<T, A>(q, static_cast<const T*>(data.hidden) + image * q.seen.b, first, count, hidden);
-    }
-    if (held_group != group) {
-      held_group = group;
-      weight = widened(static_cast<const T*>(data.weight) + group * taps * q.hidden, taps * q.hidden, spare);
-      bias = widened(static_cast<const T*>(data.bias) + group * taps, taps, spare + taps * q.hidden);
-    }
-    generate<A>(weight, q.hidden, bias, hidden, taps, q.hidden, pitch, kernels);
-    const T* value = static_cast<const T*>(data.value) + image * p.first.b + group * p.first.g;
-    T* result = static_cast<T*>(data.result) + image * p.result.b + group * p.result.g;
+  Generator<T, A> made(q, data, free + (q.pixels ? 0 : mmrednet::rows_bytes(p, sizeof(A))));
+  for (int64_t i = begin; i < end; ++i) {
+    const Item item = item_of(q, i);
+    made.make(item.image, item.tile, item.group);
+    const T* value = static_cast<const T*>(data.value) + item.image * p.first.b + item.group * p.first.g;
+    T* result = static_cast<T*>(data.result) + item.image * p.result.b + item.group * p.result.g;
     if (!q.pixels) {
       Rows<T, A> rows(p, p.first, free, value);
-      hold_seen(p, rows, tile);
-      aggregate_row<T, A, false>(p, rows, kernels, pitch, result, tile);
-      finish<T, A>(p, data, group, result + tile * p.result.h, count);
+      hold_seen(p, rows, item.tile);
+      aggregate_row<T, A, false>(p, rows, made.kernels, made.pitch, result, item.tile);
+      finish<T, A>(p, data, item.group, result + item.tile * p.result.h, made.count);
       continue;
     }
-    for (int64_t i = 0; i < count;) {
-      const int64_t y = (first + i) / p.out_width, x = (first + i) % p.out_width;
-      const int64_t length = count - i < p.out_width - x ? count - i : p.out_width - x;
-      const Taps<A> where = {kernels + i, p.geometry.kernel_w * pitch, pitch, 1};
-      T* to = result + y * p.result.h + x * p.result.w;
-      aggregate_span<T, A>(p, value, where, to, y, x, x + length);
-      finish<T, A>(p, data, group, to, length);
-      i += length;
+    for (int64_t x = made.first; x < made.first + made.count;) {
+      const int64_t row = x / p.out_width, column = x % p.out_width, left = made.first + made.count - x;
+      const int64_t length = left < p.out_width - column ? left : p.out_width - column;
+      const Taps<A> where = {made.kernels + x - made.first, p.geometry.kernel_w * made.pitch, made.pitch, 1};
+      T* to = result + row * p.result.h + column * p.result.w;
+      aggregate_span<T, A>(p, value, where, to, row, column, column + length);
+      finish<T, A>(p, data, item.group, to, length);
+      x += length;
     }
   }
 }

@@ -5,7 +5,8 @@
 // are read where they are, position by position, with vectors along the channels of a group (pixels.h). Of other maps, and
 // of keys, a few rows at a time are packed so that vectors run along the width (rows.h). A scatter with a stride, or with
 // more padding than its kernel reaches, adds row by row instead (local.h). Involution and attention make the weights of a
-// tile or a row of outputs in memory of the thread's own, and use them at once (generate.h, attend.h).
+// tile or a row of outputs in memory of the thread's own, and use them at once (generate.h, attend.h). Sums over all
+// positions are taken in parts that do not depend on the number of threads, and added up in order (generated.h).
 
 #ifndef MMREDNET_NAMESPACE
 #error "MMREDNET_NAMESPACE names the instruction set"
@@ -15,6 +16,8 @@ namespace MMREDNET_NAMESPACE {
 
 using mmrednet::Attention;
 using mmrednet::AttentionData;
+using mmrednet::Generated;
+using mmrednet::GeneratedData;
 using mmrednet::Geometry;
 using mmrednet::Involution;
 using mmrednet::InvolutionData;
@@ -33,17 +36,22 @@ using mmrednet::store;
 
 #include "correlate.h"
 
+#include "multiply.h"
+
 #include "pixels.h"
 
 #include "local.h"
 
 #include "generate.h"
 
+#include "generated.h"
+
 #include "attend.h"
 
 template <typename T, typename A>
 constexpr mmrednet::Typed typed() {
-  return {run<T, A>, run_involution<T, A>, run_attention<T, A>};
+  return {run<T, A>, run_involution<T, A>, store_kernels<T, A>, run_kernel_gradients<T, A>, store_hidden_gradients<T, A>,
+          run_attention<T, A>};
 }
 
 inline mmrednet::Kernels kernels(const char* name) {

@@ -14,15 +14,14 @@ using mmrednet::Kind;
 using mmrednet::Problem;
 
 at::Tensor solve(Kind kind, const at::Tensor& first_given, const at::Tensor& second_given, at::IntArrayRef size,
-                 at::IntArrayRef map, at::IntArrayRef outputs, at::IntArrayRef window) {
-  TORCH_CHECK(first_given.dim() == 5 && second_given.dim() == 5, "inputs must have 5 dimensions");
+                 at::IntArrayRef map, at::IntArrayRef outputs, const mmrednet::Geometry& geometry) {
   const auto type = mmrednet::kernel_type(first_given.scalar_type(), second_given.scalar_type());
   const at::Tensor first = first_given.to(type), second = second_given.to(type);
   at::Tensor result = mmrednet::empty_in_layout_of(first, size);
   if (result.numel() == 0) return result.to(first_given.scalar_type());
   Problem p;
   p.kind = kind;
-  p.geometry = mmrednet::geometry(window);
+  p.geometry = geometry;
   p.first = mmrednet::view(first);
   p.second = mmrednet::view(second);
   p.result = mmrednet::view(result);
@@ -34,7 +33,7 @@ at::Tensor solve(Kind kind, const at::Tensor& first_given, const at::Tensor& sec
   p.out_width = outputs[1];
   p.lines = size[3];
   const auto run = mmrednet::kernels_for(type).local;
-  const int64_t line_work = std::max<int64_t>(1, p.channels * size[4] * window[0] * window[1]);
+  const int64_t line_work = std::max<int64_t>(1, p.channels * size[4] * geometry.kernel_h * geometry.kernel_w);
   const int64_t grain = std::max<int64_t>(1, mmrednet::kGrain / line_work);
   const Problem f = kind == mmrednet::kScatter && mmrednet::can_flip(p) ? mmrednet::flipped(p) : p;
   p.held = mmrednet::held_groups(f, kind == mmrednet::kCorrelate ? p.second : p.first, mmrednet::sum_bytes(type));
@@ -51,20 +50,31 @@ at::Tensor solve(Kind kind, const at::Tensor& first_given, const at::Tensor& sec
 namespace mmrednet {
 
 at::Tensor aggregate(const at::Tensor& value, const at::Tensor& weight, at::IntArrayRef window) {
-  return solve(kAggregate, value, weight,
-               {value.size(0), value.size(1), value.size(2), weight.size(3), weight.size(4)},
-               value.sizes().slice(3), weight.sizes().slice(3), window);
+  const Geometry g = geometry(window);
+  TORCH_CHECK_VALUE(value.dim() == 5, "value must have 5 dimensions, got ", value.sizes());
+  const auto outputs = output_size(g, value.sizes().slice(3));
+  check_sizes("weight", weight, {value.size(0), value.size(1), g.kernel_h * g.kernel_w, outputs[0], outputs[1]});
+  return solve(kAggregate, value, weight, {value.size(0), value.size(1), value.size(2), outputs[0], outputs[1]},
+               value.sizes().slice(3), outputs, g);
 }
 
 at::Tensor correlate(const at::Tensor& query, const at::Tensor& key, at::IntArrayRef window) {
-  return solve(kCorrelate, query, key,
-               {query.size(0), query.size(1), window[0] * window[1], query.size(3), query.size(4)},
-               key.sizes().slice(3), query.sizes().slice(3), window);
+  const Geometry g = geometry(window);
+  TORCH_CHECK_VALUE(key.dim() == 5, "key must have 5 dimensions, got ", key.sizes());
+  const auto outputs = output_size(g, key.sizes().slice(3));
+  check_sizes("query", query, {key.size(0), key.size(1), key.size(2), outputs[0], outputs[1]});
+  return solve(kCorrelate, query, key, {key.size(0), key.size(1), g.kernel_h * g.kernel_w, outputs[0], outputs[1]},
+               key.sizes().slice(3), outputs, g);
 }
 
 at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef size, at::IntArrayRef window) {
-  return solve(kScatter, grad, weight, {grad.size(0), grad.size(1), grad.size(2), size[0], size[1]}, size,
-               grad.sizes().slice(3), window);
+  const Geometry g = geometry(window);
+  TORCH_CHECK_VALUE(grad.dim() == 5 && size.size() == 2, "grad must have 5 dimensions and size 2, got ", grad.sizes(),
+                    " and ", size);
+  const auto outputs = output_size(g, size);
+  check_sizes("grad", grad, {grad.size(0), grad.size(1), grad.size(2), outputs[0], outputs[1]});
+  check_sizes("weight", weight, {grad.size(0), grad.size(1), g.kernel_h * g.kernel_w, outputs[0], outputs[1]});
+  return solve(kScatter, grad, weight, {grad.size(0), grad.size(1), grad.size(2), size[0], size[1]}, size, outputs, g);
 }
 
 }  // namespace mmrednet

@@ -47,9 +47,10 @@ void run(const Problem& p, const void* first_data, const void* second_data, void
   const bool pixels = mmrednet::by_pixels(p), flip = scatter && mmrednet::can_flip(p);
   const Problem f = flip ? mmrednet::flipped(p) : p;
   char* held = static_cast<char*>(memory);
-  const int64_t bytes = mmrednet::rows_bytes(f, sizeof(A));
+  // scattering row by row, or pixel by pixel, needs no packed rows
+  const int64_t bytes = pixels || (scatter && !flip) ? 0 : mmrednet::rows_bytes(f, sizeof(A));
   A* scratch = reinterpret_cast<A*>(held + p.held * bytes);
-  Rows<T, A>::forget(held, p.held, bytes);
+  if (bytes) Rows<T, A>::forget(held, p.held, bytes);
   Hits hit_rows, hit_columns;
   const Geometry& g = p.geometry;
   for (int64_t line = begin; line < end; ++line) {

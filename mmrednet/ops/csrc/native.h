@@ -5,6 +5,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/ScalarType.h>
 
+#include <array>
+
 #include "problem.h"
 
 // the widest that was built and that this processor has, no wider than MMREDNET_CPU_CAPABILITY if that is set
@@ -31,8 +33,15 @@ inline int64_t sum_bytes(at::ScalarType type) { return type == at::kDouble ? siz
 
 View view(const at::Tensor& tensor);
 
-// of the eight numbers of a window
+// of the eight numbers of a window, all of whose sums and products with sizes of a map are numbers too
 Geometry geometry(at::IntArrayRef window);
+
+// The functions in Python check their arguments; whoever calls torch.ops.mmrednet goes past them. A wrong size would be
+// an address outside a tensor.
+void check_sizes(const char* name, const at::Tensor& tensor, at::IntArrayRef expected);
+
+// (Ho, Wo), the outputs of a window on a map of (H, W)
+std::array<int64_t, 2> output_size(const Geometry& geometry, at::IntArrayRef map);
 
 // dense, with the dimensions in memory in the order of those of `like`
 at::Tensor empty_in_layout_of(const at::Tensor& like, at::IntArrayRef size);

@@ -18,7 +18,9 @@ inline void aggregate_one(const Problem& p, const T* value, Taps<W> taps, T* res
   int64_t u, u_end, t_begin, t_end;
   inside(top, g.dilation_h, p.height, g.kernel_h, &u, &u_end);
   inside(left, g.dilation_w, p.width, g.kernel_w, &t_begin, &t_end);
-  const int64_t step = g.dilation_w * p.first.w, next = taps.tap;
+  if (t_begin >= t_end) u = u_end;
+  // taps further apart than the map is wide do not meet on it
+  const int64_t step = t_end - t_begin > 1 ? g.dilation_w * p.first.w : 0, next = taps.tap;
   for (; u < u_end; ++u) {
     const T* from = value + (top + u * g.dilation_h) * p.first.h + (left + t_begin * g.dilation_w) * p.first.w;
     const W* tap = taps.data + u * taps.row + t_begin * next;

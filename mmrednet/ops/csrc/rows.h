@@ -13,7 +13,7 @@ inline void pack_line(A* to, int64_t length, int64_t left, const T* from, int64_
 }
 
 // Rows of a map of one group, copied so that every tap of sixteen outputs is one load: zeros stand for what lies outside,
-// and columns that outputs of one stride see through one tap lie together.
+// and columns that outputs of one stride see through one tap lie together. Taps share what they see, except by_tap().
 template <typename T, typename A>
 struct Rows {
   const Problem& p;
@@ -23,17 +23,19 @@ struct Rows {
   const T* data;
   A* packed;
   int64_t slots, phase, pitch;
+  bool by_tap;
 
-  // nothing is held in these pieces of memory
+  // Nothing is held in these pieces of memory: all ones are no address, while that of an empty map is zero.
   static void forget(char* memory, int64_t pieces, int64_t bytes) {
-    for (int64_t i = 0; i < pieces; ++i) std::memset(memory + i * bytes, 0, sizeof(int64_t));
+    for (int64_t i = 0; i < pieces; ++i) std::memset(memory + i * bytes, 0xff, sizeof(int64_t));
   }
 
   Rows(const Problem& problem, const View& v, char* memory, const T* group_data)
       : p(problem), view(v), group(reinterpret_cast<int64_t*>(memory)), held(group + 1), data(group_data) {
     slots = mmrednet::slots(p);
-    phase = mmrednet::phase_length(p);
-    pitch = phase * p.geometry.stride_w;
+    by_tap = mmrednet::by_tap(p);
+    phase = by_tap ? mmrednet::padded(p.out_width) : mmrednet::phase_length(p);
+    pitch = mmrednet::line_length(p);
     packed = reinterpret_cast<A*>(held + slots);
     // another group: nothing that is held belongs to it
     const int64_t address = reinterpret_cast<int64_t>(data);
@@ -47,7 +49,9 @@ struct Rows {
 
   // where the outputs' columns of tap t begin in a line
   int64_t column(int64_t t) const {
+    if (by_tap) return t * phase;
     const int64_t j = t * p.geometry.dilation_w;
+    if (p.geometry.stride_w == 1) return j;
     return j % p.geometry.stride_w * phase + j / p.geometry.stride_w;
   }
 
@@ -55,6 +59,10 @@ struct Rows {
     const int64_t slot = row % slots, stride = p.geometry.stride_w, left = p.geometry.padding_w;
     if (held[slot] == row) return;
     held[slot] = row;
+    if (by_tap) {
+      hold_by_tap(packed + slot * p.channels * pitch, data + row * view.h);
+      return;
+    }
     if (stride == 1) {
       A* to = packed + slot * p.channels * pitch;
       const int64_t count = p.width < pitch - left ? p.width : pitch - left;
@@ -71,6 +79,19 @@ struct Rows {
       const int64_t count = p.width < pitch - left ? p.width : pitch - left;
       for (int64_t c = 0; c < count; ++c)
         to[(c + left) % stride * phase + (c + left) / stride] = load<A>(from[c * view.w]);
+    }
+  }
+
+  void hold_by_tap(A* to, const T* from) const {
+    const Geometry& g = p.geometry;
+    for (int64_t i = 0; i < p.channels * pitch; ++i) to[i] = 0;
+    for (int64_t t = 0; t < g.kernel_w; ++t) {
+      int64_t first, last;
+      valid(t, g.stride_w, g.dilation_w, g.padding_w, p.width, p.out_width, &first, &last);
+      for (int64_t d = 0; d < p.channels; ++d)
+        for (int64_t x = first; x < last; ++x)
+          to[d * pitch + t * phase + x] =
+              load<A>(from[d * view.c + (x * g.stride_w + t * g.dilation_w - g.padding_w) * view.w]);
     }
   }
 };
