@@ -123,6 +123,34 @@ def test_scaled_dot_product_attention(query, key, value, by_hand):
     assert counted(F.scaled_dot_product_attention, query, key, value) == dict(scaled_dot_product_attention=by_hand)
 
 
+@pytest.mark.parametrize('need_weights', [False, True])
+def test_attention_layers_of_torch(need_weights):
+    """Eval mode without gradients would run them as one operator: projections, logits, values, projection."""
+    layer = nn.MultiheadAttention(16, 4, batch_first=True)
+    inputs, mask = torch.zeros(2, 6, 16), torch.zeros(6, 6)
+    by_hand = 2 * 6 * 16 * (3 * 16 + 2 * 6 + 16)
+    for given in (None, mask):
+        module = Call(lambda x, given=given: layer(x, x, x, attn_mask=given, need_weights=need_weights)[0])
+        module.layer = layer
+        assert count_network(module, inputs).total(['op']) == by_hand
+    encoder = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    complexity = count_network(encoder, inputs)
+    assert (complexity.total(['op']), complexity.uncounted) == (by_hand + 2 * 6 * 2 * 16 * 32, {})
+    assert complexity.total() == get_model_complexity_info(
+        encoder.eval(), inputs=(inputs,), show_table=False, show_arch=False)['flops']
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize(('added', 'first', 'second', 'by_hand'), [
+    ((2, 3, 5), (2, 3, 4), (2, 4, 5), 2 * 3 * 4 * 5), ((1, 1), (3, 2, 7), (3, 7, 6), 3 * 2 * 7 * 6),
+    ((4,), (1, 5, 1), (1, 1, 4), 20)])
+def test_products_that_are_added(added, first, second, by_hand):
+    assert counted(torch.baddbmm, added, first, second) == dict(baddbmm=by_hand)
+    values = first[0] * first[1] * second[2]
+    tensors = [torch.zeros(shape) for shape in (added, first, second)]
+    assert count_network(Call(torch.baddbmm), *tensors).operators(['bias']) == dict(bias=values)
+
+
 @pytest.mark.parametrize(('equation', 'shapes', 'by_hand'), [
     ('bik,bjk->bij', [(2, 3, 5), (2, 4, 5)], 2 * 3 * 4 * 5), ('...ij,jk', [(7, 2, 3, 4), (4, 5)], 14 * 3 * 4 * 5),
     # the first two give (i, k), of which the third is the last factor

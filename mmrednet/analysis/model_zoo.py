@@ -14,7 +14,9 @@ import torch
 import yaml
 
 from .counting import check_count, chosen, count_network
-from .networks import ImageNetwork, build_network
+from .image_network import ImageNetwork
+from .networks import build_network
+from .reports import describe, missing
 
 IMAGENET_CLASSES = 1000
 
@@ -103,8 +105,9 @@ class Row:
         """Return shape, parameters and what operators take, in exact integers, norms as the convention says."""
         network, shape = self.build(root)
         complexity = count_network(network, torch.zeros(1, 3, *shape))
-        if complexity.uncounted:
-            raise RuntimeError(f'{self.key} has operators that nobody knows how to count: {complexity.uncounted}.')
+        lacking = missing(describe(complexity, network, name=self.key, shape=shape))
+        if lacking:
+            raise RuntimeError(f'{self.key} cannot be counted wholly. {" ".join(lacking)}')
         operators = Counter(complexity.counts[''])
         for module, own in complexity.own().items():
             if not re.search(self.convention.norms, module):
