@@ -180,9 +180,12 @@ HANDLES: dict[str, Handle] = {
 }
 
 
+# the table that every new FlopAnalyzer copies, as it is without us
+MMENGINE: dict[str, Handle] = dict(getattr(complexity_analysis, '_DEFAULT_SUPPORTED_FLOP_OPS', {}))
+
+
 def register_handles() -> None:
     """Tell mmengine, so that ``mmengine.analysis.get_model_complexity_info`` counts our networks wholly."""
-    # the table that every new FlopAnalyzer copies
     table = getattr(complexity_analysis, '_DEFAULT_SUPPORTED_FLOP_OPS', None)
     if table is None:
         warnings.warn('This mmengine keeps its FLOP counters elsewhere: mmengine.analysis does not count the operators '

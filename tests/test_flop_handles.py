@@ -210,7 +210,7 @@ def test_convolutions_whose_padding_is_a_word(channels, kernel, options, size, b
 
 @pytest.mark.parametrize(('rows', 'inner', 'columns'), [(2, 3, 4), (1, 7, 5), (6, 1, 2)])
 def test_the_bias_of_linear_layers(rows, inner, columns):
-    """It is the first input of addmm, whose last two are always there, and the third of linear, where it may be none."""
+    """It is the first input of addmm and the third of linear, where it may be none."""
     added = count_network(Call(torch.addmm), torch.zeros(columns), torch.zeros(rows, inner),
                           torch.zeros(inner, columns))
     assert added.operators(['op', 'bias']) == dict(addmm=rows * inner * columns, bias=rows * columns)
@@ -235,7 +235,8 @@ def test_bicubic_upsampling(shape, size):
     ((1, 3, 4, 5), 20 * 2 * 3), ((2, 1, 3, 3), 18 * 2 * 3), ((2, 1, 2, 3, 4), 48 * 3 * 4)])
 def test_affine_grids(size, by_hand):
     axes = len(size) - 2
-    assert counted(lambda matrix: F.affine_grid(matrix, size, align_corners=False), (size[0], axes, axes + 1)) == dict(
+    matrix = size[0], axes, axes + 1
+    assert counted(lambda matrix: F.affine_grid(matrix, size, align_corners=False), matrix) == dict(
         affine_grid_generator=by_hand)
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.analysis import FlopAnalyzer, complexity_analysis
+from mmengine.analysis import FlopAnalyzer
 from mmengine.analysis.jit_handles import elementwise_flop_counter, get_shape
 from torch import Tensor, nn
 
-from ..flop_handles import HANDLES, Handle, integers
+from ..flop_handles import HANDLES, MMENGINE, Handle, integers
 from .usage import ParameterUse, never_ran
 
 ACTIVATIONS = ('relu', 'relu6', 'leaky_relu', 'elu', 'gelu', 'silu', 'mish', 'sigmoid', 'tanh', 'hardtanh', 'hardswish',
@@ -130,15 +130,18 @@ def chosen(counts: Counter[str], count: Sequence[str], *, flops: bool = False) -
                     for name, value in counts.items() if name in names and value})
 
 
-def count_network(network: nn.Module, *inputs: Tensor) -> Complexity:
+def count_network(network: nn.Module, *inputs: Tensor,
+                  handles: Mapping[str, Handle | None] | None = None) -> Complexity:
     """Run a network once in eval mode without gradients and count what it computes.
 
     Args:
         network: takes tensors and returns tensors, or tuples and lists of them.
         inputs: of its forward.
+        handles: to count with, such as ``mmrednet.flop_handles.MMENGINE``; None is :func:`all_handles`.
     """
     modes = {module: module.training for module in network.modules()}
-    analyzer = FlopAnalyzer(network.eval(), inputs).set_op_handle(**all_handles())
+    analyzer = FlopAnalyzer(network.eval(), inputs).clear_op_handles()
+    analyzer.set_op_handle(**(MMENGINE | all_handles() if handles is None else handles))
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     try:
         with torch.no_grad(), whole_attention(), ParameterUse() as use:
@@ -196,7 +199,7 @@ def _each_value(name: str) -> Handle:
 
 def _with(rest: Callable[[Sequence[Any], Sequence[Any]], Counter[str]], kind: str) -> Handle:
     """Return a handle that counts the products of an operator and what else it does."""
-    products = HANDLES.get(kind) or complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS[kind]
+    products = HANDLES.get(kind) or MMENGINE[kind]
 
     def handle(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
         counts = products(inputs, outputs)

@@ -22,6 +22,7 @@ from mmrednet.analysis.counting import CATEGORIES, DEFAULT_COUNT, check_count, c
 from mmrednet.analysis.image_network import UnrunnableError
 from mmrednet.analysis.networks import build_network
 from mmrednet.analysis.reports import UNITS, VIEWS, as_text, describe, missing
+from mmrednet.flop_handles import MMENGINE
 
 
 def parse_args():
@@ -37,6 +38,8 @@ def parse_args():
                              'relu; by default what mmengine counts')
     parser.add_argument('--proposals', type=int, default=1000, help='of a two-stage detector')
     parser.add_argument('--classes', type=int, help='put a classifier for this many classes behind a backbone')
+    parser.add_argument('--mmengine', action='store_true',
+                        help='count as mmengine would without us, to see what it misses')
     parser.add_argument('--json', type=Path, metavar='F', help='write all of it to a file')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='change the config, as in key=value')
     args = parser.parse_args()
@@ -66,7 +69,7 @@ def check(args):
 def count(args):
     network, size = build_network(args.config, options=args.cfg_options, proposals=args.proposals, classes=args.classes)
     shape = args.shape or size
-    complexity = count_network(network, torch.zeros(1, 3, *shape))
+    complexity = count_network(network, torch.zeros(1, 3, *shape), handles=MMENGINE if args.mmengine else None)
     return describe(complexity, network, name=args.config, shape=shape, count=args.count)
 
 
