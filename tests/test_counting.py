@@ -151,13 +151,25 @@ def test_what_cannot_be_counted_is_named(tool, monkeypatch, capsys):
     assert ' 768 ' in printed.out
 
 
-def test_the_exit_status(tool, monkeypatch, capsys, tmp_path):
+@MODELS.register_module()
+class Idle(nn.Module):
+    """A backbone with parts that do not run."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.auxiliary_head, self.later = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, image):
+        return self.conv(image)
+
+
+def test_the_exit_status(tool, monkeypatch, capsys):
     """1 for parts that never ran, 3 for what cannot be run; one line names model and reason."""
-    path = tmp_path / 'config.py'
-    path.write_text("_base_ = 'mmdet::point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py'\n")
-    monkeypatch.setattr('sys.argv', ['get_flops.py', str(path), '--shape', '64', '64', '--proposals', '2'])
+    monkeypatch.setattr('sys.argv', ['get_flops.py', 'mmrednet.Idle', '--shape', '8', '8'])
     assert tool.main() == 1
-    assert 'never ran for an image alone: roi_head.point_head.\nThe totals lack them.' in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert 'never ran for an image alone: later.\nThe totals lack them.' in printed.err
+    assert 'auxiliary_head did not run: for training alone' in printed.out
     monkeypatch.setattr('sys.argv', ['get_flops.py', 'mmrednet.Needy', '--shape', '5', '6'])
     assert tool.main() == 3
     (line,) = [line for line in capsys.readouterr().err.splitlines() if 'error' in line]

@@ -171,7 +171,9 @@ def test_attention_layers_of_torch(need_weights):
     assert (complexity.total(['op']), complexity.uncounted) == (by_hand + 2 * 6 * 2 * 16 * 32, {})
     assert complexity.total() == get_model_complexity_info(
         encoder.eval(), inputs=(inputs,), show_table=False, show_arch=False)['flops']
-    assert torch.backends.mha.get_fastpath_enabled()
+    seen = []
+    count_network(Call(lambda x: seen.append(torch.backends.mha.get_fastpath_enabled()) or x), inputs)
+    assert (seen, torch.backends.mha.get_fastpath_enabled()) == ([False], True)
 
 
 @pytest.mark.parametrize(('added', 'first', 'second', 'by_hand'), [

@@ -30,7 +30,7 @@ def products(function):
     return counter.get_total_flops() // 2
 
 
-QUERIES = ['mmdet::detr/detr_r50_8xb2-150e_coco', 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic',
+QUERIES = ['mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic',
            'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco',
            'mmseg::maskformer/maskformer_r50-d32_8xb2-160k_ade20k-512x512']
 
