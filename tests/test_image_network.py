@@ -74,6 +74,25 @@ def test_parts_that_never_ran(built):
     assert missing(report) == ['Not counted, because they never ran for an image alone: roi_head.point_head.']
 
 
+class Scale(torch.autograd.Function):
+    """An operator whose inside torch does not see, as mmcv has them; this one's is empty."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        return x.clone()
+
+
+class Scaled(nn.Module):
+    """A layer of such an operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return Scale.apply(x, self.scale)
+
+
 class Parts(nn.Module):
     """A network that runs some of its parts."""
 
@@ -81,13 +100,13 @@ class Parts(nn.Module):
         super().__init__()
         self.called, self.taken, self.asked = nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 3)
         self.heads = nn.ModuleDict(dict(auxiliary_head=nn.Linear(3, 3), used=nn.Linear(3, 3), lost=nn.Linear(3, 3)))
-        self.table, self.forgotten = nn.Parameter(torch.zeros(3)), nn.ParameterList([torch.zeros(2)])
-        self.empty = nn.ReLU()
+        self.tables, self.forgotten = (nn.ParameterList([torch.zeros(3)]) for _ in range(2))
+        self.empty, self.scaled = nn.ReLU(), Scaled()
 
     def forward(self, x):
-        x = torch.nn.functional.linear(self.called(x), self.taken.weight.T)
+        x = torch.nn.functional.linear(self.scaled(self.called(x)), self.taken.weight.T)
         assert self.asked.weight.shape == self.asked.weight.size()
-        return torch.stack([self.heads['used'](x)[0], self.table])
+        return torch.stack([self.heads['used'](x)[0], self.tables[0]])
 
 
 def test_what_ran_is_known_by_its_parameters():
