@@ -17,8 +17,8 @@ from mmengine.analysis.jit_handles import conv_flop_count, get_shape
 
 from .ops import multiply_adds
 
-# of bilinear interpolation, as mmengine counts for its upsampling
-BILINEAR = 4
+# multiply-adds of an interpolated value; the first as mmengine counts for its upsampling
+BILINEAR, BICUBIC = 4, 16
 # of RoIAlign with sampling_ratio=0, which samples by the size of the boxes: the trace knows shapes alone
 ADAPTIVE_SAMPLES = 4
 
@@ -61,6 +61,22 @@ def scaled_dot_product_attention(inputs: Sequence[Any], outputs: Sequence[Any]) 
 def matmul(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """Count K for each value of the result, whichever operand is broadcast."""
     return math.prod(get_shape(outputs[0])) * get_shape(inputs[0])[-1]
+
+
+def baddbmm(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Count the products (B, M, K) x (B, K, N) of ``baddbmm(added, first, second)``."""
+    return math.prod(get_shape(outputs[0])) * get_shape(inputs[1])[-1]
+
+
+def affine_grid(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Count d + 1 for each of the d coordinates of a point (..., d)."""
+    shape = get_shape(outputs[0])
+    return math.prod(shape) * (shape[-1] + 1)
+
+
+def bicubic(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Count the sixteen neighbours of each value."""
+    return BICUBIC * math.prod(get_shape(outputs[0]))
 
 
 def einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
@@ -154,6 +170,9 @@ HANDLES: dict[str, Handle] = {
     'aten::scaled_dot_product_attention': scaled_dot_product_attention,
     'aten::einsum': einsum,
     'aten::matmul': matmul,
+    'aten::baddbmm': baddbmm,
+    'aten::affine_grid_generator': affine_grid,
+    'aten::upsample_bicubic2d': bicubic,
     'aten::_convolution_mode': convolution_mode,
     'prim::PythonOp.DeformConv2dFunction': deformable(2, BILINEAR),
     'prim::PythonOp.ModulatedDeformConv2dFunction': deformable(3, BILINEAR + 1),
@@ -161,9 +180,12 @@ HANDLES: dict[str, Handle] = {
 }
 
 
+# the table that every new FlopAnalyzer copies, as it is without us
+MMENGINE: dict[str, Handle] = dict(getattr(complexity_analysis, '_DEFAULT_SUPPORTED_FLOP_OPS', {}))
+
+
 def register_handles() -> None:
     """Tell mmengine, so that ``mmengine.analysis.get_model_complexity_info`` counts our networks wholly."""
-    # the table that every new FlopAnalyzer copies
     table = getattr(complexity_analysis, '_DEFAULT_SUPPORTED_FLOP_OPS', None)
     if table is None:
         warnings.warn('This mmengine keeps its FLOP counters elsewhere: mmengine.analysis does not count the operators '

@@ -10,11 +10,6 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
-from .flop_handles import register_handles
-
-# whoever has a network of ours can count it
-register_handles()
-
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmrednet', locations=[
     'mmrednet.layers', 'mmrednet.backbones', 'mmrednet.necks', 'mmrednet.heads', 'mmrednet.pretraining'])
 DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='mmrednet', locations=[

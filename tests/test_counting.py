@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,8 @@ def test_parts_add_up(report):
             assert sum(row[unit] for row in result[f'by_{view}'].values()) == result[unit] > 0
         # the detector's own are those of its children, and of nothing else
         children = [row for name, row in result['by_module'].items() if '.' not in name]
-        assert sum(row[unit] for row in children) + result['by_stage'].get('other', {unit: 0})[unit] == result[unit]
+        between = result['by_stage'].get('between parts', {unit: 0})
+        assert sum(row[unit] for row in children) + between[unit] == result[unit]
     assert sum(row['parameters'] for row in result['by_stage'].values()) == result['parameters']['all']
     assert {'backbone.stem', *(f'backbone.stage{index}' for index in (1, 2, 3, 4)), 'neck', 'rpn_head',
             'roi_head.bbox_head'} <= set(result['by_stage'])
@@ -132,6 +134,14 @@ class Spectral(nn.Module):
         return torch.fft.rfft2(self.conv(x)).abs()
 
 
+@MODELS.register_module()
+class Needy(nn.Module):
+    """A backbone that an image alone does not satisfy."""
+
+    def forward(self, image, boxes):
+        return image
+
+
 def test_what_cannot_be_counted_is_named(tool, monkeypatch, capsys):
     monkeypatch.setattr('sys.argv', ['get_flops.py', 'mmrednet.Spectral', '--shape', '8', '8'])
     assert tool.main() == 1
@@ -141,22 +151,72 @@ def test_what_cannot_be_counted_is_named(tool, monkeypatch, capsys):
     assert ' 768 ' in printed.out
 
 
+@MODELS.register_module()
+class Idle(nn.Module):
+    """A backbone with parts that do not run."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.auxiliary_head, self.later = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, image):
+        return self.conv(image)
+
+
+def test_the_exit_status(tool, monkeypatch, capsys):
+    """1 for parts that never ran, 3 for what cannot be run; one line names model and reason."""
+    monkeypatch.setattr('sys.argv', ['get_flops.py', 'mmrednet.Idle', '--shape', '8', '8'])
+    assert tool.main() == 1
+    printed = capsys.readouterr()
+    assert 'never ran for an image alone: later.\nThe totals lack them.' in printed.err
+    assert 'auxiliary_head did not run: for training alone' in printed.out
+    monkeypatch.setattr('sys.argv', ['get_flops.py', 'mmrednet.Needy', '--shape', '5', '6'])
+    assert tool.main() == 3
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if 'error' in line]
+    assert line == ("get_flops.py: error: Needy cannot be run for an image of 5 x 6 alone: TypeError: Needy.forward() "
+                    "missing 1 required positional argument: 'boxes'")
+
+
 @pytest.mark.parametrize(('arguments', 'message'), [
-    (['--count', 'op,flops'], "got ['op', 'flops']"), (['--shape', '0', '8'], 'must be positive')])
+    (['--count', 'op,flops'], "got ['op', 'flops']"), (['--shape', '0', '8'], 'must be positive'),
+    (['--depth', '0'], '--depth must be at least 1, got 0'),
+    (['--classes', '-3'], '--classes must be at least 1, got -3'),
+    (['--proposals', '0'], '--proposals must be at least 1, got 0'),
+    (['--json', str(ROOT)], f'--json must be a file to write, got the folder {ROOT}'),
+    (['--json', str(ROOT / 'README.md' / 'report.json')], 'README.md')])
 def test_bad_arguments(tool, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(tool, 'build_network', None)
     monkeypatch.setattr('sys.argv', ['get_flops.py', 'mmrednet.VAN', *arguments])
     with pytest.raises(SystemExit, match='2'):
         tool.main()
     assert message in capsys.readouterr().err
 
 
-def test_bad_networks():
+@pytest.mark.parametrize(('config', 'message'), [
+    ('none.py', "config must be an existing file, got 'none.py'"), ('configs', "ends in .py, or the registered name"),
+    ('model.yaml', "such as 'mmrednet.VAN', got 'model.yaml'"),
+    ('mmrednet.Van', "mmrednet.VAN, .* are, got 'mmrednet.Van'"), ('mmdet.Van', "are, got 'mmdet.Van'"),
+    ('file.py:from torch.nn import Identity\nmodel = dict(type=Identity)', 'configs that import classes are not read'),
+    ('file.py:backbone = dict(type="VAN")', 'a config must have model.type to be counted, got none in'),
+    (f'{SEGMENTER} --classes 5', 'classes is for backbones alone, got classes=5 for EncoderDecoder'),
+    ('mmrednet.VAN --cfg-options arch=b0', "must be below 'model', as in model.depth=26, got arch"),
+    ('file.py:model = dict(type="VAN") --cfg-options arch=b0', "must be below 'model', .*, got arch")])
+def test_bad_networks(tool, monkeypatch, capsys, tmp_path, config, message):
+    monkeypatch.chdir(ROOT)
+    config, *options = config.split(' --')
+    if ':' in config:
+        name, text = config.split(':', 1)
+        config = str(tmp_path / name)
+        Path(config).write_text(text)
+    monkeypatch.setattr('sys.argv', ['get_flops.py', config, *(part for option in options for part in (
+        f'--{option}').split())])
+    assert tool.main() == 2
+    assert re.search(f'^get_flops.py: error: .*{message}', capsys.readouterr().err, re.MULTILINE)
+
+
+def test_bad_calls():
     with pytest.raises(ValueError, match='proposals must be at least 1, got 0'):
         build_network('mmrednet.VAN', proposals=0)
-    with pytest.raises(ValueError, match='classes is for backbones alone, got classes=5 for EncoderDecoder'):
-        build_network(str(ROOT / SEGMENTER), classes=5)
-    with pytest.raises(FileNotFoundError, match="config must be an existing file, got 'none.py'"):
-        build_network('none.py')
     with pytest.raises(ValueError, match='count must be categories'):
         check_count([])
 
@@ -177,5 +237,15 @@ def test_stages_of_stock_models():
     model.backbone = nn.Module()
     names = {'backbone.layer3.0.conv1': 'backbone.layer3', 'backbone.stages.2.blocks.1': 'backbone.stages.2',
              'backbone.conv1': 'backbone.stem', 'backbone.patch_embed2.proj': 'backbone.patch_embed2',
-             'neck.fpn_convs.0': 'neck', 'roi_head.mask_head.convs.0': 'roi_head.mask_head', '': 'other'}
+             'neck.fpn_convs.0': 'neck', 'roi_head.mask_head.convs.0': 'roi_head.mask_head'}
     assert {name: stage_of(name, model) for name in names} == names
+
+
+def test_what_a_model_does_between_its_parts(report):
+    """A head's own operators are the head's; a stage of their own have those of the model itself."""
+    stages = report('configs/rednet/upernet_rednet50_4xb2-80k_cityscapes-512x1024.py', '--shape', 64, 64)['by_stage']
+    assert 'between parts' not in stages
+    assert stages['auxiliary_head']['macs'] == 0
+    classifier = report('mmrednet.VAN', '--shape', 64, 64, '--classes', 5, '--count', 'mean')
+    # the mean in front of the classifier, of 256 channels of 2 x 2
+    assert classifier['by_stage']['between parts']['macs'] == 256 * 4

@@ -14,7 +14,17 @@ from torch.nn import functional as F
 from mmrednet.analysis.counting import CATEGORIES, count_network
 from mmrednet.backbones import MSCAN, SAN, VAN, AxialResNet, LRNet, RedNet, SASAResNet
 from mmrednet.flop_handles import einsum_count
-from mmrednet.ops import Window, attention, involution, local_aggregate, local_attention, local_correlate, local_scatter
+from mmrednet.ops import (
+    Window,
+    attention,
+    axial,
+    axial_attention,
+    involution,
+    local_aggregate,
+    local_attention,
+    local_correlate,
+    local_scatter,
+)
 from mmrednet.ops import local_involution as fused_involution
 
 
@@ -103,6 +113,29 @@ def test_attention(query, value_channels, window, tables, by_hand):
     assert counted(attend(window, tables, composed=True), *shapes) == by_hand
 
 
+def axial_shapes(lines, heads, keys, values, length, terms):
+    line = (lines, heads, keys, length)
+    return [line, line, (lines, heads, values, length), (2 * keys + values, 2 * length - 1), (terms, heads),
+            (terms, heads)]
+
+
+@pytest.mark.parametrize(('sizes', 'terms', 'value_position', 'pairs', 'products'), [
+    ((1, 1, 2, 4, 5), axial.TERMS, True, 25, 25 * (2 + 2 + 2 + 4 + 4)),
+    ((3, 2, 1, 3, 4), axial.TERMS[:1], False, 6 * 16, 6 * 16 * (1 + 3)),
+    ((2, 4, 3, 1, 7), axial.TERMS[1:], True, 8 * 49, 8 * 49 * (3 + 3 + 1 + 1)),
+    ((1, 2, 3, 5, 2), axial.TERMS[::2], False, 8, 8 * (3 + 3 + 5))])
+def test_axial_attention(sizes, terms, value_position, pairs, products):
+    """Products, and what else is counted: the softmax, and each term of the logits scaled, shifted and summed."""
+    shapes = axial_shapes(*sizes, len(terms))
+    for span in (None, 3):
+        def attend(*inputs, span=span):
+            return axial_attention(*inputs, terms=terms, span=span, value_position=value_position)
+        assert counted(attend, *shapes) == dict(einsum=products)
+        found = count_network(Call(attend), *map(torch.randn, shapes)).operators(CATEGORIES)
+        every_term = pairs * len(terms)
+        assert found == dict(einsum=products, softmax=pairs, mul=every_term, add=every_term, sum=every_term)
+
+
 @pytest.mark.parametrize('tables', [(), ('bias',), ('rows', 'columns'), ('rows', 'columns', 'bias')])
 def test_fused_functions_count_the_rest_like_their_parts(tables):
     """Biases, additions and softmax, which the tool counts where it is asked to."""
@@ -123,6 +156,36 @@ def test_scaled_dot_product_attention(query, key, value, by_hand):
     assert counted(F.scaled_dot_product_attention, query, key, value) == dict(scaled_dot_product_attention=by_hand)
 
 
+@pytest.mark.parametrize('need_weights', [False, True])
+def test_attention_layers_of_torch(need_weights):
+    """Eval mode without gradients would run them as one operator: projections, logits, values, projection."""
+    layer = nn.MultiheadAttention(16, 4, batch_first=True)
+    inputs, mask = torch.zeros(2, 6, 16), torch.zeros(6, 6)
+    by_hand = 2 * 6 * 16 * (3 * 16 + 2 * 6 + 16)
+    for given in (None, mask):
+        module = Call(lambda x, given=given: layer(x, x, x, attn_mask=given, need_weights=need_weights)[0])
+        module.layer = layer
+        assert count_network(module, inputs).total(['op']) == by_hand
+    encoder = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    complexity = count_network(encoder, inputs)
+    assert (complexity.total(['op']), complexity.uncounted) == (by_hand + 2 * 6 * 2 * 16 * 32, {})
+    assert complexity.total() == get_model_complexity_info(
+        encoder.eval(), inputs=(inputs,), show_table=False, show_arch=False)['flops']
+    seen = []
+    count_network(Call(lambda x: seen.append(torch.backends.mha.get_fastpath_enabled()) or x), inputs)
+    assert (seen, torch.backends.mha.get_fastpath_enabled()) == ([False], True)
+
+
+@pytest.mark.parametrize(('added', 'first', 'second', 'by_hand'), [
+    ((2, 3, 5), (2, 3, 4), (2, 4, 5), 2 * 3 * 4 * 5), ((1, 1), (3, 2, 7), (3, 7, 6), 3 * 2 * 7 * 6),
+    ((4,), (1, 5, 1), (1, 1, 4), 20)])
+def test_products_that_are_added(added, first, second, by_hand):
+    assert counted(torch.baddbmm, added, first, second) == dict(baddbmm=by_hand)
+    values = first[0] * first[1] * second[2]
+    tensors = [torch.zeros(shape) for shape in (added, first, second)]
+    assert count_network(Call(torch.baddbmm), *tensors).operators(['bias']) == dict(bias=values)
+
+
 @pytest.mark.parametrize(('equation', 'shapes', 'by_hand'), [
     ('bik,bjk->bij', [(2, 3, 5), (2, 4, 5)], 2 * 3 * 4 * 5), ('...ij,jk', [(7, 2, 3, 4), (4, 5)], 14 * 3 * 4 * 5),
     # the first two give (i, k), of which the third is the last factor
@@ -132,6 +195,51 @@ def test_scaled_dot_product_attention(query, key, value, by_hand):
 def test_einsum(equation, shapes, by_hand):
     assert einsum_count(equation, shapes) == by_hand
     assert counted(lambda *operands: torch.einsum(equation, *operands), *shapes) == dict(einsum=by_hand)
+
+
+@pytest.mark.parametrize(('channels', 'kernel', 'options', 'size', 'by_hand'), [
+    ((4, 6), 3, dict(padding='same'), (5, 7), 4 * 6 * 9 * 35),
+    ((8, 4), (1, 5), dict(padding='same', groups=4, dilation=2), (6, 4), 2 * 4 * 5 * 24),
+    ((3, 2), 3, dict(padding='valid', stride=2), (7, 9), 3 * 2 * 9 * 3 * 4)])
+def test_convolutions_whose_padding_is_a_word(channels, kernel, options, size, by_hand):
+    for bias in (False, True):
+        layer, image = nn.Conv2d(*channels, kernel, bias=bias, **options), torch.zeros(2, channels[0], *size)
+        counts = count_network(layer, image)
+        assert counts.operators(['op', 'bias']) == dict(conv=2 * by_hand) | (
+            dict(bias=layer(image).numel()) if bias else {})
+        assert counted(layer, image.shape) == dict(conv=2 * by_hand)
+
+
+@pytest.mark.parametrize(('rows', 'inner', 'columns'), [(2, 3, 4), (1, 7, 5), (6, 1, 2)])
+def test_the_bias_of_linear_layers(rows, inner, columns):
+    """It is the first input of addmm and the third of linear, where it may be none."""
+    added = count_network(Call(torch.addmm), torch.zeros(columns), torch.zeros(rows, inner),
+                          torch.zeros(inner, columns))
+    assert added.operators(['op', 'bias']) == dict(addmm=rows * inner * columns, bias=rows * columns)
+    for bias in (False, True):
+        layer = count_network(nn.Linear(inner, columns, bias=bias), torch.zeros(rows, inner))
+        assert layer.operators(['op', 'bias']) == dict(linear=rows * inner * columns) | (
+            dict(bias=rows * columns) if bias else {})
+    product = count_network(Call(torch.mm), torch.zeros(rows, inner), torch.zeros(inner, columns))
+    assert product.operators(['op', 'bias']) == dict(mm=rows * inner * columns)
+
+
+@pytest.mark.parametrize(('shape', 'size'), [((1, 2, 3, 4), (6, 8)), ((2, 1, 5, 5), (3, 7)), ((1, 3, 8, 2), (8, 9))])
+def test_bicubic_upsampling(shape, size):
+    """Sixteen neighbours of each value, for mmengine's function as well as for the tool."""
+    def resize(x):
+        return F.interpolate(x, size=size, mode='bicubic', align_corners=False)
+    by_hand = dict(upsample_bicubic2d=16 * shape[0] * shape[1] * size[0] * size[1])
+    assert counted(resize, shape) == by_hand == count_network(Call(resize), torch.zeros(shape)).operators(['resize'])
+
+
+@pytest.mark.parametrize(('size', 'by_hand'), [
+    ((1, 3, 4, 5), 20 * 2 * 3), ((2, 1, 3, 3), 18 * 2 * 3), ((2, 1, 2, 3, 4), 48 * 3 * 4)])
+def test_affine_grids(size, by_hand):
+    axes = len(size) - 2
+    matrix = size[0], axes, axes + 1
+    assert counted(lambda matrix: F.affine_grid(matrix, size, align_corners=False), matrix) == dict(
+        affine_grid_generator=by_hand)
 
 
 @pytest.mark.parametrize(('left', 'right', 'by_hand'), [
@@ -218,6 +326,11 @@ def loop_einsum(equation, *operands):
     return output
 
 
+def softmax(logits, dim=-1):
+    """Return weights that count; what makes them does not."""
+    return np.vectorize(Products, otypes=[object])(torch.tensor(logits.astype(float)).softmax(dim).numpy())
+
+
 def close(result, expected):
     np.testing.assert_allclose(result.astype(float), expected.numpy(), atol=1e-5)
 
@@ -242,10 +355,49 @@ def test_attention_by_loops():
     logits = logits + loop_einsum('bndhw,ndu->bnuhw', query[:, :, :1], rows)
     logits = logits + loop_einsum('bndhw,ndv->bnvhw', query[:, :, 1:], columns)
     logits[:, :, 0, :, 0] = logits[:, :, 2, :, -1] = Products(-np.inf)
-    weight = np.vectorize(Products, otypes=[object])(torch.tensor(logits.astype(float)).softmax(2).numpy())
+    weight = softmax(logits, 2)
     result = loop_einsum('bndkhw,bnkhw->bndhw', patches(value, window), weight)
     close(result, attend(window, tables)(*inputs))
     assert sum(counted(attend(window, tables), *shapes).values()) == Products.made
+
+
+def test_axial_attention_by_loops():
+    heads, keys, values, length = 2, 2, 3, 3
+    shapes = axial_shapes(1, heads, keys, values, length, 3)
+    inputs = [torch.randn(shape) for shape in shapes[:4]] + [torch.ones(3, heads), torch.zeros(3, heads)]
+    query, key, value, relative = numbers(*inputs[:4])
+    places = np.arange(length)
+    distance = places[:, None] - places + length - 1
+    by_query, by_key, by_value = (table[:, index] for table, index in zip(
+        np.split(relative, [keys, 2 * keys]), (distance, distance.T, distance), strict=True))
+    logits = loop_einsum('bnei,bnej->bnij', query, key)
+    logits = logits + loop_einsum('bnei,eij->bnij', query, by_query)
+    logits = logits + loop_einsum('bnej,eij->bnij', key, by_key)
+    weight = softmax(logits)
+    parts = [loop_einsum('bnij,bndj->bndi', weight, value), loop_einsum('bnij,dij->bndi', weight, by_value)]
+    close(np.stack(parts, 3), axial_attention(*inputs))
+    assert sum(counted(axial_attention, *shapes).values()) == Products.made
+
+
+def test_scaled_dot_product_attention_by_loops():
+    shapes = (1, 2, 2, 3), (1, 2, 4, 3), (1, 2, 4, 2)
+    inputs = [torch.randn(shape) for shape in shapes]
+    query, key, value = numbers(*inputs)
+    logits = loop_einsum('bnie,bnje->bnij', query, key)
+    result = loop_einsum('bnij,bnjd->bnid', softmax(logits.astype(float) / 3**0.5), value)
+    close(result, F.scaled_dot_product_attention(*inputs))
+    assert counted(F.scaled_dot_product_attention, *shapes) == dict(scaled_dot_product_attention=Products.made)
+
+
+@pytest.mark.parametrize(('function', 'equation', 'shapes', 'name'), [
+    (torch.matmul, 'aij,bjk->abik', ((2, 1, 2, 3), (2, 3, 4)), 'matmul'),
+    (torch.matmul, 'j,bjk->bk', ((3,), (2, 3, 4)), 'matmul'),
+    (lambda a, b: torch.baddbmm(torch.zeros(1), a, b), 'aij,ajk->aik', ((2, 3, 2), (2, 2, 4)), 'baddbmm')])
+def test_products_by_loops(function, equation, shapes, name):
+    inputs = [torch.randn(shape) for shape in shapes]
+    left, right = numbers(*inputs)
+    close(loop_einsum(equation, left[:, 0] if left.ndim == 4 else left, right), function(*inputs))
+    assert counted(function, *shapes) == {name: Products.made}
 
 
 def test_primitives_by_loops():
@@ -280,22 +432,24 @@ def sample(image, y, x):
     return total
 
 
-def test_deformable_convolution_by_loops():
-    from mmcv.ops import modulated_deform_conv2d
+@pytest.mark.parametrize('modulated', [False, True])
+def test_deformable_convolutions_by_loops(modulated):
+    from mmcv.ops import deform_conv2d, modulated_deform_conv2d
 
-    shapes = [(1, 2, 3, 3), (1, 8, 2, 2), (1, 4, 2, 2), (3, 2, 2, 2)]
-    x, offset, mask, weight = (torch.rand(shape) for shape in shapes)
-    image, factors, kernel = numbers(x, mask, weight)
+    shapes = [(1, 2, 3, 3), (1, 8, 2, 2), *([(1, 4, 2, 2)] * modulated), (3, 2, 2, 2)]
+    x, offset, *mask, weight = (torch.rand(shape) for shape in shapes)
+    image, kernel, *factors = numbers(x, weight, *mask)
     moved = np.empty((2, 4, 2, 2), object)
     for channel, tap, row, column in np.ndindex(*moved.shape):
         y, z = (float(offset[0, 2 * tap + axis, row, column]) for axis in (0, 1))
-        moved[channel, tap, row, column] = factors[0, tap, row, column] * sample(
-            image[0, channel], row + tap // 2 + y, column + tap % 2 + z)
+        moved[channel, tap, row, column] = sample(image[0, channel], row + tap // 2 + y, column + tap % 2 + z)
+        if modulated:
+            moved[channel, tap, row, column] *= factors[0][0, tap, row, column]
     result = loop_einsum('ckhw,ock->ohw', moved, kernel.reshape(3, 2, 4))
 
     def convolve(*inputs):
-        return modulated_deform_conv2d(*inputs, None, 1, 0, 1)
-    close(result, convolve(x, offset, mask, weight)[0])
+        return modulated_deform_conv2d(*inputs, None, 1, 0, 1) if modulated else deform_conv2d(*inputs, 1, 0, 1)
+    close(result, convolve(x, offset, *mask, weight)[0])
     assert sum(counted(convolve, *shapes).values()) == Products.made
 
 

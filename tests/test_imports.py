@@ -110,3 +110,33 @@ for action in (lambda: MODELS.build(dict(type='SpatialRPNHead', in_channels=16))
 ''')
     assert 'RedNet' in out
     assert ' '.join(out).count('needs mmdet, which cannot be imported. Install: pip install onedl-mmdetection') == 2
+
+
+@pytest.mark.parametrize('order', ['mmrednet, mmengine.analysis', 'mmengine.analysis, mmrednet.ops'])
+def test_mmengine_counts_our_operators_after_importing_mmrednet(order):
+    """Whichever comes first, and nothing of the framework is imported for it."""
+    out = run(f'''
+import {order}, sys
+from mmengine.analysis import get_model_complexity_info
+heavy = 'mmcv' in sys.modules
+import torch
+from mmrednet.ops import Window, local_aggregate
+class Model(torch.nn.Identity):
+    def forward(self, x):
+        return local_aggregate(x[:, None, :4], x[:, None, 4:], Window(3))
+model = Model().eval()
+model.weight = torch.nn.Parameter(torch.zeros(1))
+print(get_model_complexity_info(model, (13, 5, 6), show_table=False, show_arch=False)['flops'], heavy)
+''')
+    assert out[-2:] == [str(4 * 9 * 30), 'False']
+
+
+def test_importing_mmrednet_does_without_mmengine():
+    out = run(BLOCK.format(blocked=['mmengine', 'mmcv', 'torch']) + '''
+import mmrednet
+try:
+    import mmengine.analysis
+except ModuleNotFoundError as error:
+    print(error)
+''')
+    assert ' '.join(out) == "No module named 'mmengine'"

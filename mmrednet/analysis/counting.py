@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.analysis import FlopAnalyzer, complexity_analysis
+from mmengine.analysis import FlopAnalyzer
 from mmengine.analysis.jit_handles import elementwise_flop_counter, get_shape
 from torch import Tensor, nn
 
-from ..flop_handles import HANDLES, Handle, integers
+from ..flop_handles import HANDLES, MMENGINE, Handle, integers
+from .usage import ParameterUse, never_ran
 
 ACTIVATIONS = ('relu', 'relu6', 'leaky_relu', 'elu', 'gelu', 'silu', 'mish', 'sigmoid', 'tanh', 'hardtanh', 'hardswish',
                'hardsigmoid', 'softplus', 'prelu', 'clamp', 'clamp_min')
 ELEMENTWISE = ('add', 'sub', 'rsub', 'mul', 'div', 'neg', 'abs', 'square', 'pow', 'sqrt', 'rsqrt', 'exp', 'log', 'log2',
-               'sin', 'cos', 'reciprocal', 'minimum', 'maximum', 'lerp', 'addcmul', 'sum', 'norm', 'linalg_vector_norm')
+               'sin', 'cos', 'reciprocal', 'minimum', 'maximum', 'lerp', 'addcmul', 'sum', 'cumsum', 'norm',
+               'linalg_vector_norm')
 # what --count takes, and the operators in it
 CATEGORIES: dict[str, tuple[str, ...]] = {
-    'op': ('conv', 'linear', 'addmm', 'mm', 'bmm', 'matmul', 'einsum', 'scaled_dot_product_attention', 'aggregate',
-           'correlate', 'scatter', 'deform_conv'),
+    'op': ('conv', 'linear', 'addmm', 'mm', 'bmm', 'baddbmm', 'matmul', 'einsum', 'scaled_dot_product_attention',
+           'aggregate', 'correlate', 'scatter', 'deform_conv'),
     'norm': ('batch_norm', 'group_norm', 'layer_norm', 'instance_norm'),
     'pool': ('max_pool2d', 'avg_pool2d', 'adaptive_avg_pool2d', 'adaptive_max_pool2d', 'mean', 'amax'),
-    'resize': ('upsample_nearest2d', 'upsample_bilinear2d', 'upsample_bicubic2d', 'grid_sampler', 'sampling',
-               'roi_align'),
+    'resize': ('upsample_nearest2d', 'upsample_bilinear2d', 'upsample_bicubic2d', 'affine_grid_generator',
+               'grid_sampler', 'sampling', 'roi_align'),
     'bias': ('bias',),
     'act': ACTIVATIONS,
     'softmax': ('softmax', 'log_softmax'),
@@ -35,7 +38,7 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
 # what mmengine.analysis.get_model_complexity_info counts
 DEFAULT_COUNT = ('op', 'norm', 'resize', 'adaptive_avg_pool2d')
 # of these a multiply-add is two FLOPs; the other counts are what they are
-PRODUCTS = {*CATEGORIES['op'], 'upsample_bilinear2d', 'upsample_bicubic2d', 'grid_sampler', 'sampling', 'roi_align'}
+PRODUCTS = {*CATEGORIES['op'], *CATEGORIES['resize']} - {'upsample_nearest2d'}
 # these move, compare or make values, and compute none of the network's
 FREE = ('unflatten', 'movedim', 'mT', 'numpy_T', 'adjoint', 'pad', 'reflection_pad2d', 'replication_pad2d', 'repeat',
         'repeat_interleave', 'tile', 'im2col', 'index_select', 'take_along_dim', 'pixel_shuffle', 'pixel_unshuffle',
@@ -43,10 +46,10 @@ FREE = ('unflatten', 'movedim', 'mT', 'numpy_T', 'adjoint', 'pad', 'reflection_p
         'ne', 'logical_and', 'logical_or', 'logical_not', 'masked_fill_', 'where', 'argmax', 'argsort', 'sort', 'topk',
         'clone', 'alias', 'empty_like', 'ones_like', 'new_ones', 'fill_', 'zero_', 'swapaxes', 'expand_as', 'view_as',
         'reshape_as', 'ceil', 'round', 'bitwise_and', 'bitwise_or', 'alpha_dropout', 'feature_dropout', 'lift_fresh',
-        'numel', 'all', 'any')
+        'numel', 'all', 'any', 'flip', '_shape_as_tensor', '_unique2')
 # position of the bias among the inputs
 BIASES = {'aten::_convolution': 2, 'aten::_convolution_mode': 2, 'aten::linear': 2, 'aten::addmm': 0,
-          'prim::PythonOp.ModulatedDeformConv2dFunction': 4}
+          'aten::baddbmm': 0, 'prim::PythonOp.ModulatedDeformConv2dFunction': 4}
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,13 @@ class Complexity:
         network: what was counted.
         counts: for every module by its name, '' being the network, what its operators take, those of its children too.
         uncounted: operators that nobody knows how to count, and how often they ran.
+        never_ran: names of modules and parameters that no operator took.
     """
 
     network: nn.Module
     counts: dict[str, Counter[str]]
     uncounted: Counter[str]
+    never_ran: Sequence[str] = ()
 
     def parameters(self, module: str = '') -> Parameters:
         """Count the parameters of a module, shared ones once."""
@@ -125,34 +130,52 @@ def chosen(counts: Counter[str], count: Sequence[str], *, flops: bool = False) -
                     for name, value in counts.items() if name in names and value})
 
 
-def count_network(network: nn.Module, *inputs: Tensor) -> Complexity:
+def count_network(network: nn.Module, *inputs: Tensor,
+                  handles: Mapping[str, Handle | None] | None = None) -> Complexity:
     """Run a network once in eval mode without gradients and count what it computes.
 
     Args:
         network: takes tensors and returns tensors, or tuples and lists of them.
         inputs: of its forward.
+        handles: to count with, such as ``mmrednet.flop_handles.MMENGINE``; None is :func:`all_handles`.
     """
     modes = {module: module.training for module in network.modules()}
-    analyzer = FlopAnalyzer(network.eval(), inputs).set_op_handle(**all_handles())
+    analyzer = FlopAnalyzer(network.eval(), inputs).clear_op_handles()
+    analyzer.set_op_handle(**(MMENGINE | all_handles() if handles is None else handles))
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), whole_attention(), ParameterUse() as use:
             counts = analyzer.by_module_and_operator()
     finally:
         for module, training in modes.items():
             module.training = training
+    called = {id(parameter) for name, module in network.named_modules() if name not in analyzer.uncalled_modules()
+              for parameter in module.parameters(recurse=False)}
     return Complexity(network, {name: Counter({key: int(value) for key, value in counter.items()})
-                                for name, counter in counts.items()}, analyzer.unsupported_ops())
+                                for name, counter in counts.items()}, analyzer.unsupported_ops(),
+                      never_ran(network, use.taken | called))
+
+
+@contextmanager
+def whole_attention() -> Iterator[None]:
+    """Keep torch from running attention layers of its own as one operator that hides their parts."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def all_handles() -> dict[str, Handle | None]:
     """Return the handles of every category; None marks what is free."""
     table: dict[str, Handle | None] = dict.fromkeys((f'aten::{name}' for name in FREE), None)
+    # it compares boxes, and mmengine ignores no operator of Python
+    table['prim::PythonOp.NMSop'] = lambda inputs, outputs: Counter()
     for name in (*CATEGORIES['act'], *CATEGORIES['softmax'], *CATEGORIES['elementwise']):
         table |= {f'aten::{name}{ending}': _each_value(name) for ending in ('', '_')}
     # a pool, as mmengine counts adaptive ones: one for each value that it looks at
     table |= {f'aten::{name}': elementwise_flop_counter(1, 0) for name in CATEGORIES['pool']}
-    table['aten::upsample_bicubic2d'] = elementwise_flop_counter(0, 16)
     table |= HANDLES
     for kind, index in BIASES.items():
         table[kind] = _with(_bias_at(index), kind)
@@ -176,7 +199,7 @@ def _each_value(name: str) -> Handle:
 
 def _with(rest: Callable[[Sequence[Any], Sequence[Any]], Counter[str]], kind: str) -> Handle:
     """Return a handle that counts the products of an operator and what else it does."""
-    products = HANDLES.get(kind) or complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS[kind]
+    products = HANDLES.get(kind) or MMENGINE[kind]
 
     def handle(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
         counts = products(inputs, outputs)

@@ -14,9 +14,13 @@ import torch
 import yaml
 
 from .counting import check_count, chosen, count_network
-from .networks import ImageNetwork, build_network
+from .image_network import ImageNetwork
+from .networks import build_network
+from .reports import describe, missing
 
 IMAGENET_CLASSES = 1000
+# of a row, that may differ
+FIGURES = ('parameters', 'macs')
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ class Row:
         params: 10^6.
         macs: 10^9, or FLOPs if the convention says so.
         score: accuracy.
-        note: why ours differ.
+        why: of 'parameters' and 'macs' what explains that ours differ.
+        unexplained: of the others that differ what is known, or supposed.
     """
 
     title: str
@@ -84,7 +89,8 @@ class Row:
     params: str = ''
     macs: str = ''
     score: str = ''
-    note: str = ''
+    why: Mapping[str, str] = field(default_factory=dict)
+    unexplained: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -103,8 +109,9 @@ class Row:
         """Return shape, parameters and what operators take, in exact integers, norms as the convention says."""
         network, shape = self.build(root)
         complexity = count_network(network, torch.zeros(1, 3, *shape))
-        if complexity.uncounted:
-            raise RuntimeError(f'{self.key} has operators that nobody knows how to count: {complexity.uncounted}.')
+        lacking = missing(describe(complexity, network, name=self.key, shape=shape))
+        if lacking:
+            raise RuntimeError(f'{self.key} cannot be counted wholly. {" ".join(lacking)}')
         operators = Counter(complexity.counts[''])
         for module, own in complexity.own().items():
             if not re.search(self.convention.norms, module):
@@ -137,7 +144,8 @@ def read_rows(path: Path) -> list[Row]:
     """Read the rows of a file such as ``docs/model_zoo.yml``.
 
     Raises:
-        ValueError: a convention counts what there is not, or two rows have one name.
+        ValueError: a convention counts what there is not, two rows have one name, or a note is of no figure, of one
+            that has another, or empty.
     """
     data = yaml.safe_load(path.read_text())
     conventions = {name: Convention(**entry) for name, entry in data['conventions'].items()}
@@ -150,13 +158,24 @@ def read_rows(path: Path) -> list[Row]:
             entry['convention'] = conventions[entry['convention']]
             check_count(entry['convention'].count)
             rows.append(Row(**entry))
+            _check_notes(rows[-1])
     keys = Counter(row.key for row in rows)
     if max(keys.values()) > 1:
         raise ValueError(f'rows must have names of their own, got {[key for key in keys if keys[key] > 1]} in {path}.')
     return rows
 
 
-WHY = 'Where ours differ beyond the printed digit'
+def _check_notes(row: Row) -> None:
+    notes = [*row.why.items(), *row.unexplained.items()]
+    names = [name for name, _ in notes]
+    if not set(names) <= set(FIGURES) or len(set(names)) < len(names) or not all(text.strip() for _, text in notes):
+        raise ValueError(f'{row.key}: why and unexplained must have texts for some of {FIGURES}, each of its own, got '
+                         f'{dict(row.why)} and {dict(row.unexplained)}.')
+
+
+# headings of the page
+WHY, OPEN = 'Where ours differ beyond the printed digit', 'Open differences'
+SAID_OF_OPEN = 'Here nothing proves why ours differ; what is supposed is marked so.'
 HEADER = """# Model zoo
 
 **None of the accuracies on this page was reproduced by us: none of these networks was trained on ImageNet, COCO,
@@ -178,15 +197,22 @@ def page(rows: Iterable[Row], counts: Mapping[str, Any], pictures: Sequence[str]
         pictures: paragraphs about plots.
     """
     rows = list(rows)
-    lines = [HEADER, *pictures, f'## {WHY}', '',
-             '| network | figure | ours | published | difference | why |', '|---|---|---:|---:|---:|---|']
-    for row in rows:
-        for unit, (ours, published, apart) in row.differences(counts[row.key]).items():
-            if apart not in ('', '='):
-                lines.append(f'| {row.key} | {unit} | {ours:.2f} | {published} | {apart} | {row.note} |')
+    lines = [HEADER, *pictures]
+    for heading, said in ((WHY, []), (OPEN, [SAID_OF_OPEN, ''])):
+        lines += [f'## {heading}', '', *said, '| network | figure | ours | published | difference | why |',
+                  '|---|---|---:|---:|---:|---|']
+        lines += [line for row in rows for line in _differing(row, counts[row.key], heading)] + ['']
     for title in dict.fromkeys(row.title for row in rows):
-        lines += ['', *_table([row for row in rows if row.title == title], counts)]
-    return '\n'.join(lines) + '\n'
+        lines += [*_table([row for row in rows if row.title == title], counts), '']
+    return '\n'.join(lines)
+
+
+def _differing(row: Row, counts: Mapping[str, Any], heading: str) -> list[str]:
+    """Return what stands under a heading about a row."""
+    notes = row.why if heading == WHY else row.unexplained
+    return [f'| {row.key} | {unit} | {ours:.2f} | {published} | {apart} | {notes[figure]} |'
+            for figure, (unit, (ours, published, apart)) in zip(FIGURES, row.differences(counts).items(), strict=True)
+            if apart not in ('', '=') and figure in notes]
 
 
 def _table(rows: Sequence[Row], counts: Mapping[str, Any]) -> list[str]:
@@ -205,8 +231,9 @@ def _table(rows: Sequence[Row], counts: Mapping[str, Any]) -> list[str]:
     for row in rows:
         count = counts[row.key]
         cells = [row.key, ' x '.join(map(str, count['shape']))]
-        for ours, printed, apart in row.differences(count).values():
-            linked = f'[{apart}](#{WHY.lower().replace(" ", "-")})' if apart not in ('', '=') else apart or '-'
+        for figure, (ours, printed, apart) in zip(FIGURES, row.differences(count).values(), strict=True):
+            heading = (WHY if figure in row.why else OPEN).lower().replace(' ', '-')
+            linked = f'[{apart}](#{heading})' if apart not in ('', '=') else apart or '-'
             cells += [f'{ours:.2f}', *([printed or '-', linked] * published)]
         if published:
             cells += [row.score or '-', 'no' if row.score else '-']

@@ -3,86 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from mmengine.registry import Registry
+from torch import nn
 
+from .. import backbones
 from ..backbones.base import PyramidBackbone
 from ..engine import HOSTS, load_config, read_config
 from ..registry import MODELS
+from .image_network import ImageNetwork, UnrunnableError
 
 # (H, W) where a config says nothing
 DETECTION_SHAPE, CLASSIFICATION_SHAPE = (800, 1280), (224, 224)
+# endings of files that are no configs
+DATA = ('.yaml', '.yml', '.json', '.pth')
 # children of stock backbones that belong to a numbered stage
 STAGE = re.compile(r'(layers?|stages?|blocks?|patch_embed|norm|downsample_layers)[._]?\d+(?=\.|$)')
-
-
-class ImageNetwork(nn.Module):
-    """A model whose forward takes images alone, and returns the tensors that its heads make of them.
-
-    A two-stage detector gets a stated number of proposals, random boxes on the image, in place of what its first
-    stage finds, so that its count does not depend on weights; nothing is suppressed or decoded behind the heads.
-
-    Args:
-        model: a detector of mmdet, a segmenter of mmseg, or a backbone.
-        proposals: of a two-stage detector, for each image.
-        classes: a backbone gets a classifier for this many, behind the mean of its last map; None: it gets none.
-    """
-
-    # mmdet's and mmseg's have methods that mypy cannot see
-    model: Any
-
-    def __init__(self, model: nn.Module, *, proposals: int = 1000, classes: int | None = None) -> None:
-        super().__init__()
-        self.model, self.proposals = model, proposals
-        self.two_stage = hasattr(model, 'rpn_head') and hasattr(model, 'roi_head')
-        self.has_heads = hasattr(model, 'data_preprocessor')
-        self.classifier: nn.Module | None = None
-        if classes is not None:
-            # mmdet's backbones return nothing from eval()
-            model.eval()
-            with torch.no_grad():
-                channels = _tensors(model(torch.zeros(1, 3, 64, 64)))[-1].shape[1]
-            self.classifier = nn.Linear(channels, classes)
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """Map (B, 3, H, W) to what the heads, or the stages of a backbone, return."""
-        if not self.has_heads:
-            outputs = _tensors(self.model(image))
-            return outputs if self.classifier is None else [self.classifier(outputs[-1].mean((2, 3)))]
-        if self.two_stage:
-            maps = self.model.extract_feat(image)
-            found = [InstanceData(bboxes=boxes) for boxes in self.boxes(image)]
-            return _tensors([self.model.rpn_head(maps), self.model.roi_head(maps, found, _samples(image))])
-        return _tensors(self.model(image, mode='tensor'))
-
-    def boxes(self, image: Tensor) -> list[Tensor]:
-        """Return boxes (N, 4) of all sizes for each image, the same at every call."""
-        height, width = (int(length) for length in image.shape[-2:])
-        drawn = torch.rand(self.proposals, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values
-        return [(drawn * torch.tensor([width, height])).flatten(1)] * len(image)
-
-
-def _samples(image: Tensor) -> list[Any]:
-    from mmdet.structures import DetDataSample
-
-    size = tuple(int(length) for length in image.shape[-2:])
-    names = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
-    return [DetDataSample(metainfo=dict(dict.fromkeys(names, size), scale_factor=(1.0, 1.0))) for _ in image]
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    """Return all tensors in nested tuples, lists and dicts."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    items = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, Sequence) else ()
-    return [tensor for item in items for tensor in _tensors(item)]
 
 
 def build_network(source: str | dict, *, options: dict[str, Any] | None = None, proposals: int = 1000,
@@ -102,23 +43,22 @@ def build_network(source: str | dict, *, options: dict[str, Any] | None = None, 
 
     Raises:
         FileNotFoundError: a config is not there.
-        ValueError: ``classes`` is given for a model with heads, or ``proposals`` is below 1.
+        TypeError: a config imports classes instead of naming them.
+        UnrunnableError: the model cannot be built.
+        ValueError: ``classes`` is given for a model with heads or is below 1, ``proposals`` is below 1, ``options``
+            change nothing of a backbone, or ``source`` is neither a config nor a registered name.
     """
-    if proposals < 1:
-        raise ValueError(f'proposals must be at least 1, got {proposals}.')
+    for name, value in dict(proposals=proposals, classes=classes).items():
+        if value is not None and value < 1:
+            raise ValueError(f'{name} must be at least 1, got {value}.')
     cfg = _config_of(source, options or {})
+    _check_type(cfg, source)
     named = cfg.model.type.split('.')[0] if '.' in cfg.model.type else 'mmrednet'
     scope = cfg.get('default_scope', named)
-    if scope in HOSTS:
-        with ROOT_MODELS.switch_scope_and_registry(scope) as registry:
-            model = registry.build(cfg.model)
-    else:
-        model = MODELS.build(cfg.model)
-    network = ImageNetwork(model, proposals=proposals)
-    if classes is not None:
-        if network.has_heads:
-            raise ValueError(f'classes is for backbones alone, got {classes=} for {type(model).__name__}.')
-        network = ImageNetwork(model, classes=classes)
+    model = _build(cfg, scope)
+    if classes is not None and hasattr(model, 'data_preprocessor'):
+        raise ValueError(f'classes is for backbones alone, got {classes=} for {type(model).__name__}.')
+    network = ImageNetwork(model, proposals=proposals, classes=classes)
     default = DETECTION_SHAPE if network.has_heads and scope in HOSTS else CLASSIFICATION_SHAPE
     height, width = cfg.model.get('data_preprocessor', {}).get('size') or default
     return network.eval(), (int(height), int(width))
@@ -127,10 +67,43 @@ def build_network(source: str | dict, *, options: dict[str, Any] | None = None, 
 def _config_of(source: str | dict, options: dict[str, Any]) -> Config:
     if isinstance(source, str) and Path(source).suffix == '.py':
         cfg = read_config(source, options=options)
-        return load_config(source, options=options) if 'default_scope' in cfg else cfg
-    cfg = Config(dict(model=dict(source) if isinstance(source, dict) else dict(type=source)))
-    cfg.merge_from_dict(options)
+        if 'default_scope' in cfg:
+            return load_config(source, options=options)
+    elif isinstance(source, str) and ('/' in source or Path(source).suffix in DATA or Path(source).exists()):
+        raise ValueError("source must be a config whose name ends in .py, or the registered name of a backbone such as "
+                         f"'mmrednet.VAN', got {source!r}.")
+    else:
+        cfg = Config(dict(model=dict(source) if isinstance(source, dict) else dict(type=source)))
+        cfg.merge_from_dict(options)
+    stray = [key for key in options if key.split('.')[0] != 'model']
+    if stray:
+        raise ValueError(f"options of a backbone must be below 'model', as in model.depth=26, got {', '.join(stray)}.")
     return cfg
+
+
+def _check_type(cfg: Config, source: Any) -> None:
+    kind = cfg.get('model', {}).get('type')
+    if kind is None:
+        raise ValueError(f'a config must have model.type to be counted, got none in {source!r}.')
+    if not isinstance(kind, str):
+        raise TypeError(f"model.type must be a registered name such as 'mmdet.ResNet', got {kind} in {source!r}: "
+                        'configs that import classes are not read here.')
+
+
+def _build(cfg: Config, scope: str) -> nn.Module:
+    known = ROOT_MODELS.switch_scope_and_registry(scope) if scope in HOSTS else nullcontext(MODELS)
+    with known as registry:
+        if registry.get(cfg.model.type) is None:
+            ours = ', '.join(f'mmrednet.{name}' for name in backbones.__all__)
+            raise ValueError(f'model.type must be a registered name, as {ours} are, got {cfg.model.type!r}.')
+        return _built(cfg, registry)
+
+
+def _built(cfg: Config, registry: Registry) -> nn.Module:
+    try:
+        return registry.build(cfg.model)
+    except Exception as error:
+        raise UnrunnableError(f'{cfg.model.type} cannot be built: {" ".join(str(error).split())}') from error
 
 
 def stage_of(module: str, model: nn.Module) -> str:
@@ -143,7 +116,7 @@ def stage_of(module: str, model: nn.Module) -> str:
     backbone = getattr(model, 'backbone', None)
     parts = module.split('.')
     if backbone is not None and parts[0] != 'backbone':
-        return '.'.join(parts[:2] if parts[0] == 'roi_head' else parts[:1]) or 'other'
+        return '.'.join(parts[:2] if parts[0] == 'roi_head' else parts[:1])
     prefix, owner, inner = ('', model, parts) if backbone is None else ('backbone.', backbone, parts[1:])
     if isinstance(owner, PyramidBackbone):
         stages = [index for index, names in enumerate(owner.stage_names, 1) if inner and inner[0] in names]

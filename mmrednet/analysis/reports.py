@@ -9,11 +9,15 @@ from typing import Any
 from torch import nn
 
 from .counting import DEFAULT_COUNT, Complexity, chosen
-from .networks import ImageNetwork, stage_of
+from .image_network import ImageNetwork
+from .networks import stage_of
+from .usage import in_training_alone
 
 UNITS = {'macs': 'MACs (a multiply-add is one)', 'flops': 'FLOPs (a multiply-add is two)'}
 VIEWS = ('operator', 'module', 'stage')
 PARAMETERS = ('all', 'trainable', 'frozen')
+# the stage of operators that run in the model itself, between its parts, such as a resize of logits
+BETWEEN = 'between parts'
 
 
 def describe(complexity: Complexity, network: ImageNetwork, *, name: str, shape: Sequence[int],
@@ -29,7 +33,8 @@ def describe(complexity: Complexity, network: ImageNetwork, *, name: str, shape:
 
     Returns:
         name, shape, proposals (None without a second stage), count, parameters, macs, flops, and by_operator,
-        by_module and by_stage with macs and flops of each; the latter two with parameters too; uncounted.
+        by_module and by_stage with macs and flops of each; the latter two with parameters too; uncounted and
+        never_ran, see :class:`Complexity`.
     """
     modules = [module for module in complexity.counts if module.startswith('model.')] or ['']
     by_module = {module.removeprefix('model.'): dict(
@@ -40,7 +45,16 @@ def describe(complexity: Complexity, network: ImageNetwork, *, name: str, shape:
         **_both(complexity.counts[''], count),
         by_operator={operator: _both(Counter({operator: value}), [operator])
                      for operator, value in chosen(complexity.counts[''], count).most_common()},
-        by_module=by_module, by_stage=_stages(complexity, network, count), uncounted=dict(complexity.uncounted))
+        by_module=by_module, by_stage=_stages(complexity, network, count), uncounted=dict(complexity.uncounted),
+        never_ran=[name.removeprefix('model.') for name in complexity.never_ran])
+
+
+def missing(report: dict[str, Any]) -> list[str]:
+    """Say what the totals of a report lack although inference needs it: operators, and parts that never ran."""
+    operators = ', '.join(f'{name} ({times} times)' for name, times in Counter(report['uncounted']).most_common())
+    parts = ', '.join(name for name in report['never_ran'] if not in_training_alone(name))
+    return [*([f'Not counted, because nobody knows how: {operators}.'] if operators else []),
+            *([f'Not counted, because they never ran for an image alone: {parts}.'] if parts else [])]
 
 
 def _both(counts: Counter[str], count: Sequence[str]) -> dict[str, int]:
@@ -53,7 +67,8 @@ def _stages(complexity: Complexity, network: ImageNetwork, count: Sequence[str])
     known: set[nn.Parameter] = set()
     for module, own in complexity.own().items():
         inside = module.removeprefix('model').removeprefix('.')
-        stage = stage_of(inside, network.model) if module.startswith('model.') else module or 'other'
+        # what the model does between its parts has no module of its own
+        stage = stage_of(inside, network.model) if module.startswith('model.') else module if inside else BETWEEN
         counts.setdefault(stage, Counter()).update(own)
         for parameter in set(network.get_submodule(module).parameters(recurse=False)) - known:
             known.add(parameter)
@@ -78,6 +93,9 @@ def as_text(report: dict[str, Any], view: str = 'operator', convention: str = 'm
               report['parameters'].items()]
     lines += [f'{unit.upper().replace("S", "s"):>20}  {report[unit]:>19,}  {report[unit] / 1e9:>10.2f} G  '
               f'{meaning[meaning.index("("):]}' for unit, meaning in UNITS.items()]
+    excused = [name for name in report['never_ran'] if in_training_alone(name)]
+    if excused:
+        lines += ['', f'{", ".join(excused)} did not run: for training alone, in the parameters but not in the rest.']
     rows = report[f'by_{view}']
     if view == 'module':
         rows = {name: row for name, row in rows.items() if name.count('.') < depth and any(row.values())}

@@ -1,8 +1,11 @@
 """Count what a network takes: parameters, and multiply-adds operator by operator.
 
 CONFIG is a config for mmdet or mmseg, one whose model is a backbone alone, or the name of a registered backbone, such
-as mmrednet.VAN with --cfg-options model.arch=b0. No data set and no checkpoint is read. The exit status is 1 if an
-operator was met that nobody knows how to count; it is named. docs/counting.md says what papers count.
+as mmrednet.VAN with --cfg-options model.arch=b0. No data set and no checkpoint is read. docs/counting.md says what
+papers count.
+
+Exit status: 0, all is counted; 1, the totals lack operators that nobody knows how to count or parts that never ran, and
+stderr names them; 2, an argument is wrong; 3, the model cannot be built, or not be run for an image alone.
 """
 
 import argparse
@@ -16,8 +19,10 @@ import torch
 from mmengine.config import DictAction
 
 from mmrednet.analysis.counting import CATEGORIES, DEFAULT_COUNT, check_count, count_network
+from mmrednet.analysis.image_network import UnrunnableError
 from mmrednet.analysis.networks import build_network
-from mmrednet.analysis.reports import UNITS, VIEWS, as_text, describe
+from mmrednet.analysis.reports import UNITS, VIEWS, as_text, describe, missing
+from mmrednet.flop_handles import MMENGINE
 
 
 def parse_args():
@@ -33,34 +38,55 @@ def parse_args():
                              'relu; by default what mmengine counts')
     parser.add_argument('--proposals', type=int, default=1000, help='of a two-stage detector')
     parser.add_argument('--classes', type=int, help='put a classifier for this many classes behind a backbone')
+    parser.add_argument('--mmengine', action='store_true',
+                        help='count as mmengine would without us, to see what it misses')
     parser.add_argument('--json', type=Path, metavar='F', help='write all of it to a file')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='change the config, as in key=value')
     args = parser.parse_args()
     args.count = args.count.split(',')
     try:
-        check_count(args.count)
-    except ValueError as error:
+        check(args)
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    if args.shape and min(args.shape) < 1:
-        parser.error(f'--shape must be positive, got {args.shape}.')
     return args
+
+
+def check(args):
+    """Find fault with arguments before anything is built, and make the folder of the file."""
+    check_count(args.count)
+    if args.shape and min(args.shape) < 1:
+        raise ValueError(f'--shape must be positive, got {args.shape}.')
+    for name in ('depth', 'proposals', 'classes'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f'--{name} must be at least 1, got {value}.')
+    if args.json:
+        if args.json.is_dir():
+            raise ValueError(f'--json must be a file to write, got the folder {args.json}.')
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+
+
+def count(args):
+    network, size = build_network(args.config, options=args.cfg_options, proposals=args.proposals, classes=args.classes)
+    shape = args.shape or size
+    complexity = count_network(network, torch.zeros(1, 3, *shape), handles=MMENGINE if args.mmengine else None)
+    return describe(complexity, network, name=args.config, shape=shape, count=args.count)
 
 
 def main():
     args = parse_args()
-    network, size = build_network(args.config, options=args.cfg_options, proposals=args.proposals, classes=args.classes)
-    shape = args.shape or size
-    complexity = count_network(network, torch.zeros(1, 3, *shape))
-    report = describe(complexity, network, name=args.config, shape=shape, count=args.count)
+    try:
+        report = count(args)
+    except (ImportError, OSError, TypeError, UnrunnableError, ValueError) as error:
+        print(f'get_flops.py: error: {error}', file=sys.stderr)
+        return 3 if isinstance(error, UnrunnableError) else 2
     print(as_text(report, args.by, args.convention, depth=args.depth))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=1) + '\n')
-    if complexity.uncounted:
-        names = ', '.join(f'{name} ({times} times)' for name, times in complexity.uncounted.most_common())
-        print(f'\nNot counted, because nobody knows how: {names}. The totals lack them.', file=sys.stderr)
-        return 1
-    return 0
+    lacking = missing(report)
+    if lacking:
+        print('', *lacking, 'The totals lack them.', sep='\n', file=sys.stderr)
+    return len(lacking) > 0
 
 
 if __name__ == '__main__':
