@@ -44,7 +44,8 @@ LAYOUTS = {'contiguous': torch.contiguous_format, 'channels-last': torch.channel
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--backbones', nargs='+', choices=list(BACKBONES), default=[BASELINE, 'SpatialResNet-50', 'RedNet-50'],
+    parser.add_argument('--backbones', nargs='+', choices=list(BACKBONES),
+                        default=[BASELINE, 'SpatialResNet-50', 'RedNet-50'],
                         help='the first is what the others are compared with')
     parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'))
     parser.add_argument('--batch', type=int, default=1)
