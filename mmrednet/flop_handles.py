@@ -192,3 +192,6 @@ def register_handles() -> None:
                       'of mmrednet; tools/analysis_tools/get_flops.py does.', stacklevel=2)
     else:
         table.update(HANDLES)
+
+
+register_handles()

@@ -19,22 +19,28 @@ def when_imported(name: str, action: Callable[[], None]) -> None:
 
 
 class _Listener(MetaPathFinder):
-    """Finds one module as the others do, once, and lets its import end with an action."""
+    """Finds one module as the others do, and lets its first import end with an action."""
 
     def __init__(self, name: str, action: Callable[[], None]) -> None:
-        self.name, self.action = name, action
+        self.name, self.action, self.asking = name, action, False
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
                   ) -> ModuleSpec | None:
-        if fullname != self.name:
+        if fullname != self.name or self.asking:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        self.asking = True
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self.asking = False
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def execute_and_act(module: ModuleType) -> None:
                 execute(module)
-                self.action()
+                # whoever asks for the spec alone leaves the listener where it is
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                    self.action()
             spec.loader.exec_module = execute_and_act  # type: ignore[method-assign]
         return spec

@@ -347,8 +347,8 @@ def test_bad_input_of_involution(name, change, message):
 
 
 @pytest.mark.parametrize(('given', 'message'), [
-    (dict(scale=torch.ones(12)), 'scale and shift must be given both, with relu too, got'),
-    (dict(relu=True), 'scale and shift must be given both, with relu too, got'),
+    (dict(scale=torch.ones(12)), 'scale and shift must be given together, and with relu, got'),
+    (dict(relu=True), 'scale and shift must be given together, and with relu, got'),
     (dict(scale=torch.ones(4), shift=torch.ones(12)), r'scale must be \(groups \* channels,\), \(12,\), got'),
     (dict(scale=torch.ones(12), shift=torch.ones(3, 4)), 'shift must have 1 dimensions'),
 ])

@@ -112,11 +112,15 @@ for action in (lambda: MODELS.build(dict(type='SpatialRPNHead', in_channels=16))
     assert ' '.join(out).count('needs mmdet, which cannot be imported. Install: pip install onedl-mmdetection') == 2
 
 
-@pytest.mark.parametrize('order', ['mmrednet, mmengine.analysis', 'mmengine.analysis, mmrednet.ops'])
+@pytest.mark.parametrize('order', [
+    'import mmrednet, mmengine.analysis', 'import mmengine.analysis, mmrednet.ops', 'import mmrednet.flop_handles',
+    # as one who asks whether it is installed
+    'import mmrednet, importlib.util; importlib.util.find_spec("mmengine.analysis")'])
 def test_mmengine_counts_our_operators_after_importing_mmrednet(order):
     """Whichever comes first, and nothing of the framework is imported for it."""
     out = run(f'''
-import {order}, sys
+{order}
+import sys
 from mmengine.analysis import get_model_complexity_info
 heavy = 'mmcv' in sys.modules
 import torch

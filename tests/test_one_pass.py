@@ -57,9 +57,15 @@ def parts():
     return settle(LAYERS['1x1']()), settle(NORMS['BN']()), ACTS['ReLU']()
 
 
+@pytest.fixture(autouse=True)
+def always_pays(monkeypatch):
+    """Let norms be folded on small maps too."""
+    monkeypatch.setitem(one_pass.__globals__, 'LEAST_SAVED', -10**9)
+
+
 @pytest.fixture
 def fused(monkeypatch):
-    """Return a list that grows with each convolution that is computed with what follows it."""
+    """Return a list that grows with each convolution that is computed with its norm."""
     calls, convolve = [], one_pass.__globals__['_convolve']
     monkeypatch.setitem(one_pass.__globals__, '_convolve', lambda *args: calls.append(args) or convolve(*args))
     return calls
@@ -155,11 +161,40 @@ class Halved(Involution):
         return super().forward(x) / 2
 
 
-def test_a_subclass_may_compute_something_else():
-    layer, norm, act = settle(Halved(CHANNELS)), settle(NORMS['BN']()), ACTS['ReLU']()
+class Doubled(nn.BatchNorm2d):
+    """A norm of the user's own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(('layer', 'norm'), [(Halved, nn.BatchNorm2d), (Involution, Doubled)])
+def test_a_subclass_may_compute_something_else(layer, norm):
+    layer, norm, act = settle(layer(CHANNELS)), settle(norm(CHANNELS)), ACTS['ReLU']()
     x = torch.randn(1, CHANNELS, 9, 8)
     with torch.no_grad():
         torch.testing.assert_close(one_pass(x, layer, norm, act), one_by_one(x, layer, norm, act))
+
+
+@pytest.mark.parametrize('layer', LAYERS)
+def test_what_is_not_a_number_stays_so(layer):
+    layer, norm, act = settle(LAYERS[layer]()), settle(NORMS['BN']()), ACTS['ReLU']()
+    x = torch.randn(1, CHANNELS, 9, 8)
+    x[0, 3, 4, 4] = torch.nan
+    with torch.no_grad():
+        got, expected = one_pass(x, layer, norm, act), one_by_one(x, layer, norm, act)
+    assert expected.isnan().any()
+    assert torch.equal(got.isnan(), expected.isnan())
+
+
+@pytest.mark.parametrize('name', ['stem', 'layer1.0.downsample', 'layer2.0.conv2', 'layer2.0.conv2.conv1'])
+def test_hooks_on_containers(name):
+    network = settle(RedNet(26, base_channels=32))
+    seen = []
+    network.get_submodule(name).register_forward_hook(lambda *args: seen.append(args))
+    with torch.no_grad():
+        network(torch.randn(1, 3, 33, 35))
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
@@ -171,11 +206,21 @@ def test_backbones(kind, arguments, memory_format, fused):
     network = settle(kind(26, base_channels=32, **arguments)).to(memory_format=memory_format)
     x = torch.randn(2, 3, 65, 70).contiguous(memory_format=memory_format)
     expected = network(x)
-    for form in (network, fuse_conv_bn(copy.deepcopy(network))):
-        fused.clear()
-        with torch.no_grad():
-            outputs = form(x)
-        assert len(fused) > 5
-        for got, want in zip(outputs, expected, strict=True):
-            assert got.stride() == want.stride()
-            assert (got - want).abs().max() < 1e-5 * want.abs().max()
+    with torch.no_grad():
+        outputs = network(x)
+        folded = fuse_conv_bn(copy.deepcopy(network))(x)
+    assert len(fused) > 10
+    for got, also, want in zip(outputs, folded, expected, strict=True):
+        assert got.stride() == also.stride() == want.stride()
+        assert (got - want).abs().max() < 1e-5 * want.abs().max()
+        assert (also - want).abs().max() < 1e-5 * want.abs().max()
+
+
+def test_small_maps_are_normed_one_by_one(parts, fused, monkeypatch):
+    monkeypatch.setitem(one_pass.__globals__, 'LEAST_SAVED', 1000)
+    with torch.no_grad():
+        # 16 * 7 * 11 outputs less 256 weights
+        one_pass(torch.randn(1, CHANNELS, 7, 11), *parts)
+        assert not fused
+        one_pass(torch.randn(1, CHANNELS, 8, 10), *parts)
+    assert len(fused) == 1

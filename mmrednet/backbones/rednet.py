@@ -9,7 +9,7 @@ from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
-from ..layers.one_pass import one_pass
+from ..layers.one_pass import may_open, one_pass
 from ..layers.spatial import SpatialConfig, build_spatial
 from ..registry import MODELS
 from .resnet import SpatialResNet
@@ -47,5 +47,7 @@ class RedNet(SpatialResNet):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, base_channels, H / 4, W / 4)."""
+        if not may_open(self.stem, x):
+            return self.maxpool(self.stem(x))
         first, involution, norm, relu, last = self.stem
         return self.maxpool(one_pass(one_pass(one_pass(x, first), involution, norm, relu), last))

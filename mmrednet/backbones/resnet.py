@@ -9,7 +9,7 @@ from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
-from ..layers.one_pass import one_pass
+from ..layers.one_pass import may_open, one_pass
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
 from .base import CheckpointedBlock, PyramidBackbone
@@ -71,7 +71,10 @@ class Bottleneck(CheckpointedBlock):
         """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         out = self._plug(one_pass(x, self.conv1, self.bn1, self.relu), 'after_conv1')
         out = self._plug(one_pass(out, self.conv2, self.bn2, self.relu), 'after_conv2')
-        identity = x if self.downsample is None else one_pass(x, *self.downsample)
+        identity = x
+        if self.downsample is not None:
+            opened = may_open(self.downsample, x)
+            identity = one_pass(x, *self.downsample) if opened else self.downsample(x)
         if self.plugin_names['after_conv3']:
             # a plugin may need its result to differentiate itself
             return self.relu(self._plug(one_pass(out, self.conv3, self.bn3), 'after_conv3') + identity)

@@ -89,15 +89,19 @@ def check_pickle(stream: BinaryIO) -> None:
         elif 'GET' in opcode.name:
             stack.append(memo[argument])
         else:
-            value = _step(stack, opcode, argument)
-            built += value.size if value else 0
+            value, added = _step(stack, opcode, argument)
+            built += added
             if built > LEAST + EXPANSION * ((position or 0) - start) or value and value.depth > DEPTH:
                 raise pickle.UnpicklingError(f'it builds more than {EXPANSION} times its own size, or deeper than '
                                              f'{DEPTH} values in each other.')
 
 
-def _step(stack: list[_Value | None], opcode: Any, argument: Any) -> _Value | None:
-    """Do what an instruction does to the stack, where None is a mark, and return the value that it makes."""
+def _step(stack: list[_Value | None], opcode: Any, argument: Any) -> tuple[_Value | None, int]:
+    """Do what an instruction does to the stack, where None is a mark.
+
+    Returns:
+        The value that it makes or adds to, and by how much that grows.
+    """
     taken: list[_Value] = []
     if pickletools.markobject in opcode.stack_before:
         while (part := stack.pop()) is not None:
@@ -105,17 +109,19 @@ def _step(stack: list[_Value | None], opcode: Any, argument: Any) -> _Value | No
     for _ in opcode.stack_before[:_outside(opcode)]:
         taken.append(stack.pop())  # type: ignore[arg-type]
     if not opcode.stack_after:
-        return None
+        return None, 0
     if opcode.name == 'MARK':
         stack.append(None)
-        return None
+        return None, 0
+    before = 0
     if opcode.name in GROWING:
         value, parts = taken[-1], taken[:-1]
+        before = value.size
         value.take(parts)
     else:
         value = _Value(1 + (len(argument) if isinstance(argument, (str, bytes)) else 0), taken)
     stack += [value] * len(opcode.stack_after)
-    return value
+    return value, value.size - before
 
 
 def _outside(opcode: Any) -> int:

@@ -187,10 +187,10 @@ def _gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, relative
             part, source = torch.einsum('bgij,cij->bgcj', grad_logits, by_key), key
             grad_tables[1] = torch.einsum('bgij,bgcj->cij', grad_logits, key * factor)
         grad_scale.append((part * source).sum((0, 2, 3)))
-        if source is query:
-            grad_query = grad_query + part * factor
-        else:
+        if term == 2:
             grad_key = grad_key + part * factor
+        else:
+            grad_query = grad_query + part * factor
     grad_tables[1] = grad_tables[1].transpose(1, 2)
     shared = _by_distance(torch.cat(grad_tables), relative.shape[1])
     return grad_query, grad_key, grad_value, shared, torch.stack(grad_scale)

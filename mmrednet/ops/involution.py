@@ -56,19 +56,25 @@ def local_involution(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor
     rows = value.shape[1] * window.taps
     check_shape('weight', weight, '(groups * taps, hidden channels)', (rows, hidden.shape[1]))
     check_shape('bias', bias, '(groups * taps,)', (rows,))
-    if (scale is None) != (shift is None) or (relu and scale is None):
-        raise ValueError(f'scale and shift must be given both, with relu too, got scale={scale}, {shift=}, {relu=}.')
+    _check_affine(value, scale, shift, relu)
     if scale is None or shift is None:
         return involution(value, hidden, weight, bias, list(window))
-    channels = value.shape[1] * value.shape[2]
-    check_shape('scale', scale, '(groups * channels,)', (channels,))
-    check_shape('shift', shift, '(groups * channels,)', (channels,))
     inputs = (value, hidden, weight, bias, scale, shift)
     needs_grad = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
     # a trace shows what is computed, for those who count it
     if needs_grad or torch.jit.is_tracing():
         return finish(involution(value, hidden, weight, bias, list(window)), scale, shift, relu)
     return involution_affine(*inputs, relu, list(window))
+
+
+def _check_affine(value: Tensor, scale: Tensor | None, shift: Tensor | None, relu: bool) -> None:
+    if (scale is None) != (shift is None) or (relu and scale is None):
+        shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (scale, shift)]
+        raise ValueError('scale and shift must be given together, and with relu, got tensors of the shapes '
+                         f'{shapes[0]} and {shapes[1]}, {relu=}.')
+    channels = (value.shape[1] * value.shape[2],)
+    check_shape('scale', scale, '(groups * channels,)', channels)
+    check_shape('shift', shift, '(groups * channels,)', channels)
 
 
 def generate_kernels(hidden: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:

@@ -49,7 +49,8 @@ const mmrednet::Kernels& mmrednet_kernels() {
     TORCH_CHECK_VALUE(limit == nullptr || known(limit),
                       "MMREDNET_CPU_CAPABILITY must be avx512, avx2 or plain, got '", limit, "'");
     bool allowed = limit == nullptr;
-    for (const mmrednet::Kernels& candidate : {mmrednet_kernels_avx512(), mmrednet_kernels_avx2(), mmrednet_kernels_plain()}) {
+    const auto candidates = {mmrednet_kernels_avx512(), mmrednet_kernels_avx2(), mmrednet_kernels_plain()};
+    for (const mmrednet::Kernels& candidate : candidates) {
       if (candidate.name == nullptr) continue;
       allowed = allowed || !std::strcmp(limit, candidate.name);
       if (allowed && has(candidate.name)) return candidate;

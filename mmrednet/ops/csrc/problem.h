@@ -49,11 +49,12 @@ static inline int64_t phase_length(const Problem& p) {
   return padded(p.out_width) + (p.geometry.kernel_w - 1) * p.geometry.dilation_w / p.geometry.stride_w + 1;
 }
 
-// Whether a packed line keeps what the outputs see tap by tap, for windows that leave most of the map out: it is then no
-// longer than the taps and outputs of a row, whatever the stride and the dilation.
+// Whether a packed line keeps what the outputs see tap by tap, for windows that leave most of the map out: it is then as
+// long as the taps and outputs of a row, whatever the stride and the dilation.
 static inline bool by_tap(const Problem& p) {
   const Geometry& g = p.geometry;
-  return g.stride_w > g.kernel_w || phase_length(p) * g.stride_w > g.kernel_w * padded(p.out_width);
+  return g.stride_w > g.kernel_w ||
+         (g.kernel_w > 1 && phase_length(p) * g.stride_w > g.kernel_w * padded(p.out_width));
 }
 
 // numbers of a packed line

@@ -1,4 +1,5 @@
-// Which taps and which outputs meet on the map, and in which order outputs are computed. Included by kernels.h for each instruction set.
+// Which taps and which outputs meet on the map, and in which order outputs are computed. Included by kernels.h for each
+// instruction set.
 
 // taps [begin, end) along one axis that fall on the map, for a window whose first tap is at `start`
 inline void inside(int64_t start, int64_t dilation, int64_t size, int64_t kernel, int64_t* begin, int64_t* end) {
