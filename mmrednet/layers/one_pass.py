@@ -17,7 +17,7 @@ from torch.nn.modules import module as hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-# fewer numbers are normed faster than weights are folded
+# fewer numbers are normed faster than what a norm multiplies with is found
 LEAST_SAVED = 1 << 18
 
 
@@ -44,11 +44,11 @@ def one_pass(x: Tensor, layer: nn.Module, norm: nn.Module | None = None, act: nn
     if type(layer) is ConvModule and norm is act is added is None and _is_plain(layer) and may_open(layer, x):
         parts: list[Any] = [layer.conv, layer.norm, layer.activate if layer.with_activation else None]
         return one_pass(x, *parts)
-    if isinstance(norm, _BatchNorm) and _infers(x) and _may_fuse(layer, norm, act):
-        if hasattr(layer.forward, 'takes_affine') and added is None:
+    affine = hasattr(layer.forward, 'takes_affine') and added is None
+    if isinstance(norm, _BatchNorm) and _infers(x) and _pays(x, layer, affine) and _may_fuse(layer, norm, act):
+        if affine:
             return layer(x, *_affine(norm), relu=act is not None)
-        if type(layer) is nn.Conv2d and _pays(x, layer):
-            return _finished(_convolve(x, layer, norm), act, added)
+        return _finished(_convolve(x, layer, norm), act, added)
     out = layer(x)
     return _finished(out if norm is None else norm(out), act, added)
 
@@ -88,16 +88,21 @@ def _is_plain(layer: ConvModule) -> bool:
     return layer.order == ('conv', 'norm', 'act') and not layer.with_explicit_padding
 
 
-def _pays(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Return whether to fold a norm: that writes the weights once more, and takes some microseconds.
+def _pays(x: Tensor, layer: nn.Module, affine: bool) -> bool:
+    """Return whether a norm is worth computing with what is before it, which an operator may take or a convolution.
 
-    Folded weights of half precision would be rounded a second time.
+    That takes some microseconds, and of a convolution the weights are written once more; those of half precision would
+    be rounded a second time.
     """
-    outputs = x.shape[0] * x.shape[-2] * x.shape[-1] // (conv.stride[0] * conv.stride[1]) * conv.out_channels
-    return conv.weight.dtype in (torch.float32, torch.float64) and outputs - conv.weight.numel() >= LEAST_SAVED
+    if affine:
+        return x.numel() >= LEAST_SAVED
+    if type(layer) is not nn.Conv2d or layer.weight.dtype not in (torch.float32, torch.float64):
+        return False
+    places = x.shape[0] * x.shape[-2] * x.shape[-1] // (layer.stride[0] * layer.stride[1])
+    return places * layer.out_channels - layer.weight.numel() >= LEAST_SAVED
 
 
-def _convolve(x: Tensor, conv: nn.Conv2d, norm: _BatchNorm) -> Tensor:
+def _convolve(x: Tensor, conv: Any, norm: _BatchNorm) -> Tensor:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return conv._conv_forward(x, *fuse_conv_bn_weights(conv.weight, conv.bias, norm.running_mean, norm.running_var,
