@@ -49,7 +49,7 @@ sanitize: env
 	@ls build/sanitize/mmrednet/ops/_C*.so > /dev/null || { echo 'make sanitize: the kernels were not built' >&2; exit 1; }
 	@cd build/sanitize && PYTHONPATH=$$PWD ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    $(PYTHON) -m pytest tests/test_native.py tests/test_ops.py tests/test_fused.py -k 'not 32_bits and not compile'
+	    $(PYTHON) -m pytest tests/test_native*.py tests/test_ops.py tests/test_fused.py -k 'not 32_bits and not compile'
 
 demo-conv: ext
 	@$(PYTHON) tools/demo.py --config configs/shapes/faster-rcnn_r26_fpn_shapes.py
