@@ -10,6 +10,9 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
+# whoever has a network of ours can count it
+from . import flop_handles  # noqa: F401
+
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmrednet', locations=[
     'mmrednet.layers', 'mmrednet.backbones', 'mmrednet.necks', 'mmrednet.heads', 'mmrednet.pretraining'])
 DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='mmrednet', locations=[

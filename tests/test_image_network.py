@@ -1,6 +1,5 @@
 """Models of mmdet and mmseg run for an image alone, wholly or with a word on what is missing."""
 
-
 import pytest
 import torch
 from torch import nn
@@ -42,6 +41,18 @@ def test_queries(base, built):
     complexity = count_network(network, image)
     assert missing(describe(complexity, network, name=base, shape=(64, 64))) == []
     assert not network.two_stage
+    with whole_attention():
+        assert complexity.total(['op']) == products(lambda: network(image))
+
+
+def test_masks_of_learned_proposals(built):
+    """QueryInst draws them with the head of its last stage, those of the others are for training."""
+    network, image = built('mmdet::queryinst/queryinst_r50_fpn_1x_coco'), torch.zeros(1, 3, 64, 64)
+    complexity = count_network(network, image)
+    assert complexity.never_ran == [f'model.roi_head.mask_head.{stage}' for stage in range(5)]
+    masks = complexity.total(['op'], module='model.roi_head.mask_head.5')
+    # a hundred proposals, 14 x 14 positions, four convolutions and, at twice the size, logits of 80 classes
+    assert masks > 100 * 196 * (4 * 9 * 256**2 + 4 * 256 * 80)
     with whole_attention():
         assert complexity.total(['op']) == products(lambda: network(image))
 
@@ -129,9 +140,6 @@ def test_what_cannot_be_run_says_why(built):
     network = built('mmdet::yolact/yolact_r50_1xb8-55e_coco')
     with pytest.raises(UnrunnableError, match="YOLACT cannot be run for an image of 64 x 64 alone: Attribute.*gt"):
         count_network(network, torch.zeros(1, 3, 64, 64))
-    network = built('mmdet::queryinst/queryinst_r50_fpn_1x_coco')
-    with pytest.raises(UnrunnableError, match='QueryInst cannot be .*: masks of learned proposals are not counted'):
-        network(torch.zeros(1, 3, 64, 64))
     with pytest.raises(UnrunnableError, match='mmrednet.VAN cannot be built: .*depth'):
         build_network('mmrednet.VAN', options={'model.depth': 3})
 

@@ -93,8 +93,6 @@ class ImageNetwork(nn.Module):
         from mmdet.structures.bbox import bbox2roi
 
         maps, samples, head = self.model.extract_feat(image), _samples(image), self.model.roi_head
-        if head.with_mask:
-            raise NotImplementedError('masks of learned proposals are not counted')
         found = self.model.rpn_head.predict(maps, samples)
         boxes, features = [item.bboxes for item in found], torch.stack([item.features for item in found])
         results: list[dict[str, Any]] = []
@@ -102,6 +100,8 @@ class ImageNetwork(nn.Module):
             results.append(head._bbox_forward(stage, maps, bbox2roi(boxes), features,
                                               [sample.metainfo for sample in samples]))
             boxes, features = results[-1]['detached_proposals'], results[-1]['object_feats']
+        if head.with_mask:
+            results.append(head._mask_forward(head.num_stages - 1, maps, bbox2roi(boxes), results[-1]['attn_feats']))
         return results
 
     def boxes(self, image: Tensor) -> list[Tensor]:
