@@ -58,5 +58,5 @@ test: ext
 	@$(PYTHON) -m pytest tests
 
 lint: env
-	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(PYTHON) -m mypy

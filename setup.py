@@ -1,11 +1,15 @@
-"""Builds the native CPU kernels where torch and a compiler are there; without them the package works on plain torch."""
+"""Builds the native CPU kernels where torch and a compiler are there; without them the package
+works on plain torch.
+"""
 
 import sys
 from pathlib import Path
 
 from setuptools import setup
 
-SOURCES, HEADERS = (sorted(str(path) for path in Path('mmrednet/ops/csrc').glob(name)) for name in ('*.cpp', '*.h'))
+SOURCES, HEADERS = (
+    sorted(str(path) for path in Path('mmrednet/ops/csrc').glob(name)) for name in ('*.cpp', '*.h')
+)
 
 
 def native_kernels():
@@ -14,7 +18,10 @@ def native_kernels():
         from torch.backends import openmp
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError as error:
-        say_why_not(f'torch cannot be imported here ({error}); pip install --no-build-isolation shows it one')
+        say_why_not(
+            f'torch cannot be imported here ({error}); pip install --no-build-isolation shows it '
+            'one'
+        )
         return {}
 
     class OptionalBuild(BuildExtension):
@@ -26,7 +33,8 @@ def native_kernels():
             except Exception as error:  # noqa: BLE001
                 say_why_not(f'{type(error).__name__}: {error}')
 
-    # vectors are passed between inlined functions alone, so their calling convention does not matter
+    # vectors are passed between inlined functions alone, so their calling convention does not
+    # matter
     flags = ['-O3', '-Wall', '-Wno-psabi', '-fno-math-errno']
     if openmp.is_available() and sys.platform == 'linux':
         # only to compile: the threads are those of the library that torch has brought

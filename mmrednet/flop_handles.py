@@ -1,6 +1,8 @@
-"""What mmengine's FLOP counter is told of our operators, and of those of torch and mmcv that it misses or rounds.
+"""What mmengine's FLOP counter is told of our operators, and of those of torch and mmcv that it
+misses or rounds.
 
-A handle maps the inputs and outputs of a traced operator to its multiply-adds. Like ``mmengine.analysis`` it leaves out
+A handle maps the inputs and outputs of a traced operator to its multiply-adds. Like
+``mmengine.analysis`` it leaves out
 additions of biases, activations and softmax: :mod:`mmrednet.analysis.counting` knows those.
 """
 
@@ -19,14 +21,17 @@ from .ops import multiply_adds
 
 # multiply-adds of an interpolated value; the first as mmengine counts for its upsampling
 BILINEAR, BICUBIC = 4, 16
-# of RoIAlign with sampling_ratio=0, which samples by the size of the boxes: the trace knows shapes alone
+# of RoIAlign with sampling_ratio=0, which samples by the size of the boxes: the trace knows shapes
+# alone
 ADAPTIVE_SAMPLES = 4
 
 Handle = Callable[[Sequence[Any], Sequence[Any]], 'int | Counter[str]']
 
 
 def aggregate(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Count ``mmrednet::aggregate(value, weight, window)`` and ``mmrednet::scatter(grad, weight, size, window)``."""
+    """Count ``mmrednet::aggregate(value, weight, window)`` and ``mmrednet::scatter(grad, weight,
+    size, window)``.
+    """
     return multiply_adds.aggregate(get_shape(inputs[0]), get_shape(inputs[1]))
 
 
@@ -47,13 +52,18 @@ def attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
 
 
 def axial_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    """Count ``mmrednet::axial_attention(query, key, value, relative, scale, shift, terms, span, value_position)``."""
-    return multiply_adds.axial_attention(get_shape(inputs[0]), get_shape(inputs[2]), len(integers(inputs[6])),
-                                         inputs[8].toIValue())
+    """Count ``mmrednet::axial_attention(query, key, value, relative, scale, shift, terms, span,
+    value_position)``.
+    """
+    return multiply_adds.axial_attention(
+        get_shape(inputs[0]), get_shape(inputs[2]), len(integers(inputs[6])), inputs[8].toIValue()
+    )
 
 
 def scaled_dot_product_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Count the products (..., L, E) x (..., S, E) and (..., L, S) x (..., S, Ev): both, with or without a mask."""
+    """Count the products (..., L, E) x (..., S, E) and (..., L, S) x (..., S, Ev): both, with or
+    without a mask.
+    """
     query, key, value = map(get_shape, inputs[:3])
     return math.prod(get_shape(outputs[0])[:-1]) * key[-2] * (query[-1] + value[-1])
 
@@ -88,14 +98,16 @@ def einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     return einsum_count(inputs[0].toIValue(), shapes, integers(inputs[2]) if planned else None)
 
 
-def einsum_count(equation: str, shapes: Sequence[Sequence[int]], path: Sequence[int] | None = None) -> int:
+def einsum_count(
+    equation: str, shapes: Sequence[Sequence[int]], path: Sequence[int] | None = None
+) -> int:
     """Return the multiply-adds of an einsum.
 
     Args:
         equation: such as 'bik,bkj->bij'; an ellipsis stands for the same dimensions everywhere.
         shapes: of the operands.
-        path: which two operands are contracted next, one pair behind the other, with the product as the new last
-            operand; by default from left to right.
+        path: which two operands are contracted next, one pair behind the other, with the product as
+            the new last operand; by default from left to right.
     """
     terms, arrow, result = equation.replace(' ', '').partition('->')
     operands: list[set[str]] = []
@@ -114,7 +126,9 @@ def einsum_count(equation: str, shapes: Sequence[Sequence[int]], path: Sequence[
     return _contract(operands, sizes, kept, path)
 
 
-def _contract(operands: list[set[str]], sizes: dict[str, int], kept: set[str], path: Sequence[int] | None) -> int:
+def _contract(
+    operands: list[set[str]], sizes: dict[str, int], kept: set[str], path: Sequence[int] | None
+) -> int:
     total, steps = 0, iter(path or ())
     while len(operands) > 1:
         pair = (0, 1) if path is None else (next(steps), next(steps))
@@ -135,20 +149,31 @@ def integers(value: Any) -> list[int]:
 
 def convolution_mode(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
     """Count a convolution whose padding is a word, such as 'same'."""
-    return Counter(conv=conv_flop_count(get_shape(inputs[0]), get_shape(inputs[1]), get_shape(outputs[0])))
+    return Counter(
+        conv=conv_flop_count(get_shape(inputs[0]), get_shape(inputs[1]), get_shape(outputs[0]))
+    )
 
 
 def deformable(weight_index: int, per_sample: int) -> Handle:
-    """Return the handle of mmcv's deformable convolutions: their products, and the samples that they interpolate.
+    """Return the handle of mmcv's deformable convolutions: their products, and the samples that
+    they interpolate.
 
     Args:
         weight_index: of the kernel (C_out, C_in / groups, Kh, Kw) among the inputs.
         per_sample: multiply-adds of a sample.
     """
+
     def handle(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-        x, weight, result = get_shape(inputs[0]), get_shape(inputs[weight_index]), get_shape(outputs[0])
+        x, weight, result = (
+            get_shape(inputs[0]),
+            get_shape(inputs[weight_index]),
+            get_shape(outputs[0]),
+        )
         samples = result[0] * math.prod(result[2:]) * x[1] * math.prod(weight[2:])
-        return Counter(deform_conv=math.prod(result) * math.prod(weight[1:]), sampling=per_sample * samples)
+        return Counter(
+            deform_conv=math.prod(result) * math.prod(weight[1:]), sampling=per_sample * samples
+        )
+
     return handle
 
 
@@ -185,11 +210,17 @@ MMENGINE: dict[str, Handle] = dict(getattr(complexity_analysis, '_DEFAULT_SUPPOR
 
 
 def register_handles() -> None:
-    """Tell mmengine, so that ``mmengine.analysis.get_model_complexity_info`` counts our networks wholly."""
+    """Tell mmengine, so that ``mmengine.analysis.get_model_complexity_info`` counts our networks
+    wholly.
+    """
     table = getattr(complexity_analysis, '_DEFAULT_SUPPORTED_FLOP_OPS', None)
     if table is None:
-        warnings.warn('This mmengine keeps its FLOP counters elsewhere: mmengine.analysis does not count the operators '
-                      'of mmrednet; tools/analysis_tools/get_flops.py does.', stacklevel=2)
+        warnings.warn(
+            'This mmengine keeps its FLOP counters elsewhere: mmengine.analysis does not count the '
+            'operators '
+            'of mmrednet; tools/analysis_tools/get_flops.py does.',
+            stacklevel=2,
+        )
     else:
         table.update(HANDLES)
 

@@ -14,13 +14,19 @@ DISTRIBUTIONS = {
 
 
 def missing_message(purpose: str, *names: str) -> str | None:
-    """Say which of these packages ``purpose`` lacks and how to install them; None if all are there."""
+    """Say which of these packages ``purpose`` lacks and how to install them; None if all are
+    there."""
     missing = [name for name in names if find_spec(name) is None]
     if not missing:
         return None
-    maintained, original = (' '.join(DISTRIBUTIONS[name][index] for name in missing) for index in (0, 1))
-    return (f'{purpose} needs {" and ".join(missing)}, which cannot be imported. Install: pip install {maintained} '
-            f'(or, of the original distribution, pip install {original}).')
+    maintained, original = (
+        ' '.join(DISTRIBUTIONS[name][index] for name in missing) for index in (0, 1)
+    )
+    return (
+        f'{purpose} needs {" and ".join(missing)}, which cannot be imported. Install: pip install '
+        f'{maintained} '
+        f'(or, of the original distribution, pip install {original}).'
+    )
 
 
 def require(purpose: str, *names: str) -> None:

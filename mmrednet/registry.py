@@ -1,4 +1,6 @@
-"""The registries of the package, children of mmengine's, so that ``type='mmrednet.X'`` works in any config."""
+"""The registries of the package, children of mmengine's, so that ``type='mmrednet.X'`` works in any
+config.
+"""
 
 from .packages import require
 
@@ -13,10 +15,30 @@ from mmengine.registry import Registry
 # whoever has a network of ours can count it
 from . import flop_handles  # noqa: F401
 
-MODELS = Registry('model', parent=ROOT_MODELS, scope='mmrednet', locations=[
-    'mmrednet.layers', 'mmrednet.backbones', 'mmrednet.necks', 'mmrednet.heads', 'mmrednet.pretraining'])
-DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='mmrednet', locations=[
-    'mmrednet.datasets.camvid', 'mmrednet.pretraining'])
-METRICS = Registry('metric', parent=ROOT_METRICS, scope='mmrednet', locations=['mmrednet.pretraining'])
-TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='mmrednet', locations=[
-    'mmrednet.datasets.checked_loading', 'mmrednet.pretraining'])
+MODELS = Registry(
+    'model',
+    parent=ROOT_MODELS,
+    scope='mmrednet',
+    locations=[
+        'mmrednet.layers',
+        'mmrednet.backbones',
+        'mmrednet.necks',
+        'mmrednet.heads',
+        'mmrednet.pretraining',
+    ],
+)
+DATASETS = Registry(
+    'dataset',
+    parent=ROOT_DATASETS,
+    scope='mmrednet',
+    locations=['mmrednet.datasets.camvid', 'mmrednet.pretraining'],
+)
+METRICS = Registry(
+    'metric', parent=ROOT_METRICS, scope='mmrednet', locations=['mmrednet.pretraining']
+)
+TRANSFORMS = Registry(
+    'transform',
+    parent=ROOT_TRANSFORMS,
+    scope='mmrednet',
+    locations=['mmrednet.datasets.checked_loading', 'mmrednet.pretraining'],
+)

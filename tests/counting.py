@@ -1,4 +1,6 @@
-"""Multiply-adds as the papers' counters take them, with torch's own counter for products and convolutions."""
+"""Multiply-adds as the papers' counters take them, with torch's own counter for products and
+convolutions.
+"""
 
 import torch
 from torch import nn
@@ -11,15 +13,18 @@ def multiply_adds(model, forward, synced=()):
     """Count one forward in eval mode on the meta device.
 
     Returns:
-        10^9 of: what convolutions, products and our operators take; two for each value of the norms in ``synced``;
-        two for each value of the other norms, one for each value of biases, ReLUs, pools and SAN's differences.
+        10^9 of: what convolutions, products and our operators take; two for each value of the norms
+        in ``synced``; two for each value of the other norms, one for each value of biases, ReLUs,
+        pools and SAN's differences.
     """
     extra = dict(synced=0, other=0)
 
     def count(module, inputs, output):
         if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
             extra['synced' if module in synced else 'other'] += 2 * output.numel()
-        elif isinstance(module, nn.ReLU) or (isinstance(module, nn.Conv2d) and module.bias is not None):
+        elif isinstance(module, nn.ReLU) or (
+            isinstance(module, nn.Conv2d) and module.bias is not None
+        ):
             extra['other'] += output.numel()
         elif isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
             extra['other'] += inputs[0].numel()
@@ -27,7 +32,9 @@ def multiply_adds(model, forward, synced=()):
             # the generator's last layer is not called as a module
             extra['other'] += module.conv2.conv.bias.numel() * output[:, 0].numel()
         if isinstance(module, SANPairwise):
-            extra['other'] += (module.relation_channels + 2) * module.window.taps * output[0, 0].numel()
+            extra['other'] += (
+                (module.relation_channels + 2) * module.window.taps * output[0, 0].numel()
+            )
 
     for module in model.modules():
         module.register_forward_hook(count)

@@ -1,7 +1,9 @@
-"""Reference outputs of the official implementations: how their weights are filled and how results compare.
+"""Reference outputs of the official implementations: how their weights are filled and how results
+compare.
 
-Every tensor is a function of its official key, so a model that loads these names and gives these numbers is the
-published function. The files in data/golden name repository, commit and path of each reference.
+Every tensor is a function of its official key, so a model that loads these names and gives these
+numbers is the published function. The files in data/golden name repository, commit and path of each
+reference.
 """
 
 import json
@@ -52,7 +54,9 @@ def fill(key, shape):
 
 
 def state_dict(case):
-    """Return the official state dict of a case, without the index tables that a reference builds itself."""
+    """Return the official state dict of a case, without the index tables that a reference builds
+    itself.
+    """
     state = {}
     for key, shape, _ in case['state_dict']:
         if key.split('.')[-1] == 'flatten_index':

@@ -17,7 +17,9 @@ def test_maps_are_sums_of_kernels():
     maps = kernel_maps(model, x)
     assert list(maps) == ['0', '2']
     torch.testing.assert_close(maps['0'], first.generate(first.conv1(x)).sum(2))
-    torch.testing.assert_close(maps['2'], second.generate(second.conv1(second.pool(first(x).relu()))).sum(2))
+    torch.testing.assert_close(
+        maps['2'], second.generate(second.conv1(second.pool(first(x).relu()))).sum(2)
+    )
     assert maps['2'].shape == (2, 4, 4, 3)
     assert not first.conv2._forward_hooks
 
@@ -29,7 +31,9 @@ def test_every_involution_of_a_backbone_is_seen():
 
 
 def test_a_model_without_involution_is_refused():
-    with pytest.raises(ValueError, match='model must have at least one Involution, Conv2d has none'):
+    with pytest.raises(
+        ValueError, match='model must have at least one Involution, Conv2d has none'
+    ):
         kernel_maps(nn.Conv2d(3, 3, 1), torch.randn(1, 3, 4, 4))
 
 

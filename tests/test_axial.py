@@ -1,4 +1,6 @@
-"""Axial attention as one operator against its plain composition: values, gradients of both orders, chunks, layers."""
+"""Axial attention as one operator against its plain composition: values, gradients of both orders,
+chunks, layers.
+"""
 
 import pytest
 import torch
@@ -25,7 +27,10 @@ def problem(length, table, terms=axial.TERMS, **options):
     """Return the six tensors and the other arguments."""
     qkv = torch.randn(LINES, HEADS, 2 * KEYS + VALUES, length, dtype=torch.float64)
     shapes = (2 * KEYS + VALUES, 2 * table - 1), (len(terms), HEADS), (len(terms), HEADS)
-    tensors = [*qkv.split([KEYS, KEYS, VALUES], 2), *(torch.randn(shape, dtype=torch.float64) for shape in shapes)]
+    tensors = [
+        *qkv.split([KEYS, KEYS, VALUES], 2),
+        *(torch.randn(shape, dtype=torch.float64) for shape in shapes),
+    ]
     return tensors, dict(terms=terms, **options)
 
 
@@ -43,14 +48,26 @@ def plain(tensors, options):
         places = [m for m in range(length) if span is None or abs(i - m) <= span // 2]
         logits = []
         for m in places:
-            found = {'query_key': (query[..., i] * key[..., m]).sum(2),
-                     'query_position': (query[..., i] * entry(by_query, i - m)).sum(2),
-                     'key_position': (key[..., m] * entry(by_key, m - i)).sum(2)}
-            logits.append(sum(found[name] * scale[index] + shift[index] for index, name in enumerate(options['terms'])))
+            found = {
+                'query_key': (query[..., i] * key[..., m]).sum(2),
+                'query_position': (query[..., i] * entry(by_query, i - m)).sum(2),
+                'key_position': (key[..., m] * entry(by_key, m - i)).sum(2),
+            }
+            logits.append(
+                sum(
+                    found[name] * scale[index] + shift[index]
+                    for index, name in enumerate(options['terms'])
+                )
+            )
         weights = torch.stack(logits).softmax(0)
         parts = [sum(w[:, :, None] * value[..., m] for w, m in zip(weights, places, strict=True))]
         if options.get('value_position', True):
-            parts.append(sum(w[:, :, None] * entry(by_value, i - m) for w, m in zip(weights, places, strict=True)))
+            parts.append(
+                sum(
+                    w[:, :, None] * entry(by_value, i - m)
+                    for w, m in zip(weights, places, strict=True)
+                )
+            )
         columns.append(torch.stack(parts, 3))
     return torch.stack(columns, 4)
 
@@ -60,10 +77,16 @@ def plain(tensors, options):
 def test_values_and_gradients(case, budget):
     tensors, options = problem(**CASES[case])
     tensors = [tensor.requires_grad_() for tensor in tensors]
-    got, expected = axial_attention(*tensors, **options, logits_budget=budget), plain(tensors, options)
+    got, expected = (
+        axial_attention(*tensors, **options, logits_budget=budget),
+        plain(tensors, options),
+    )
     torch.testing.assert_close(got, expected)
-    for have, want in zip(torch.autograd.grad(got.sin().sum(), tensors),
-                          torch.autograd.grad(expected.sin().sum(), tensors, allow_unused=True), strict=True):
+    for have, want in zip(
+        torch.autograd.grad(got.sin().sum(), tensors),
+        torch.autograd.grad(expected.sin().sum(), tensors, allow_unused=True),
+        strict=True,
+    ):
         torch.testing.assert_close(have, torch.zeros_like(have) if want is None else want)
 
 
@@ -83,15 +106,19 @@ class Largest(TorchDispatchMode):
 
 
 def test_both_passes_stay_within_their_budget():
-    """No tensor of all logits, nor one of all terms of a chunk; tables and lines themselves are smaller here."""
+    """No tensor of all logits, nor one of all terms of a chunk; tables and lines themselves are
+    smaller here.
+    """
     lines, heads, length, budget = 40, 3, 24, 20_000
     qkv = torch.randn(lines, heads, 2 * KEYS + VALUES, length).split([KEYS, KEYS, VALUES], 2)
     inputs = [*qkv, torch.randn(2 * KEYS + VALUES, 47), torch.rand(3, heads), torch.rand(3, heads)]
     size = axial.chunk_size(qkv[0], budget)
     assert size == 20_000 // (axial.LIVE * 3 * 24**2) == 2
     grad = torch.randn(lines, heads, VALUES, 2, length)
-    for call in (lambda: axial.definition(*inputs, [0, 1, 2], 0, True, budget),
-                 lambda: axial.gradients(grad, *inputs, [0, 1, 2], 0, True, budget)):
+    for call in (
+        lambda: axial.definition(*inputs, [0, 1, 2], 0, True, budget),
+        lambda: axial.gradients(grad, *inputs, [0, 1, 2], 0, True, budget),
+    ):
         with Largest() as largest:
             call()
         assert largest.numel <= max(size * heads * length**2, grad.numel())
@@ -113,7 +140,9 @@ def test_gradients_of_both_orders(case):
 
 def test_registration():
     tensors, _ = problem(**CASES['span'])
-    opcheck(axial.attention, (*(tensor.requires_grad_() for tensor in tensors), [0, 1, 2], 3, True, 60))
+    opcheck(
+        axial.attention, (*(tensor.requires_grad_() for tensor in tensors), [0, 1, 2], 3, True, 60)
+    )
 
 
 def test_flops():
@@ -123,10 +152,18 @@ def test_flops():
     assert count.get_total_flops() == 2 * LINES * HEADS * 25 * (3 * KEYS + 2 * VALUES)
 
 
-@pytest.mark.parametrize('arguments', [dict(), dict(span=3), dict(terms=('query_key',), value_position=False)], ids=str)
+@pytest.mark.parametrize(
+    'arguments', [dict(), dict(span=3), dict(terms=('query_key',), value_position=False)], ids=str
+)
 def test_a_layer_with_a_fixed_norm_equals_its_parts(arguments):
-    """One operator, or the layer's own logits and their norm as a module: the same numbers and gradients."""
-    layer = AxialAttention1d(8, 16, num_heads=2, axis='width', table_size=4, **arguments).double().train()
+    """One operator, or the layer's own logits and their norm as a module: the same numbers and
+    gradients.
+    """
+    layer = (
+        AxialAttention1d(8, 16, num_heads=2, axis='width', table_size=4, **arguments)
+        .double()
+        .train()
+    )
     x = torch.randn(2, 8, 3, 7, dtype=torch.float64, requires_grad=True)
     layer(x)
     layer.eval()
@@ -136,8 +173,10 @@ def test_a_layer_with_a_fixed_norm_equals_its_parts(arguments):
     norm = layer.bn_similarity
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     shape = (len(layer.terms), 2)
-    layer.similarity_norm = lambda *_: (scale.unflatten(0, shape),
-                                        (norm.bias - norm.running_mean * scale).unflatten(0, shape))
+    layer.similarity_norm = lambda *_: (
+        scale.unflatten(0, shape),
+        (norm.bias - norm.running_mean * scale).unflatten(0, shape),
+    )
     expected = layer(x)
     torch.testing.assert_close(result, expected)
     wanted = torch.autograd.grad(expected.sin().sum(), [x, *layer.parameters()], allow_unused=True)
@@ -151,13 +190,21 @@ def test_autocast_keeps_the_norm():
     with torch.autocast('cpu', torch.bfloat16):
         result = axial_attention(*tensors, **options)
     assert result.dtype == torch.bfloat16
-    torch.testing.assert_close(result.float(), axial_attention(*tensors, **options), atol=0.1, rtol=0.05)
+    torch.testing.assert_close(
+        result.float(), axial_attention(*tensors, **options), atol=0.1, rtol=0.05
+    )
 
 
-@pytest.mark.parametrize(('place', 'change', 'message'), [
-    (1, lambda x: x[..., 1:], 'key must be of the shape of query'), (2, lambda x: x[..., 1:], 'value must be'),
-    (3, lambda x: x[:, 1:], r'relative must be \(2 \* key channels \+ value channels, odd\)'),
-    (4, lambda x: x[1:], r'scale must be \(terms, heads\), \(3, 2\), got'), (0, lambda x: x[0], '4 dimensions')])
+@pytest.mark.parametrize(
+    ('place', 'change', 'message'),
+    [
+        (1, lambda x: x[..., 1:], 'key must be of the shape of query'),
+        (2, lambda x: x[..., 1:], 'value must be'),
+        (3, lambda x: x[:, 1:], r'relative must be \(2 \* key channels \+ value channels, odd\)'),
+        (4, lambda x: x[1:], r'scale must be \(terms, heads\), \(3, 2\), got'),
+        (0, lambda x: x[0], '4 dimensions'),
+    ],
+)
 def test_bad_input(place, change, message):
     tensors, options = problem(**CASES['all'])
     tensors[place] = change(tensors[place])

@@ -1,4 +1,6 @@
-"""Backbones: published sizes, what mmdet's arguments do, and equality with stock mmdet where nothing is replaced."""
+"""Backbones: published sizes, what mmdet's arguments do, and equality with stock mmdet where
+nothing is replaced.
+"""
 
 import golden
 import pytest
@@ -16,28 +18,53 @@ def image():
     return torch.randn(2, 3, 65, 47, generator=torch.Generator().manual_seed(0))
 
 
-# millions, README of the involution repository; the classifier's linear layer has 2048 * 1000 + 1000
-@pytest.mark.parametrize(('depth', 'millions'), [(26, 9.23), (38, 12.39), (50, 15.54), (101, 25.65), (152, 33.99)])
+# millions, README of the involution repository; the classifier's linear layer has 2048 * 1000 +
+# 1000
+@pytest.mark.parametrize(
+    ('depth', 'millions'), [(26, 9.23), (38, 12.39), (50, 15.54), (101, 25.65), (152, 33.99)]
+)
 def test_published_parameters(depth, millions):
     with torch.device('meta'):
-        counts = {size: sum(parameter.numel() for parameter in RedNet(depth, stem_kernel_size=size).parameters())
-                  for size in (3, 7)}
+        counts = {
+            size: sum(
+                parameter.numel() for parameter in RedNet(depth, stem_kernel_size=size).parameters()
+            )
+            for size in (3, 7)
+        }
     assert round((counts[7] + 2_049_000) / 1e6, 2) == millions
-    # only the expansion of the stem's kernels differs: 16 channels and a bias for each tap of each of its two groups
+    # only the expansion of the stem's kernels differs: 16 channels and a bias for each tap of each
+    # of its two groups
     assert counts[7] - counts[3] == (49 - 9) * 2 * (16 // 2 + 1)
 
 
-@pytest.mark.parametrize('arguments', [
-    dict(), dict(style='caffe', strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
-    dict(base_channels=16, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 2), in_channels=4)])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(),
+        dict(style='caffe', strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
+        dict(
+            base_channels=16,
+            num_stages=3,
+            strides=(1, 2, 2),
+            dilations=(1, 1, 1),
+            out_indices=(0, 2),
+            in_channels=4,
+        ),
+    ],
+)
 def test_without_operator_it_is_mmdets_resnet(arguments):
     from mmdet.models import ResNet
 
     stock, ours = ResNet(50, **arguments).double(), SpatialResNet(50, **arguments).double().eval()
     stock.eval()
-    stock.load_state_dict(golden.state_dict(
-        dict(state_dict=[(key, value.shape, '') for key, value in stock.state_dict().items()],
-             fill_scale=[('bn3.weight', 0.25)])))
+    stock.load_state_dict(
+        golden.state_dict(
+            dict(
+                state_dict=[(key, value.shape, '') for key, value in stock.state_dict().items()],
+                fill_scale=[('bn3.weight', 0.25)],
+            )
+        )
+    )
     assert list(ours.state_dict()) == list(stock.state_dict())
     ours.load_state_dict(stock.state_dict())
     x = torch.randn(1, arguments.get('in_channels', 3), 37, 50, dtype=torch.float64)
@@ -48,11 +75,24 @@ def test_without_operator_it_is_mmdets_resnet(arguments):
 def test_fpn_without_operator_is_mmdets_fpn():
     from mmdet.models import FPN
 
-    arguments = dict(in_channels=[8, 16, 32], out_channels=8, num_outs=5, start_level=1, add_extra_convs='on_output',
-                     relu_before_extra_convs=True, norm_cfg=dict(type='BN'))
-    stock, ours = FPN(**arguments).double().eval(), SpatialFPN(**arguments, spatial_cfg=None).double().eval()
+    arguments = dict(
+        in_channels=[8, 16, 32],
+        out_channels=8,
+        num_outs=5,
+        start_level=1,
+        add_extra_convs='on_output',
+        relu_before_extra_convs=True,
+        norm_cfg=dict(type='BN'),
+    )
+    stock, ours = (
+        FPN(**arguments).double().eval(),
+        SpatialFPN(**arguments, spatial_cfg=None).double().eval(),
+    )
     ours.load_state_dict(stock.state_dict())
-    inputs = [torch.randn(1, 8 << level, 20 >> level, 13 >> level, dtype=torch.float64) for level in range(3)]
+    inputs = [
+        torch.randn(1, 8 << level, 20 >> level, 13 >> level, dtype=torch.float64)
+        for level in range(3)
+    ]
     for got, expected in zip(ours(inputs), stock(inputs), strict=True):
         assert torch.equal(got, expected)
 
@@ -83,7 +123,9 @@ def test_train_returns_self_and_keeps_norms(image):
     assert model.eval() is model
     assert model.train() is model
     assert model.training
-    assert not any(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    assert not any(
+        module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d)
+    )
     assert model.layer2[0].conv1.training
 
 
@@ -123,36 +165,51 @@ def test_blocks_begin_as_the_identity():
 def test_pretrained_file_in_the_official_format(wrapper, tmp_path):
     case, _ = golden.load('rednet26_cls')
     official = golden.state_dict(case)
-    state = {wrapper + key.removeprefix('backbone.'): value for key, value in official.items() if 'backbone.' in key}
+    state = {
+        wrapper + key.removeprefix('backbone.'): value
+        for key, value in official.items()
+        if 'backbone.' in key
+    }
     state |= {key: value for key, value in official.items() if 'head.' in key}
     torch.save(dict(state_dict=state, meta={}), tmp_path / 'official.pth')
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'official.pth'))
     model = RedNet(26, stem_kernel_size=3, init_cfg=init_cfg)
     model.init_weights()
     for key, value in model.state_dict().items():
-        torch.testing.assert_close(value.double(), official[f'backbone.{key}'].double(), rtol=1e-6, atol=1e-7, msg=key)
+        torch.testing.assert_close(
+            value.double(), official[f'backbone.{key}'].double(), rtol=1e-6, atol=1e-7, msg=key
+        )
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (dict(depth=34), r'depth must be one of \[26, 38, 50, 101, 152\], got 34'),
-    (dict(out_indices=(0, 4)), r'out_indices must be stages from 0 to 3, got \(0, 4\)'),
-    (dict(out_indices=()), 'out_indices must be stages'),
-    (dict(frozen_stages=5), 'frozen_stages must be from -1 to 4, got 5'),
-    (dict(strides=(1, 2)), r'strides must have one entry per stage, 4, got \(1, 2\)'),
-    (dict(spatial_cfg=[None, None]), 'spatial_cfg must have one entry per stage, 4'),
-    (dict(style='tensorflow'), "style must be 'pytorch' or 'caffe', got 'tensorflow'"),
-    (dict(num_stages=5), 'num_stages must be from 1 to 4, got 5'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(depth=34), r'depth must be one of \[26, 38, 50, 101, 152\], got 34'),
+        (dict(out_indices=(0, 4)), r'out_indices must be stages from 0 to 3, got \(0, 4\)'),
+        (dict(out_indices=()), 'out_indices must be stages'),
+        (dict(frozen_stages=5), 'frozen_stages must be from -1 to 4, got 5'),
+        (dict(strides=(1, 2)), r'strides must have one entry per stage, 4, got \(1, 2\)'),
+        (dict(spatial_cfg=[None, None]), 'spatial_cfg must have one entry per stage, 4'),
+        (dict(style='tensorflow'), "style must be 'pytorch' or 'caffe', got 'tensorflow'"),
+        (dict(num_stages=5), 'num_stages must be from 1 to 4, got 5'),
+    ],
+)
 def test_bad_backbones(arguments, message):
     with pytest.raises(ValueError, match=message):
         SpatialResNet(**arguments)
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (dict(num_outs=1), 'num_outs must be at least the number of inputs'),
-    (dict(start_level=2), 'num_outs must be at least the number of inputs'),
-    (dict(add_extra_convs='on_top'), "add_extra_convs must be a bool or one of .* got 'on_top'"),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(num_outs=1), 'num_outs must be at least the number of inputs'),
+        (dict(start_level=2), 'num_outs must be at least the number of inputs'),
+        (
+            dict(add_extra_convs='on_top'),
+            "add_extra_convs must be a bool or one of .* got 'on_top'",
+        ),
+    ],
+)
 def test_bad_necks(arguments, message):
     with pytest.raises(ValueError, match=message):
         SpatialFPN(**{**dict(in_channels=[16, 32], out_channels=16, num_outs=2), **arguments})

@@ -1,4 +1,6 @@
-"""Published files convert, load strictly, give the official outputs, and convert back to what they were."""
+"""Published files convert, load strictly, give the official outputs, and convert back to what they
+were.
+"""
 
 import functools
 from pathlib import Path
@@ -38,8 +40,10 @@ def golden_state(name):
 
 
 def mscan_classifier():
-    head = {f'head.{part}': golden.fill(f'head.{part}', shape) for part, shape in (
-        ('weight', (10, 256)), ('bias', (10,)))}
+    head = {
+        f'head.{part}': golden.fill(f'head.{part}', shape)
+        for part, shape in (('weight', (10, 256)), ('bias', (10,)))
+    }
     return golden_state('mscan_t') | head
 
 
@@ -47,12 +51,24 @@ def mscan_classifier():
 FILES = {
     'rednet': (lambda: golden_state('rednet26_cls'), '.pth', ('state_dict',)),
     'rednet-paddle': (lambda: published.paddle_rednet(golden_state('rednet26_cls')), '.npz', ()),
-    'san': (lambda: published.wrapped(golden_state('san10_patchwise'), 'module.'), '.pth', ('state_dict',)),
+    'san': (
+        lambda: published.wrapped(golden_state('san10_patchwise'), 'module.'),
+        '.pth',
+        ('state_dict',),
+    ),
     'axial': (lambda: published.wrapped(golden_state('axial26s'), 'module.'), '.pth.tar', ('net',)),
     'van': (lambda: golden_state('van_b0'), '.pth.tar', ('state_dict',)),
-    'van-mmpretrain': (lambda: published.mmpretrain_van(golden_state('van_b0')), '.pth', ('state_dict',)),
+    'van-mmpretrain': (
+        lambda: published.mmpretrain_van(golden_state('van_b0')),
+        '.pth',
+        ('state_dict',),
+    ),
     'mscan': (mscan_classifier, '.pth', ('state_dict',)),
-    'mscan-mmseg': (lambda: published.replaced(mscan_classifier(), ('dwconv.dwconv', 'dwconv')), '.safetensors', ()),
+    'mscan-mmseg': (
+        lambda: published.replaced(mscan_classifier(), ('dwconv.dwconv', 'dwconv')),
+        '.safetensors',
+        (),
+    ),
     'se-resnet-mmpretrain': (published.mmpretrain_se_resnet, '.pth', ('state_dict',)),
     'se-resnet-timm': (lambda: published.resnet('SE', ('.se_layer.', '.se.')), '.safetensors', ()),
     'se-resnet': (published.caffe_se_resnet, '.pth', ()),
@@ -63,7 +79,9 @@ FILES = {
 
 @pytest.fixture(scope='module')
 def converted(tmp_path_factory):
-    """Return what makes the published file of a format and converts it: path, tensors, path of ours, and the result."""
+    """Return what makes the published file of a format and converts it: path, tensors, path of
+    ours, and the result.
+    """
     folder = tmp_path_factory.mktemp('published')
 
     @functools.cache
@@ -92,7 +110,11 @@ def test_there_and_back(name, converted, tmp_path):
     assert (done.match.missing, done.match.unexpected, done.match.misshapen) == ((), (), {})
     assert reverse_file(ours, tmp_path / path.name) == Reversal(name, '')
     first, second = read_checkpoint(path), read_checkpoint(tmp_path / path.name)
-    assert (first.container, first.others, first.metadata) == (second.container, second.others, second.metadata)
+    assert (first.container, first.others, first.metadata) == (
+        second.container,
+        second.others,
+        second.metadata,
+    )
     # the names, their order, and every value
     assert list(first.state) == list(second.state) == list(state)
     for key, value in first.state.items():
@@ -108,12 +130,20 @@ WIDTHS = {'axial': 1024, 'rednet-paddle': 2048, 'rednet': 2048, 'san': 2048}
 def test_every_format_loads_strictly(name, converted):
     path, state, ours, done = converted(name)
     read = read_checkpoint(ours)
-    backbone = {key.removeprefix('backbone.'): value for key, value in read.state.items() if 'backbone.' in key}
+    backbone = {
+        key.removeprefix('backbone.'): value
+        for key, value in read.state.items()
+        if 'backbone.' in key
+    }
     model = MODELS.build(done.network)
     model.load_state_dict(backbone, strict=True)
     width = WIDTHS.get(name, 512 if 'resnet' in name else 256)
     assert read.state['head.fc.weight'].shape == (len(read.state['head.fc.bias']), width)
-    assert len(backbone) + 2 == len(read.state) == sum(not key.endswith('flatten_index') for key in state)
+    assert (
+        len(backbone) + 2
+        == len(read.state)
+        == sum(not key.endswith('flatten_index') for key in state)
+    )
     assert read.metadata['source'] == path.name
     assert read.metadata['sha256'] == done.sha256 == sha256_of(path)
 
@@ -129,10 +159,14 @@ class Network(nn.Module):
 
 # file -> case, names of the outputs of the stages, size of the classifier
 OUTPUTS = {
-    'rednet': ('rednet26_cls', 'layer{}', (2048, 1000)), 'san': ('san10_patchwise', 'layer{}', (2048, 1000)),
-    'rednet-paddle': ('rednet26_cls', 'layer{}', (2048, 1000)), 'axial': ('axial26s', 'layer{}', (1024, 1000)),
-    'van-mmpretrain': ('van_b0', 'stage{}', (256, 1000)), 'mscan': ('mscan_t', 'stage{}', (256, 10)),
-    'mscan-mmseg': ('mscan_t', 'stage{}', (256, 10))}
+    'rednet': ('rednet26_cls', 'layer{}', (2048, 1000)),
+    'san': ('san10_patchwise', 'layer{}', (2048, 1000)),
+    'rednet-paddle': ('rednet26_cls', 'layer{}', (2048, 1000)),
+    'axial': ('axial26s', 'layer{}', (1024, 1000)),
+    'van-mmpretrain': ('van_b0', 'stage{}', (256, 1000)),
+    'mscan': ('mscan_t', 'stage{}', (256, 10)),
+    'mscan-mmseg': ('mscan_t', 'stage{}', (256, 10)),
+}
 
 
 @pytest.mark.parametrize('name', OUTPUTS)
@@ -155,8 +189,13 @@ GATES = {
     'cbam-resnet': ('op_cbam_c32', '.cbam.', '.cbam.', ()),
     'se-resnet-timm': ('op_se_timm_c32', '.se.', '.se_layer.', ()),
     'se-resnet': ('op_se_timm_c32', '.se_module.', '.se_layer.', ()),
-    'se-resnet-mmpretrain': ('op_se_timm_c32', '.se_layer.', '.se_layer.', (
-        ('fc1.', 'conv1.conv.'), ('fc2.', 'conv2.conv.')))}
+    'se-resnet-mmpretrain': (
+        'op_se_timm_c32',
+        '.se_layer.',
+        '.se_layer.',
+        (('fc1.', 'conv1.conv.'), ('fc2.', 'conv2.conv.')),
+    ),
+}
 
 
 @pytest.mark.parametrize('name', GATES)
@@ -166,21 +205,35 @@ def test_gates_of_converted_files_give_the_official_outputs(name):
     state = published.replaced(golden.state_dict(case), *pairs)
     converted = to_ours(published.wrapped(state, f'layer1.0{theirs}'), FORMATS[name], '').backbone
     gate = (CBAM(32, reduction_ratio=8) if 'cbam' in name else SE(32, divisor=8)).double().eval()
-    gate.load_state_dict({key.removeprefix(f'layer1.0{ours}'): value for key, value in converted.items()}, strict=True)
+    gate.load_state_dict(
+        {key.removeprefix(f'layer1.0{ours}'): value for key, value in converted.items()},
+        strict=True,
+    )
     x = golden.signed(case['inputs'][0]['key'], case['inputs'][0]['shape'])
     assert golden.relative_error(gate(x), arrays['output']) < 1e-12
 
 
-@pytest.mark.parametrize(('wrapper', 'classifier'), [
-    ('', 'fc.'), ('', 'head.fc.'), ('module.', 'module.fc.'), ('backbone.', 'head.fc.'), ('backbone.', 'fc.'),
-    ('backbone.', 'backbone.fc.'), ('model.backbone.', 'model.head.fc.')])
+@pytest.mark.parametrize(
+    ('wrapper', 'classifier'),
+    [
+        ('', 'fc.'),
+        ('', 'head.fc.'),
+        ('module.', 'module.fc.'),
+        ('backbone.', 'head.fc.'),
+        ('backbone.', 'fc.'),
+        ('backbone.', 'backbone.fc.'),
+        ('model.backbone.', 'model.head.fc.'),
+    ],
+)
 def test_classifiers_get_their_own_names_back(wrapper, classifier, tmp_path):
     state = published.resnet()
     head = {f'{classifier}{part}': state.pop(f'fc.{part}') for part in ('weight', 'bias')}
     state = published.wrapped(state, wrapper) | head
     write_checkpoint(tmp_path / 'w.pth', state)
     convert_file(tmp_path / 'w.pth', tmp_path / 'ours.pth', to='classifier')
-    assert torch.equal(read_checkpoint(tmp_path / 'ours.pth').state['head.fc.weight'], head[f'{classifier}weight'])
+    assert torch.equal(
+        read_checkpoint(tmp_path / 'ours.pth').state['head.fc.weight'], head[f'{classifier}weight']
+    )
     assert reverse_file(tmp_path / 'ours.pth', tmp_path / 'back.pth') == Reversal('resnet', '')
     back = read_checkpoint(tmp_path / 'back.pth').state
     assert list(back) == list(state)
@@ -194,12 +247,16 @@ def test_what_the_way_back_misses_is_said(converted, tmp_path):
     shapes = shapes_of(build_backbone(dict(type='mmrednet.RedNet', depth=26, stem_kernel_size=7)))
     convert_file(converted('rednet')[0], tmp_path / 'larger.pth', shapes=shapes)
     lost = f'2 resized (stem.1.conv2.conv.weight, stem.1.conv2.conv.bias); {lost}'
-    assert reverse_file(tmp_path / 'larger.pth', tmp_path / 'back.pth', force=True) == Reversal('rednet', lost)
+    assert reverse_file(tmp_path / 'larger.pth', tmp_path / 'back.pth', force=True) == Reversal(
+        'rednet', lost
+    )
 
 
 def test_a_format_that_is_asked_for_is_found_in_wrappers(tmp_path):
     hybrid = SpatialResNet(26, [dict(type='Involution'), None, None, None], base_channels=16)
-    state = published.wrapped(hybrid.state_dict(), 'module.backbone.') | {'module.neck.weight': torch.ones(3)}
+    state = published.wrapped(hybrid.state_dict(), 'module.backbone.') | {
+        'module.neck.weight': torch.ones(3)
+    }
     write_checkpoint(tmp_path / 'w.pth', state)
     assert detect(state) is None
     done = convert_file(tmp_path / 'w.pth', tmp_path / 'ours.pth', format='resnet')
@@ -230,21 +287,32 @@ def test_a_smaller_stem_is_named(tmp_path):
     write_checkpoint(tmp_path / 'w.pth', MODELS.build(cfg).state_dict())
     shapes = shapes_of(build_backbone(dict(cfg, stem_kernel_size=3)))
     done = convert_file(tmp_path / 'w.pth', tmp_path / 'ours.pth', shapes=shapes)
-    assert done.match.misshapen == {'stem.1.conv2.conv.weight': ((49, 4, 1, 1), (9, 4, 1, 1)),
-                                    'stem.1.conv2.conv.bias': ((49,), (9,))}
-    assert list(done.match.details())[-1] == 'the stem of the file has 7x7 kernels: stem_kernel_size=7 takes them'
+    assert done.match.misshapen == {
+        'stem.1.conv2.conv.weight': ((49, 4, 1, 1), (9, 4, 1, 1)),
+        'stem.1.conv2.conv.bias': ((49,), (9,)),
+    }
+    assert (
+        list(done.match.details())[-1]
+        == 'the stem of the file has 7x7 kernels: stem_kernel_size=7 takes them'
+    )
 
 
 def test_the_reordered_file_of_the_detectors(tmp_path):
     case, state = published.official('rednet26_cls')
-    others = {f'layers.{index}.w': value for index, (key, value) in enumerate(state.items()) if 'backbone.' in key}
+    others = {
+        f'layers.{index}.w': value
+        for index, (key, value) in enumerate(state.items())
+        if 'backbone.' in key
+    }
     others |= {'fc.weight': torch.ones(10, 2048), 'fc.bias': torch.ones(10)}
     write_checkpoint(tmp_path / 'rednet50.pth', others)
     cfg = dict(type='mmrednet.RedNet', depth=26, stem_kernel_size=3)
     shapes = shapes_of(build_backbone(cfg))
     with pytest.raises(CheckpointError, match='the names are of no known format'):
         convert_file(tmp_path / 'rednet50.pth', tmp_path / 'ours.pth')
-    with pytest.raises(CheckpointError, match="format 'rednet-ordered' matches tensors by their order"):
+    with pytest.raises(
+        CheckpointError, match="format 'rednet-ordered' matches tensors by their order"
+    ):
         convert_file(tmp_path / 'rednet50.pth', tmp_path / 'ours.pth', format='rednet-ordered')
     done = convert_file(tmp_path / 'rednet50.pth', tmp_path / 'ours.pth', shapes=shapes)
     assert done.format == 'rednet-ordered'
@@ -252,8 +320,12 @@ def test_the_reordered_file_of_the_detectors(tmp_path):
     maps = outputs_of(MODELS.build(cfg), read_checkpoint(tmp_path / 'ours.pth').state, case)
     golden.assert_outputs(case, {f'layer{index + 1}': x for index, x in enumerate(maps)})
     write_checkpoint(tmp_path / 'other.pth', dict(list(others.items())[1:]))
-    with pytest.raises(CheckpointError, match="needs the network's 249 shapes in the network's order"):
-        convert_file(tmp_path / 'other.pth', tmp_path / 'no.pth', format='rednet-ordered', shapes=shapes)
+    with pytest.raises(
+        CheckpointError, match="needs the network's 249 shapes in the network's order"
+    ):
+        convert_file(
+            tmp_path / 'other.pth', tmp_path / 'no.pth', format='rednet-ordered', shapes=shapes
+        )
     with pytest.raises(CheckpointError, match='cannot be written: its map is not one to one'):
         reverse_file(tmp_path / 'ours.pth', tmp_path / 'no.pth')
 
@@ -270,7 +342,9 @@ def test_variables_of_deeplab2(tmp_path):
     golden.assert_outputs(case, {f'layer{index + 1}': x for index, x in enumerate(maps)})
     del state['layer1.0.hight_block.bn_similarity.weight']
     write_checkpoint(tmp_path / 'broken.npz', published.deeplab2(state))
-    with pytest.raises(CheckpointError, match="format 'axial-deeplab2' needs all variables of every attention"):
+    with pytest.raises(
+        CheckpointError, match="format 'axial-deeplab2' needs all variables of every attention"
+    ):
         convert_file(tmp_path / 'broken.npz', tmp_path / 'no.pth', shapes=shapes_of(model))
 
 
@@ -279,7 +353,10 @@ def test_tables_of_positions_keep_the_function_at_their_own_length(length):
     from mmrednet.checkpoints.fitting import fit
     from mmrednet.layers import AxialAttention1d
 
-    first, second = (AxialAttention1d(16, 16, num_heads=2, table_size=size).double().eval() for size in (8, length))
+    first, second = (
+        AxialAttention1d(16, 16, num_heads=2, table_size=size).double().eval()
+        for size in (8, length)
+    )
     state = {f'a.{name}': value for name, value in first.state_dict().items()}
     fitted = fit(state, {f'a.{name}': value.shape for name, value in second.state_dict().items()})
     second.load_state_dict({name[2:]: value for name, value in fitted.items()}, strict=True)
@@ -287,14 +364,22 @@ def test_tables_of_positions_keep_the_function_at_their_own_length(length):
     torch.testing.assert_close(second(x), first(x))
 
 
-@pytest.mark.parametrize('spatial', [None, [None, None, dict(type='Involution'), dict(type='LocalRelation')],
-                                     [None, *[dict(type='DCNv2')] * 3]])
+@pytest.mark.parametrize(
+    'spatial',
+    [
+        None,
+        [None, None, dict(type='Involution'), dict(type='LocalRelation')],
+        [None, *[dict(type='DCNv2')] * 3],
+    ],
+)
 def test_resnets_start_hybrids(spatial, tmp_path):
     state = published.resnet()
     write_checkpoint(tmp_path / 'resnet.pth', state)
     model = SpatialResNet(26, spatial, base_channels=16)
     done = convert_file(tmp_path / 'resnet.pth', tmp_path / 'ours.pth', shapes=shapes_of(model))
-    replaced = {name for name in state if name.startswith(('layer3', 'layer4')) and '.conv2.weight' in name}
+    replaced = {
+        name for name in state if name.startswith(('layer3', 'layer4')) and '.conv2.weight' in name
+    }
     kept = not spatial or spatial[1] is not None
     assert set(done.match.unexpected) == (set() if kept else replaced)
     assert (not done.match.missing) == (spatial is None)
@@ -310,8 +395,12 @@ def test_official_detectors_have_our_names():
     with torch.device('meta'), MODELS.switch_scope_and_registry('mmdet') as registry:
         shapes = shapes_of(registry.build(cfg.model))
     state = {}
-    for name, prefix in (('rednet50_det', 'backbone.'), ('fpn_involution_maxpool', 'neck.'),
-                         ('rpn_head_involution', 'rpn_head.'), ('fcn_mask_head_involution', 'roi_head.mask_head.')):
+    for name, prefix in (
+        ('rednet50_det', 'backbone.'),
+        ('fpn_involution_maxpool', 'neck.'),
+        ('rpn_head_involution', 'rpn_head.'),
+        ('fcn_mask_head_involution', 'roi_head.mask_head.'),
+    ):
         for key, shape, _ in golden.load(name)[0]['state_dict']:
             state[prefix + key] = torch.empty(shape, device='meta')
     assert detect(state)[0].name == 'rednet'
@@ -322,13 +411,17 @@ def test_official_detectors_have_our_names():
 
 
 class TestConvertFile:
-
     def test_too_little(self, converted, tmp_path):
         path = converted('van')[0]
         shapes = shapes_of(build_backbone(dict(type='mmrednet.VAN', arch='b1')))
-        with pytest.raises(CheckpointError, match='too little fits, .* where at least 50% must') as error:
+        with pytest.raises(
+            CheckpointError, match='too little fits, .* where at least 50% must'
+        ) as error:
             convert_file(path, tmp_path / 'no.pth', shapes=shapes)
-        assert 'misshapen: patch_embed1.proj.weight is (32, 3, 7, 7) in the file and (64, 3, 7, 7)' in str(error.value)
+        assert (
+            'misshapen: patch_embed1.proj.weight is (32, 3, 7, 7) in the file and (64, 3, 7, 7)'
+            in str(error.value)
+        )
         other = shapes_of(build_backbone(dict(type='mmrednet.SAN')))
         with pytest.raises(CheckpointError, match='too little fits, 0%'):
             convert_file(path, tmp_path / 'no.pth', shapes=other, min_share=0)
@@ -336,7 +429,9 @@ class TestConvertFile:
 
     def test_hashes_in_names(self, tmp_path):
         write_checkpoint(tmp_path / 'rednet50-0123abcd.pth', {'a': torch.ones(1)})
-        with pytest.raises(CheckpointError, match=r'must have the SHA-256 that its name states, 0123abcd'):
+        with pytest.raises(
+            CheckpointError, match=r'must have the SHA-256 that its name states, 0123abcd'
+        ):
             convert_file(tmp_path / 'rednet50-0123abcd.pth', tmp_path / 'ours.pth')
 
     def test_bad_arguments(self, tmp_path):
@@ -347,12 +442,17 @@ class TestConvertFile:
         write_checkpoint(tmp_path / 'w.pth', {'a': torch.ones(1)})
         with pytest.raises(CheckpointError, match="format must be one of .*, got 'detectron'"):
             convert_file(tmp_path / 'w.pth', tmp_path / 'y.pth', format='detectron')
-        with pytest.raises(CheckpointError, match='format must be one of .* where the file does not say it, got None'):
+        with pytest.raises(
+            CheckpointError,
+            match='format must be one of .* where the file does not say it, got None',
+        ):
             reverse_file(tmp_path / 'w.pth', tmp_path / 'y.pth')
 
 
 def test_a_wrong_format_that_is_asked_for_fits_nothing(converted, tmp_path):
-    with pytest.raises(CheckpointError, match="a VAN must have stages named 'block' and a number, got"):
+    with pytest.raises(
+        CheckpointError, match="a VAN must have stages named 'block' and a number, got"
+    ):
         convert_file(converted('san')[0], tmp_path / 'no.pth', format='van')
 
 

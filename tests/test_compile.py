@@ -1,4 +1,6 @@
-"""torch.compile of layers and of a network: windows are held outside of what is compiled, as attributes of modules."""
+"""torch.compile of layers and of a network: windows are held outside of what is compiled, as
+attributes of modules.
+"""
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ LAYERS = {
 
 
 def same_when_compiled(model, x, fullgraph):
-    """Compare output and all gradients with those of eager mode; norms use the same statistics in both."""
+    """Compare output and all gradients with those of eager mode; norms use the same statistics in
+    both.
+    """
     torch._dynamo.reset()
     model, x = model.double().eval(), x.double().requires_grad_()
     compiled = torch.compile(model, backend='aot_eager', fullgraph=fullgraph)
@@ -42,5 +46,7 @@ def test_layers(name):
 
 
 def test_a_network():
-    model = RedNet(26, base_channels=32, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
+    model = RedNet(
+        26, base_channels=32, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1)
+    )
     same_when_compiled(model, torch.randn(1, 3, 32, 33), fullgraph=False)

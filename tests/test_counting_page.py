@@ -19,8 +19,15 @@ MISSED = re.findall(r'^\| (.+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', PAGE, r
 
 
 def test_networks_of_every_family_are_in_the_table():
-    assert [name for name, *_ in MISSED] == ['RedNet-50', 'SASA-50', 'LR-Net-50', 'SAN10 pairwise', 'SAN10 patchwise',
-                                             'Axial-ResNet-50-S', 'DCNv2-ResNet-50']
+    assert [name for name, *_ in MISSED] == [
+        'RedNet-50',
+        'SASA-50',
+        'LR-Net-50',
+        'SAN10 pairwise',
+        'SAN10 patchwise',
+        'Axial-ResNet-50-S',
+        'DCNv2-ResNet-50',
+    ]
 
 
 @pytest.mark.parametrize(('name', 'products', 'missed', 'percent'), MISSED)
@@ -30,17 +37,31 @@ def test_what_mmengine_misses(name, products, missed, percent):
     alone = count_network(network, torch.zeros(1, 3, *shape), handles=MMENGINE).total(['op']) / 1e9
     total = Convention('', ['op']).giga(KNOWN[name]['operators'])
     assert (products, missed, percent) == (
-        f'{total:.3f}', f'{total - alone:.3f}', f'{100 * (1 - alone / total):.1f}')
+        f'{total:.3f}',
+        f'{total - alone:.3f}',
+        f'{100 * (1 - alone / total):.1f}',
+    )
     if name == 'RedNet-50':
         assert f'as `mmengine.analysis` without our operators | {alone:.3f} |' in PAGE
 
 
-@pytest.mark.parametrize(('key', 'text', 'convention'), [
-    ('RedNet-50', 'all products: MACs', Convention('', ['op'])),
-    ('RedNet-50', 'with norms: what `mmengine.analysis` says', Convention('', DEFAULT_COUNT)),
-    ('RedNet-50', 'with biases, ReLUs and pools: mmcv, the published 2.71', ROWS['RedNet-50'].convention),
-    ('RedNet-50, stem of 3', 'the same with a stem of 3, as in the released classification code',
-     ROWS['RedNet-50'].convention),
-    ('RedNet-50', 'all products, 2 FLOPs each', Convention('', ['op'], flops=True))])
+@pytest.mark.parametrize(
+    ('key', 'text', 'convention'),
+    [
+        ('RedNet-50', 'all products: MACs', Convention('', ['op'])),
+        ('RedNet-50', 'with norms: what `mmengine.analysis` says', Convention('', DEFAULT_COUNT)),
+        (
+            'RedNet-50',
+            'with biases, ReLUs and pools: mmcv, the published 2.71',
+            ROWS['RedNet-50'].convention,
+        ),
+        (
+            'RedNet-50, stem of 3',
+            'the same with a stem of 3, as in the released classification code',
+            ROWS['RedNet-50'].convention,
+        ),
+        ('RedNet-50', 'all products, 2 FLOPs each', Convention('', ['op'], flops=True)),
+    ],
+)
 def test_one_network_in_five_ways(key, text, convention):
     assert f'| {text} | {convention.giga(KNOWN[key]["operators"]):.3f} |' in PAGE

@@ -1,4 +1,6 @@
-"""The shapes data set: the same seed gives the same bytes, and annotations are exact where objects are hidden."""
+"""The shapes data set: the same seed gives the same bytes, and annotations are exact where objects
+are hidden.
+"""
 
 import hashlib
 import json
@@ -23,7 +25,9 @@ SCRIPT = Path(__file__).parents[1] / 'tools/dataset_converters/shapes.py'
 def decode(polygons, shape):
     if not polygons:
         return np.zeros(shape, bool)
-    return pycocotools.mask.decode(pycocotools.mask.merge(pycocotools.mask.frPyObjects(polygons, *shape))).astype(bool)
+    return pycocotools.mask.decode(
+        pycocotools.mask.merge(pycocotools.mask.frPyObjects(polygons, *shape))
+    ).astype(bool)
 
 
 @settings(max_examples=300, deadline=None)
@@ -62,7 +66,12 @@ def test_annotations_are_what_is_visible(coco, scenes):
             rows, columns = np.nonzero(mask)
             assert np.array_equal(coco.annToMask(annotation).astype(bool), mask)
             assert annotation['area'] == mask.sum()
-            assert annotation['bbox'] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+            assert annotation['bbox'] == [
+                columns.min(),
+                rows.min(),
+                np.ptp(columns) + 1,
+                np.ptp(rows) + 1,
+            ]
             assert coco.cats[annotation['category_id']]['name'] == CLASSES[scene.classes[index - 1]]
 
 
@@ -72,41 +81,61 @@ def test_scenes_are_hard_enough(scenes):
     # at least three scenes in ten have an object of which a tenth or more is hidden
     assert np.mean([max(scene.hidden) > 0.1 for scene in scenes]) >= 0.3
     assert set(CLASSES) == {CLASSES[kind] for scene in scenes for kind in scene.classes}
-    extents = [np.ptp(np.nonzero(scene.instances == index)[1]) + 1
-               for scene in scenes for index in range(1, len(scene.classes) + 1) if scene.hidden[index - 1] < 0.01]
+    extents = [
+        np.ptp(np.nonzero(scene.instances == index)[1]) + 1
+        for scene in scenes
+        for index in range(1, len(scene.classes) + 1)
+        if scene.hidden[index - 1] < 0.01
+    ]
     assert max(extents) > 8 * min(extents)
     assert min(scene.image.std() for scene in scenes) > 10
 
 
 def digest(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob('*')) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
 
 
 def run(out_dir, *options):
     return subprocess.run(
         [sys.executable, SCRIPT, '--out-dir', out_dir, '--size', '64', '64', *map(str, options)],
-        capture_output=True, text=True, check=False)
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
-    for name, options in (('a', (3, 2, 7)), ('b', (3, 2, 7)), ('longer', (5, 2, 7)), ('other', (3, 2, 8))):
+    for name, options in (
+        ('a', (3, 2, 7)),
+        ('b', (3, 2, 7)),
+        ('longer', (5, 2, 7)),
+        ('other', (3, 2, 8)),
+    ):
         train, val, seed = options
         assert run(tmp_path / name, '--train', train, '--val', val, '--seed', seed).returncode == 0
     a, b, longer, other = (digest(tmp_path / name) for name in ('a', 'b', 'longer', 'other'))
     assert a == b
     assert len(a) == 7
-    assert all(longer[f'train/{index:06d}.png'] == a[f'train/{index:06d}.png'] for index in range(3))
+    assert all(
+        longer[f'train/{index:06d}.png'] == a[f'train/{index:06d}.png'] for index in range(3)
+    )
     assert not set(a.values()) & set(other.values())
     assert len(set(a.values())) == 7
     contents = json.loads((tmp_path / 'a/annotations/instances_val.json').read_text())
     assert [category['name'] for category in contents['categories']] == list(CLASSES)
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (('--train', 0), '--train and --val must be at least 1'),
-    (('--seed', -1), '--seed at least 0'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (('--train', 0), '--train and --val must be at least 1'),
+        (('--seed', -1), '--seed at least 0'),
+    ],
+)
 def test_bad_options(tmp_path, options, message):
     result = run(tmp_path / 'out', *options)
     assert result.returncode == 2
@@ -122,10 +151,13 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['mine']
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (dict(size=(32, 64)), r'size must be at least 48 x 48, got size=\(32, 64\)'),
-    (dict(objects=(3, 2)), r'objects must be \(least, greatest\) .* got objects=\(3, 2\)'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(size=(32, 64)), r'size must be at least 48 x 48, got size=\(32, 64\)'),
+        (dict(objects=(3, 2)), r'objects must be \(least, greatest\) .* got objects=\(3, 2\)'),
+    ],
+)
 def test_bad_scenes(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_scene(np.random.default_rng(0), **arguments)

@@ -27,21 +27,41 @@ from mmrednet.engine import (
 @pytest.fixture(scope='module', autouse=True)
 def _datasets():
     from mmdet.utils import register_all_modules
+
     register_all_modules(init_default_scope=True)
 
 
 def annotations(folder, *names):
-    (folder / 'ann.json').write_text(json.dumps(dict(categories=[dict(id=i, name=n) for i, n in enumerate(names)])))
+    (folder / 'ann.json').write_text(
+        json.dumps(dict(categories=[dict(id=i, name=n) for i, n in enumerate(names)]))
+    )
 
 
 def config(folder, classes=('cat', 'dog'), heads=2, **dataset):
-    return Config(dict(
-        default_scope='mmdet',
-        model=dict(rpn_head=dict(num_classes=1), roi_head=dict(
-            bbox_head=[dict(num_classes=heads)] * 2, mask_head=dict(num_classes=heads))),
-        train_dataloader=dict(dataset=dict(type='RepeatDataset', times=2, dataset=dict(
-            type='CocoDataset', data_root=str(folder), ann_file='ann.json', metainfo=dict(classes=classes),
-            **dataset)))))
+    return Config(
+        dict(
+            default_scope='mmdet',
+            model=dict(
+                rpn_head=dict(num_classes=1),
+                roi_head=dict(
+                    bbox_head=[dict(num_classes=heads)] * 2, mask_head=dict(num_classes=heads)
+                ),
+            ),
+            train_dataloader=dict(
+                dataset=dict(
+                    type='RepeatDataset',
+                    times=2,
+                    dataset=dict(
+                        type='CocoDataset',
+                        data_root=str(folder),
+                        ann_file='ann.json',
+                        metainfo=dict(classes=classes),
+                        **dataset,
+                    ),
+                )
+            ),
+        )
+    )
 
 
 def test_matching_classes_pass(tmp_path):
@@ -53,7 +73,12 @@ def test_a_class_that_the_file_lacks_is_an_error(tmp_path):
     annotations(tmp_path, 'raccoon', 'dog')
     with pytest.raises(ValueError, match='only in the config') as caught:
         check_classes(config(tmp_path))
-    for part in ("['cat', 'dog']", "['raccoon', 'dog']", 'ann.json', 'train_dataloader.dataset.dataset.metainfo'):
+    for part in (
+        "['cat', 'dog']",
+        "['raccoon', 'dog']",
+        'ann.json',
+        'train_dataloader.dataset.dataset.metainfo',
+    ):
         assert part in str(caught.value)
 
 
@@ -73,18 +98,36 @@ def test_a_part_of_the_classes_is_legal_and_logged_once(tmp_path, caplog):
     logger.addHandler(caplog.handler)
     check_classes(cfg)
     logger.removeHandler(caplog.handler)
-    messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    messages = [
+        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
+    ]
     assert len(messages) == 1
-    for part in ("['cat', 'dog']", "['dog', 'cat', 'raccoon']", 'train_dataloader.dataset.dataset', 'ann.json'):
+    for part in (
+        "['cat', 'dog']",
+        "['dog', 'cat', 'raccoon']",
+        'train_dataloader.dataset.dataset',
+        'ann.json',
+    ):
         assert part in messages[0]
 
 
 @pytest.mark.parametrize('loader', ['train_dataloader', 'val_dataloader', 'test_dataloader'])
-@pytest.mark.parametrize(('wrap', 'key'), [
-    (lambda inner: inner, 'dataset'),
-    (lambda inner: dict(type='ClassBalancedDataset', oversample_thr=0.1, dataset=inner), 'dataset.dataset'),
-    (lambda inner: dict(type='ConcatDataset', datasets=[dict(type='MultiImageMixDataset', dataset=inner)]),
-     'dataset.datasets.0.dataset')])
+@pytest.mark.parametrize(
+    ('wrap', 'key'),
+    [
+        (lambda inner: inner, 'dataset'),
+        (
+            lambda inner: dict(type='ClassBalancedDataset', oversample_thr=0.1, dataset=inner),
+            'dataset.dataset',
+        ),
+        (
+            lambda inner: dict(
+                type='ConcatDataset', datasets=[dict(type='MultiImageMixDataset', dataset=inner)]
+            ),
+            'dataset.datasets.0.dataset',
+        ),
+    ],
+)
 def test_every_loader_is_checked_through_wrappers(tmp_path, loader, wrap, key):
     annotations(tmp_path, 'raccoon')
     inner = config(tmp_path).train_dataloader.dataset.dataset
@@ -92,14 +135,22 @@ def test_every_loader_is_checked_through_wrappers(tmp_path, loader, wrap, key):
         check_classes(Config({'default_scope': 'mmdet', loader: dict(dataset=wrap(inner))}))
 
 
-@pytest.mark.parametrize(('classes', 'match'), [
-    ('cat', r"must be a sequence of names or an existing file .* got 'cat'. A sequence of one name is \('cat', \)"),
-    (None, r"metainfo must name the classes under 'classes', got them under 'CLASSES'")])
+@pytest.mark.parametrize(
+    ('classes', 'match'),
+    [
+        (
+            'cat',
+            r"must be a sequence of names or an existing file .* got 'cat'. A sequence of one name "
+            r"is \('cat', \)",
+        ),
+        (None, r"metainfo must name the classes under 'classes', got them under 'CLASSES'"),
+    ],
+)
 def test_classes_that_mmdet_would_misread_are_errors(tmp_path, classes, match):
     annotations(tmp_path, 'cat')
     cfg = config(tmp_path, classes=classes, heads=1)
     if classes is None:
-        cfg.train_dataloader.dataset.dataset.metainfo = dict(CLASSES=('cat', ))
+        cfg.train_dataloader.dataset.dataset.metainfo = dict(CLASSES=('cat',))
     with pytest.raises(ValueError, match=match):
         check_classes(cfg)
 
@@ -112,14 +163,28 @@ def test_classes_may_be_a_file(tmp_path):
         check_classes(config(tmp_path, classes=str(tmp_path / 'names.txt'), heads=1))
 
 
-@pytest.mark.parametrize('content', ['{"a": 1}\n{"a": 2}', '[1, 2]', '{"metainfo": {}, "data_list": []}'])
+@pytest.mark.parametrize(
+    'content', ['{"a": 1}\n{"a": 2}', '[1, 2]', '{"metainfo": {}, "data_list": []}']
+)
 def test_other_formats_are_left_out(tmp_path, content):
     (tmp_path / 'ann.json').write_text(content)
     check_classes(config(tmp_path))
-    voc = dict(type='VOCDataset', data_root='data/VOC', ann_file='no.txt', metainfo=dict(classes=('cat', 'dog')))
+    voc = dict(
+        type='VOCDataset',
+        data_root='data/VOC',
+        ann_file='no.txt',
+        metainfo=dict(classes=('cat', 'dog')),
+    )
     remote = dict(type='CocoDataset', data_root='s3://bucket', ann_file='ann.json')
-    check_classes(Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=voc),
-                              val_dataloader=dict(dataset=remote))))
+    check_classes(
+        Config(
+            dict(
+                default_scope='mmdet',
+                train_dataloader=dict(dataset=voc),
+                val_dataloader=dict(dataset=remote),
+            )
+        )
+    )
 
 
 def test_a_file_without_categories_is_an_error(tmp_path):
@@ -130,7 +195,9 @@ def test_a_file_without_categories_is_an_error(tmp_path):
 
 def test_heads_must_fit(tmp_path):
     annotations(tmp_path, 'dog', 'cat')
-    with pytest.raises(ValueError, match=r'model.roi_head.bbox_head.0.num_classes must be 2.*got 80'):
+    with pytest.raises(
+        ValueError, match=r'model.roi_head.bbox_head.0.num_classes must be 2.*got 80'
+    ):
         check_classes(config(tmp_path, heads=80))
     cfg = config(tmp_path)
     cfg.model = dict(bbox_head=dict(type='RetinaHead', num_classes=3))
@@ -141,26 +208,35 @@ def test_heads_must_fit(tmp_path):
 def test_heads_fit_the_training_data_alone(tmp_path):
     annotations(tmp_path, 'dog', 'cat')
     cfg = config(tmp_path, heads=256)
-    cfg.val_dataloader, cfg.train_dataloader = cfg.train_dataloader, dict(dataset=dict(type='ODVGDataset', ann_file=''))
+    cfg.val_dataloader, cfg.train_dataloader = (
+        cfg.train_dataloader,
+        dict(dataset=dict(type='ODVGDataset', ann_file='')),
+    )
     check_classes(cfg)
 
 
 def test_heads_of_a_panoptic_network_score_things(tmp_path):
     annotations(tmp_path, 'dog', 'cat')
     cfg = config(tmp_path, heads=1)
-    cfg.train_dataloader.dataset.dataset.metainfo.thing_classes = ('cat', )
+    cfg.train_dataloader.dataset.dataset.metainfo.thing_classes = ('cat',)
     check_classes(cfg)
 
 
 def test_a_missing_annotation_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'train_dataloader.dataset.dataset.ann_file must be an existing file'):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r'train_dataloader.dataset.dataset.ann_file must be an existing file',
+    ):
         check_classes(config(tmp_path))
 
 
 def test_missing_weights_are_named(tmp_path):
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'w.pth'))
     cfg = Config(dict(model=dict(backbone=dict(type='X', init_cfg=init_cfg))))
-    with pytest.raises(FileNotFoundError, match=r'model.backbone.init_cfg.checkpoint must be .*backbone.init_cfg=None'):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r'model.backbone.init_cfg.checkpoint must be .*backbone.init_cfg=None',
+    ):
         check_pretrained(cfg)
     (tmp_path / 'w.pth').write_text('')
     check_pretrained(cfg)
@@ -171,19 +247,26 @@ def test_missing_weights_are_named(tmp_path):
 def test_pretrained_files_are_missed_in_every_spelling(tmp_path):
     for kind in ('Pretrained', 'mmengine.Pretrained'):
         cfg = Config(dict(model=dict(init_cfg=dict(type=kind, checkpoint=str(tmp_path / 'w.pth')))))
-        with pytest.raises(FileNotFoundError, match='model.init_cfg.checkpoint must be an existing file'):
+        with pytest.raises(
+            FileNotFoundError, match='model.init_cfg.checkpoint must be an existing file'
+        ):
             check_pretrained(cfg)
 
 
 def test_unknown_scopes_are_named():
-    with pytest.raises(ValueError, match=r"must be one of \('mmdet', 'mmseg', 'mmengine'\), got 'mmpose'"):
+    with pytest.raises(
+        ValueError, match=r"must be one of \('mmdet', 'mmseg', 'mmengine'\), got 'mmpose'"
+    ):
         scope_of(Config(dict(default_scope='mmpose')))
 
 
 def test_a_missing_framework_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(packages, 'find_spec', lambda name: None if name == 'mmdet' else True)
     (tmp_path / 'c.py').write_text("_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'")
-    with pytest.raises(ImportError, match=r'needs mmdet.*pip install onedl-mmdetection \(or, .* pip install mmdet\)'):
+    with pytest.raises(
+        ImportError,
+        match=r'needs mmdet.*pip install onedl-mmdetection \(or, .* pip install mmdet\)',
+    ):
         load_config(str(tmp_path / 'c.py'))
 
 
@@ -199,7 +282,9 @@ def test_load_config(tmp_path):
 def test_configs_of_mmseg_are_found(tmp_path, monkeypatch):
     # the default scope of this process stays mmdet
     monkeypatch.setattr('mmseg.utils.register_all_modules', lambda **_: None)
-    (tmp_path / 'c.py').write_text("_base_ = 'mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py'")
+    (tmp_path / 'c.py').write_text(
+        "_base_ = 'mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py'"
+    )
     assert load_config(str(tmp_path / 'c.py')).model.type == 'EncoderDecoder'
 
 
@@ -240,21 +325,40 @@ class Reaches:
         return getattr, self.pair
 
 
-@pytest.mark.skipif(digit_version(torch.__version__) < digit_version('2.6'), reason='torch loads all by default')
+@pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.6'), reason='torch loads all by default'
+)
 def test_checkpoints_load_without_arbitrary_code(tmp_path):
     history = HistoryBuffer([1.0, 3.0], [1, 1])
     torch.save(dict(message_hub=dict(loss=history), best=np.float32(1)), tmp_path / 'good.pth')
     for index, (owner, name) in enumerate([(HistoryBuffer, '__init__'), (np.ndarray, 'tofile')]):
         torch.save(Reaches(owner, name), tmp_path / f'bad{index}.pth')
     result = subprocess.run(
-        [sys.executable, '-c', CHECKPOINTS, *(str(tmp_path / f'{name}.pth') for name in ('good', 'bad0', 'bad1'))],
-        capture_output=True, text=True, check=False)
+        [
+            sys.executable,
+            '-c',
+            CHECKPOINTS,
+            *(str(tmp_path / f'{name}.pth') for name in ('good', 'bad0', 'bad1')),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == ['2.0 3.0 2', 'UnpicklingError True', 'UnpicklingError True']
+    assert result.stdout.splitlines() == [
+        '2.0 3.0 2',
+        'UnpicklingError True',
+        'UnpicklingError True',
+    ]
 
 
 def test_train_options():
-    cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper'), auto_scale_lr=dict(enable=False, base_batch_size=16)))
+    cfg = Config(
+        dict(
+            optim_wrapper=dict(type='OptimWrapper'),
+            auto_scale_lr=dict(enable=False, base_batch_size=16),
+        )
+    )
     apply_train_options(cfg, amp=True, auto_scale_lr=True, resume='auto')
     assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', loss_scale='dynamic')
     assert cfg.auto_scale_lr.enable
@@ -270,31 +374,52 @@ def test_train_options():
 
 
 def test_test_options():
-    cfg = Config(dict(
-        default_scope='mmdet', model=dict(type='FasterRCNN'), default_hooks=dict(visualization=dict(type='V')),
-        test_dataloader=dict(dataset=dict(pipeline=[dict(type='Load'), dict(type='PackDetInputs')]))))
+    cfg = Config(
+        dict(
+            default_scope='mmdet',
+            model=dict(type='FasterRCNN'),
+            default_hooks=dict(visualization=dict(type='V')),
+            test_dataloader=dict(
+                dataset=dict(pipeline=[dict(type='Load'), dict(type='PackDetInputs')])
+            ),
+        )
+    )
     assert apply_test_options(cfg, checkpoint='x.pth', show_dir='pictures', tta=True) is None
     assert cfg.load_from == 'x.pth'
     assert cfg.default_hooks.visualization.draw
     assert cfg.default_hooks.visualization.test_out_dir == 'pictures'
     assert (cfg.model.type, cfg.model.module.type) == ('DetTTAModel', 'FasterRCNN')
     assert [step.type for step in cfg.test_dataloader.dataset.pipeline] == ['Load', 'TestTimeAug']
-    with pytest.raises(ValueError, match=r"--out must end in .pkl or .pickle for a detector, got 'x.json'"):
+    with pytest.raises(
+        ValueError, match=r"--out must end in .pkl or .pickle for a detector, got 'x.json'"
+    ):
         apply_test_options(cfg, checkpoint='x.pth', out='x.json')
     with pytest.raises(ValueError, match='need default_hooks.visualization'):
         apply_test_options(Config(dict(default_hooks={})), checkpoint='x.pth', show=True)
 
 
 def test_test_options_of_segmentation():
-    cfg = Config(dict(
-        default_scope='mmseg', model=dict(type='EncoderDecoder'), test_evaluator=dict(type='IoUMetric'),
-        visualizer=dict(type='V'), default_hooks=dict(visualization=dict(type='V')),
-        test_dataloader=dict(dataset=dict(pipeline=[dict(type='Load')])),
-        tta_model=dict(type='SegTTAModel'), tta_pipeline=[dict(type='TestTimeAug')]))
-    assert apply_test_options(cfg, checkpoint='x.pth', out='labels', show_dir='pictures', tta=True) is None
+    cfg = Config(
+        dict(
+            default_scope='mmseg',
+            model=dict(type='EncoderDecoder'),
+            test_evaluator=dict(type='IoUMetric'),
+            visualizer=dict(type='V'),
+            default_hooks=dict(visualization=dict(type='V')),
+            test_dataloader=dict(dataset=dict(pipeline=[dict(type='Load')])),
+            tta_model=dict(type='SegTTAModel'),
+            tta_pipeline=[dict(type='TestTimeAug')],
+        )
+    )
+    assert (
+        apply_test_options(cfg, checkpoint='x.pth', out='labels', show_dir='pictures', tta=True)
+        is None
+    )
     assert (cfg.model.type, cfg.model.module.type) == ('SegTTAModel', 'EncoderDecoder')
     assert cfg.test_dataloader.dataset.pipeline[0].type == 'TestTimeAug'
     assert (cfg.test_evaluator.output_dir, cfg.visualizer.save_dir) == ('labels', 'pictures')
     cfg.pop('tta_model')
-    with pytest.raises(ValueError, match=r"--tta needs tta_model and tta_pipeline .*\['tta_model'\] not found"):
+    with pytest.raises(
+        ValueError, match=r"--tta needs tta_model and tta_pipeline .*\['tta_model'\] not found"
+    ):
         apply_test_options(cfg, checkpoint='x.pth', tta=True)

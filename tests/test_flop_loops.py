@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_flop_handles import attend, attention_inputs, axial_shapes, counted, involution_shapes, involve
+from test_flop_handles import (
+    attend,
+    attention_inputs,
+    axial_shapes,
+    counted,
+    involution_shapes,
+    involve,
+)
 from torch.nn import functional as F
 
 from mmrednet.ops import (
@@ -43,33 +50,47 @@ def patches(value, window):
     """Return (B, G, D, K, Ho, Wo): the neighbours of each position, zero outside the map."""
     batch, groups, channels, *size = value.shape
     up, left = window.padding
-    padded = np.full((batch, groups, channels, size[0] + 2 * up, size[1] + 2 * left), Products(0), object)
-    padded[..., up:up + size[0], left:left + size[1]] = value
+    padded = np.full(
+        (batch, groups, channels, size[0] + 2 * up, size[1] + 2 * left), Products(0), object
+    )
+    padded[..., up : up + size[0], left : left + size[1]] = value
     result = np.empty((batch, groups, channels, window.taps, *window.output_size(*size)), object)
     for index in np.ndindex(*result.shape):
         *lead, tap, y, x = index
-        result[index] = padded[(*lead, y * window.stride[0] + tap // window.kernel[1],
-                                x * window.stride[1] + tap % window.kernel[1])]
+        result[index] = padded[
+            (
+                *lead,
+                y * window.stride[0] + tap // window.kernel[1],
+                x * window.stride[1] + tap % window.kernel[1],
+            )
+        ]
     return result
 
 
 def loop_einsum(equation, *operands):
     """Multiply and add scalars, index by index."""
     terms, result = equation.split('->')
-    sizes = {name: length for term, operand in zip(terms.split(','), operands, strict=True)
-             for name, length in zip(term, operand.shape, strict=True)}
+    sizes = {
+        name: length
+        for term, operand in zip(terms.split(','), operands, strict=True)
+        for name, length in zip(term, operand.shape, strict=True)
+    }
     output = np.full([sizes[name] for name in result], Products(0), object)
     for index in np.ndindex(*sizes.values()):
         at = dict(zip(sizes, index, strict=True))
-        first, second = (operand[tuple(at[name] for name in term)]
-                         for term, operand in zip(terms.split(','), operands, strict=True))
+        first, second = (
+            operand[tuple(at[name] for name in term)]
+            for term, operand in zip(terms.split(','), operands, strict=True)
+        )
         output[tuple(at[name] for name in result)] += first * second
     return output
 
 
 def softmax(logits, dim=-1):
     """Return weights that count; what makes them does not."""
-    return np.vectorize(Products, otypes=[object])(torch.tensor(logits.astype(float)).softmax(dim).numpy())
+    return np.vectorize(Products, otypes=[object])(
+        torch.tensor(logits.astype(float)).softmax(dim).numpy()
+    )
 
 
 def close(result, expected):
@@ -82,9 +103,15 @@ def test_involution_by_loops():
     inputs = [torch.randn(shape) for shape in shapes]
     value, hidden, weight, bias = numbers(*inputs)
     kernels = loop_einsum('kr,brhw->bkhw', weight, hidden) + bias[:, None, None]
-    result = loop_einsum('bgdkhw,bgkhw->bgdhw', patches(value, window), kernels.reshape(1, 2, 9, *hidden.shape[2:]))
+    result = loop_einsum(
+        'bgdkhw,bgkhw->bgdhw', patches(value, window), kernels.reshape(1, 2, 9, *hidden.shape[2:])
+    )
     close(result, fused_involution(*inputs, window))
-    assert sum(counted(involve(fused_involution, window), *shapes).values()) == Products.made == 9 * 2 * 4 * (2 + 2)
+    assert (
+        sum(counted(involve(fused_involution, window), *shapes).values())
+        == Products.made
+        == 9 * 2 * 4 * (2 + 2)
+    )
 
 
 def test_attention_by_loops():
@@ -105,17 +132,27 @@ def test_attention_by_loops():
 def test_axial_attention_by_loops():
     heads, keys, values, length = 2, 2, 3, 3
     shapes = axial_shapes(1, heads, keys, values, length, 3)
-    inputs = [torch.randn(shape) for shape in shapes[:4]] + [torch.ones(3, heads), torch.zeros(3, heads)]
+    inputs = [torch.randn(shape) for shape in shapes[:4]] + [
+        torch.ones(3, heads),
+        torch.zeros(3, heads),
+    ]
     query, key, value, relative = numbers(*inputs[:4])
     places = np.arange(length)
     distance = places[:, None] - places + length - 1
-    by_query, by_key, by_value = (table[:, index] for table, index in zip(
-        np.split(relative, [keys, 2 * keys]), (distance, distance.T, distance), strict=True))
+    by_query, by_key, by_value = (
+        table[:, index]
+        for table, index in zip(
+            np.split(relative, [keys, 2 * keys]), (distance, distance.T, distance), strict=True
+        )
+    )
     logits = loop_einsum('bnei,bnej->bnij', query, key)
     logits = logits + loop_einsum('bnei,eij->bnij', query, by_query)
     logits = logits + loop_einsum('bnej,eij->bnij', key, by_key)
     weight = softmax(logits)
-    parts = [loop_einsum('bnij,bndj->bndi', weight, value), loop_einsum('bnij,dij->bndi', weight, by_value)]
+    parts = [
+        loop_einsum('bnij,bndj->bndi', weight, value),
+        loop_einsum('bnij,dij->bndi', weight, by_value),
+    ]
     close(np.stack(parts, 3), axial_attention(*inputs))
     assert sum(counted(axial_attention, *shapes).values()) == Products.made
 
@@ -127,13 +164,24 @@ def test_scaled_dot_product_attention_by_loops():
     logits = loop_einsum('bnie,bnje->bnij', query, key)
     result = loop_einsum('bnij,bnjd->bnid', softmax(logits.astype(float) / 3**0.5), value)
     close(result, F.scaled_dot_product_attention(*inputs))
-    assert counted(F.scaled_dot_product_attention, *shapes) == dict(scaled_dot_product_attention=Products.made)
+    assert counted(F.scaled_dot_product_attention, *shapes) == dict(
+        scaled_dot_product_attention=Products.made
+    )
 
 
-@pytest.mark.parametrize(('function', 'equation', 'shapes', 'name'), [
-    (torch.matmul, 'aij,bjk->abik', ((2, 1, 2, 3), (2, 3, 4)), 'matmul'),
-    (torch.matmul, 'j,bjk->bk', ((3,), (2, 3, 4)), 'matmul'),
-    (lambda a, b: torch.baddbmm(torch.zeros(1), a, b), 'aij,ajk->aik', ((2, 3, 2), (2, 2, 4)), 'baddbmm')])
+@pytest.mark.parametrize(
+    ('function', 'equation', 'shapes', 'name'),
+    [
+        (torch.matmul, 'aij,bjk->abik', ((2, 1, 2, 3), (2, 3, 4)), 'matmul'),
+        (torch.matmul, 'j,bjk->bk', ((3,), (2, 3, 4)), 'matmul'),
+        (
+            lambda a, b: torch.baddbmm(torch.zeros(1), a, b),
+            'aij,ajk->aik',
+            ((2, 3, 2), (2, 2, 4)),
+            'baddbmm',
+        ),
+    ],
+)
 def test_products_by_loops(function, equation, shapes, name):
     inputs = [torch.randn(shape) for shape in shapes]
     left, right = numbers(*inputs)
@@ -143,22 +191,31 @@ def test_products_by_loops(function, equation, shapes, name):
 
 def test_primitives_by_loops():
     window = Window((3, 1))
-    value, weight, grad = (torch.randn(shape) for shape in ((1, 2, 2, 3, 2), (1, 2, 3, 3, 2), (1, 2, 2, 3, 2)))
+    value, weight, grad = (
+        torch.randn(shape) for shape in ((1, 2, 2, 3, 2), (1, 2, 3, 3, 2), (1, 2, 2, 3, 2))
+    )
     first, second, third = numbers(value, weight, grad)
-    close(loop_einsum('bgdkhw,bgkhw->bgdhw', patches(first, window), second), local_aggregate(value, weight, window))
+    close(
+        loop_einsum('bgdkhw,bgkhw->bgdhw', patches(first, window), second),
+        local_aggregate(value, weight, window),
+    )
     made = [Products.made]
-    close(loop_einsum('bgdhw,bgdkhw->bgkhw', third, patches(first, window)), local_correlate(grad, value, window))
+    close(
+        loop_einsum('bgdhw,bgdkhw->bgkhw', third, patches(first, window)),
+        local_correlate(grad, value, window),
+    )
     made.append(Products.made - made[0])
     products = loop_einsum('bgdhw,bgkhw->bgdkhw', third, second)
     made.append(Products.made - sum(made))
     padded = np.full((1, 2, 2, 5, 2), Products(0), object)
     for tap in range(3):
-        padded[..., tap:tap + 3, :] += products[:, :, :, tap]
+        padded[..., tap : tap + 3, :] += products[:, :, :, tap]
     close(padded[..., 1:4, :], local_scatter(grad, weight, (3, 2), window))
     for function, inputs in (
-            (lambda value, weight: local_aggregate(value, weight, window), (value, weight)),
-            (lambda grad, value: local_correlate(grad, value, window), (grad, value)),
-            (lambda grad, weight: local_scatter(grad, weight, (3, 2), window), (grad, weight))):
+        (lambda value, weight: local_aggregate(value, weight, window), (value, weight)),
+        (lambda grad, value: local_correlate(grad, value, window), (grad, value)),
+        (lambda grad, weight: local_scatter(grad, weight, (3, 2), window), (grad, weight)),
+    ):
         shapes = [tensor.shape for tensor in inputs]
         assert sum(counted(function, *shapes).values()) == made.pop(0) == 2 * 2 * 3 * 6
 
@@ -169,7 +226,11 @@ def sample(image, y, x):
     total = Products(0)
     for row, column in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
         inside = 0 <= row < image.shape[0] and 0 <= column < image.shape[1]
-        total += (1 - abs(y - row)) * (1 - abs(x - column)) * (image[row, column] if inside else Products(0))
+        total += (
+            (1 - abs(y - row))
+            * (1 - abs(x - column))
+            * (image[row, column] if inside else Products(0))
+        )
     return total
 
 
@@ -183,13 +244,20 @@ def test_deformable_convolutions_by_loops(modulated):
     moved = np.empty((2, 4, 2, 2), object)
     for channel, tap, row, column in np.ndindex(*moved.shape):
         y, z = (float(offset[0, 2 * tap + axis, row, column]) for axis in (0, 1))
-        moved[channel, tap, row, column] = sample(image[0, channel], row + tap // 2 + y, column + tap % 2 + z)
+        moved[channel, tap, row, column] = sample(
+            image[0, channel], row + tap // 2 + y, column + tap % 2 + z
+        )
         if modulated:
             moved[channel, tap, row, column] *= factors[0][0, tap, row, column]
     result = loop_einsum('ckhw,ock->ohw', moved, kernel.reshape(3, 2, 4))
 
     def convolve(*inputs):
-        return modulated_deform_conv2d(*inputs, None, 1, 0, 1) if modulated else deform_conv2d(*inputs, 1, 0, 1)
+        return (
+            modulated_deform_conv2d(*inputs, None, 1, 0, 1)
+            if modulated
+            else deform_conv2d(*inputs, 1, 0, 1)
+        )
+
     close(result, convolve(x, offset, *mask, weight)[0])
     assert sum(counted(convolve, *shapes).values()) == Products.made
 
@@ -202,8 +270,9 @@ def test_roi_align_by_loops():
     result = np.full((2, 2, 2), Products(0), object)
     # bins of one pixel, with two samples along each side; centres of pixels are at one half
     for channel, row, column, u, v in np.ndindex(2, 2, 2, 2, 2):
-        result[channel, row, column] += sample(image[0, channel], 0.2 + row + 0.25 + 0.5 * u,
-                                               0.1 + column + 0.25 + 0.5 * v)
+        result[channel, row, column] += sample(
+            image[0, channel], 0.2 + row + 0.25 + 0.5 * u, 0.1 + column + 0.25 + 0.5 * v
+        )
     made = Products.made
     close(result * 0.25, roi_align(x, roi, (2, 2), 1.0, 2)[0])
     assert counted(lambda x: roi_align(x, roi, (2, 2), 1.0, 2), x.shape) == dict(roi_align=made)

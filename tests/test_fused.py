@@ -1,4 +1,6 @@
-"""Involution and local attention as one function each, against literal loops: values, gradients, layouts, dtypes."""
+"""Involution and local attention as one function each, against literal loops: values, gradients,
+layouts, dtypes.
+"""
 
 import oracles
 import pytest
@@ -21,7 +23,12 @@ WINDOWS = {
 LAYOUTS = ('planar', 'last', 'interleaved')
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 FAKE = ('test_schema', 'test_faketensor')
-TABLES = {'plain': (), 'relative': ('rows', 'columns'), 'bias': ('bias',), 'all': ('rows', 'columns', 'bias')}
+TABLES = {
+    'plain': (),
+    'relative': ('rows', 'columns'),
+    'bias': ('bias',),
+    'all': ('rows', 'columns', 'bias'),
+}
 
 
 def grouped(layout, channels, size):
@@ -29,7 +36,9 @@ def grouped(layout, channels, size):
     if layout == 'planar':
         return torch.randn(BATCH, GROUPS, channels, *size, dtype=torch.float64)
     if layout == 'last':
-        return torch.randn(BATCH, *size, GROUPS, channels, dtype=torch.float64).permute(0, 3, 4, 1, 2)
+        return torch.randn(BATCH, *size, GROUPS, channels, dtype=torch.float64).permute(
+            0, 3, 4, 1, 2
+        )
     return torch.randn(BATCH, channels, GROUPS, *size, dtype=torch.float64).transpose(1, 2)
 
 
@@ -38,26 +47,49 @@ def involution_inputs(window, size, layout='planar'):
     if layout == 'last':
         hidden = hidden.contiguous(memory_format=torch.channels_last)
     rows = GROUPS * window.taps
-    return [grouped(layout, CHANNELS, size), hidden, torch.randn(rows, HIDDEN, dtype=torch.float64),
-            torch.randn(rows, dtype=torch.float64)]
+    return [
+        grouped(layout, CHANNELS, size),
+        hidden,
+        torch.randn(rows, HIDDEN, dtype=torch.float64),
+        torch.randn(rows, dtype=torch.float64),
+    ]
 
 
 def attention_inputs(window, size, layout='planar', tables=TABLES['all']):
-    query, key, value = (grouped(layout, channels, shape) for channels, shape in (
-        (CHANNELS, window.output_size(*size)), (CHANNELS, size), (CHANNELS + 2, size)))
-    shapes = dict(rows=(GROUPS, CHANNELS // 2, window.kernel[0]), columns=(GROUPS, CHANNELS // 2, window.kernel[1]),
-                  bias=(GROUPS, window.taps))
-    return [query, key, value, *(torch.randn(shape, dtype=torch.float64) if name in tables else None
-                                 for name, shape in shapes.items())]
+    query, key, value = (
+        grouped(layout, channels, shape)
+        for channels, shape in (
+            (CHANNELS, window.output_size(*size)),
+            (CHANNELS, size),
+            (CHANNELS + 2, size),
+        )
+    )
+    shapes = dict(
+        rows=(GROUPS, CHANNELS // 2, window.kernel[0]),
+        columns=(GROUPS, CHANNELS // 2, window.kernel[1]),
+        bias=(GROUPS, window.taps),
+    )
+    return [
+        query,
+        key,
+        value,
+        *(
+            torch.randn(shape, dtype=torch.float64) if name in tables else None
+            for name, shape in shapes.items()
+        ),
+    ]
 
 
 def attend(window):
     return lambda query, key, value, rows, columns, bias: local_attention(
-        query, key, value, window, rows=rows, columns=columns, bias=bias)
+        query, key, value, window, rows=rows, columns=columns, bias=bias
+    )
 
 
 def literal_involution(value, hidden, weight, bias, window):
-    kernels = torch.einsum('kr,brhw->bkhw', weight, hidden) + (0 if bias is None else bias[:, None, None])
+    kernels = torch.einsum('kr,brhw->bkhw', weight, hidden) + (
+        0 if bias is None else bias[:, None, None]
+    )
     return oracles.aggregate(value, kernels.unflatten(1, (GROUPS, -1)), window)
 
 
@@ -83,7 +115,9 @@ def literal_attention(query, key, value, rows, columns, bias, window):
 def close(got, expected, dtype):
     assert got.dtype == dtype
     assert got.shape == expected.shape
-    assert (got.double() - expected).abs().max() <= TOLERANCE[dtype] * max(1, float(expected.abs().max()))
+    assert (got.double() - expected).abs().max() <= TOLERANCE[dtype] * max(
+        1, float(expected.abs().max())
+    )
 
 
 def cast(inputs, dtype):
@@ -121,15 +155,24 @@ def test_involution_scaled_and_shifted(window, layout, dtype, relu):
     assert got.stride() == local_involution(*inputs, window).stride()
     # what has gradients is computed part by part
     inputs[0].requires_grad_()
-    close(local_involution(*inputs, window, scale=scale, shift=shift, relu=relu).detach(),
-          expected.relu() if relu else expected, dtype)
+    close(
+        local_involution(*inputs, window, scale=scale, shift=shift, relu=relu).detach(),
+        expected.relu() if relu else expected,
+        dtype,
+    )
 
 
 def test_gradients_of_scale_and_shift():
     window, size = WINDOWS['k3_stride2_dilation2']
-    inputs = [*involution_inputs(window, size), *torch.randn(2, GROUPS * CHANNELS, dtype=torch.float64)]
-    assert gradcheck(lambda *tensors: local_involution(*tensors[:4], window, scale=tensors[4], shift=tensors[5]),
-                     [tensor.requires_grad_() for tensor in inputs], fast_mode=True)
+    inputs = [
+        *involution_inputs(window, size),
+        *torch.randn(2, GROUPS * CHANNELS, dtype=torch.float64),
+    ]
+    assert gradcheck(
+        lambda *tensors: local_involution(*tensors[:4], window, scale=tensors[4], shift=tensors[5]),
+        [tensor.requires_grad_() for tensor in inputs],
+        fast_mode=True,
+    )
 
 
 @pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
@@ -169,13 +212,17 @@ def test_gradients_without_tables(tables):
 @pytest.mark.parametrize('low', [torch.bfloat16, torch.float16])
 def test_gradients_in_half_precision(low):
     window, size = Window(5), (7, 9)
-    for inputs, function in ((involution_inputs(window, size), lambda *tensors: local_involution(*tensors, window)),
-                             (attention_inputs(window, size), attend(window))):
+    for inputs, function in (
+        (involution_inputs(window, size), lambda *tensors: local_involution(*tensors, window)),
+        (attention_inputs(window, size), attend(window)),
+    ):
         halves = [tensor.to(low).requires_grad_() for tensor in inputs]
         wide = [tensor.detach().double().requires_grad_() for tensor in halves]
         grad = torch.randn_like(function(*wide))
-        got, expected = (torch.autograd.grad(function(*tensors), tensors, grad.to(tensors[0].dtype))
-                         for tensors in (halves, wide))
+        got, expected = (
+            torch.autograd.grad(function(*tensors), tensors, grad.to(tensors[0].dtype))
+            for tensors in (halves, wide)
+        )
         for have, want in zip(got, expected, strict=True):
             assert have.dtype == low
             assert (have.double() - want).norm() < 3 * TOLERANCE[low] * want.norm()
@@ -186,10 +233,15 @@ def test_registration(layout):
     window, size = WINDOWS['k3_stride2_dilation2']
     inputs = [tensor.requires_grad_() for tensor in involution_inputs(window, size, layout)]
     opcheck(involution.involution, (*inputs, list(window)))
-    tensors = [tensor.detach() for tensor in (*inputs, *torch.randn(2, GROUPS * CHANNELS, dtype=torch.float64))]
+    tensors = [
+        tensor.detach()
+        for tensor in (*inputs, *torch.randn(2, GROUPS * CHANNELS, dtype=torch.float64))
+    ]
     opcheck(involution.involution_affine, (*tensors, True, list(window)))
     inputs = [tensor.requires_grad_() for tensor in attention_inputs(window, size, layout)]
-    opcheck(attention.attention, (*inputs, list(window)), test_utils=('test_schema', 'test_faketensor'))
+    opcheck(
+        attention.attention, (*inputs, list(window)), test_utils=('test_schema', 'test_faketensor')
+    )
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16], ids=str)
@@ -204,8 +256,11 @@ def test_gradients_have_the_strides_that_their_fakes_promise(layout, transposed,
     for grad_layout in (layout, other):
         value, hidden, weight, bias = cast(involution_inputs(window, size, layout), dtype)
         grad = grouped(grad_layout, CHANNELS, window.output_size(*size)).to(dtype)
-        opcheck(involution.involution_backward, (grad, value, hidden, turn(weight), bias, list(window)),
-                test_utils=FAKE)
+        opcheck(
+            involution.involution_backward,
+            (grad, value, hidden, turn(weight), bias, list(window)),
+            test_utils=FAKE,
+        )
         query, key, value, *tables = cast(attention_inputs(window, size, layout), dtype)
         key = torch.empty_like(grouped(other, CHANNELS, size).to(dtype)).copy_(key)
         inputs = [query, key, value, *(turn(table) for table in tables), list(window)]
@@ -228,8 +283,11 @@ def test_compile_in_one_graph(dynamic):
         inputs = [tensor.requires_grad_() for tensor in inputs]
         expected, got = both(*inputs), compiled(*inputs)
         torch.testing.assert_close(got, expected)
-        for want, have in zip(torch.autograd.grad(expected.sin().sum(), inputs),
-                              torch.autograd.grad(got.sin().sum(), inputs), strict=True):
+        for want, have in zip(
+            torch.autograd.grad(expected.sin().sum(), inputs),
+            torch.autograd.grad(got.sin().sum(), inputs),
+            strict=True,
+        ):
             torch.testing.assert_close(have, want)
 
 
@@ -237,7 +295,11 @@ def test_large_logits_do_not_overflow():
     window = Window(3)
     query, key, value = (100 * grouped('planar', CHANNELS, (4, 5)).float() for _ in range(3))
     result = local_attention(query, key, value, window)
-    close(result, literal_attention(*widened((query, key, value)), None, None, None, window), torch.float32)
+    close(
+        result,
+        literal_attention(*widened((query, key, value)), None, None, None, window),
+        torch.float32,
+    )
 
 
 def test_where_no_neighbour_lies_on_the_map():
@@ -264,8 +326,15 @@ def test_autocast_casts_float32_and_leaves_float64():
     assert all(tensor.grad.dtype == torch.float32 for tensor in inputs)
 
 
-@pytest.mark.parametrize(('low', 'generator'), [(torch.float32, torch.float64), (torch.bfloat16, torch.float32),
-                                                 (torch.float32, torch.bfloat16), (torch.float16, torch.float32)])
+@pytest.mark.parametrize(
+    ('low', 'generator'),
+    [
+        (torch.float32, torch.float64),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float16, torch.float32),
+    ],
+)
 def test_values_and_generators_of_different_dtypes(low, generator):
     window, size = WINDOWS['k3_stride2_dilation2']
     value, *others = involution_inputs(window, size)
@@ -281,19 +350,30 @@ def test_autocast_casts_generators_of_another_dtype():
     inputs[1] = inputs[1].bfloat16()
     with torch.autocast('cpu', torch.bfloat16):
         assert local_involution(*inputs, Window(3)).dtype == torch.bfloat16
-    with pytest.raises(TypeError, match='weight must have the dtype of hidden, torch.bfloat16, got torch.float32'):
+    with pytest.raises(
+        TypeError, match='weight must have the dtype of hidden, torch.bfloat16, got torch.float32'
+    ):
         local_involution(*inputs, Window(3))
 
 
 @pytest.mark.parametrize('name', ['involution', 'attention'])
 def test_results_may_be_changed_in_place(name):
-    make, call = dict(involution=(involution_inputs, local_involution), attention=(attention_inputs, attend))[name]
+    make, call = dict(
+        involution=(involution_inputs, local_involution), attention=(attention_inputs, attend)
+    )[name]
     first, *others = make(Window(3), (5, 4))
-    run = (lambda value: call(value, *others, window=Window(3))) if name == 'involution' else (
-        lambda query: call(Window(3))(query, *others))
+    run = (
+        (lambda value: call(value, *others, window=Window(3)))
+        if name == 'involution'
+        else (lambda query: call(Window(3))(query, *others))
+    )
     x = first.flatten(1, 2).requires_grad_()
-    expected, found = (torch.autograd.grad(after(run(x.unflatten(1, (GROUPS, CHANNELS))).flatten(1, 2)).sum(), x)[0]
-                       for after in (torch.relu, torch.relu_))
+    expected, found = (
+        torch.autograd.grad(after(run(x.unflatten(1, (GROUPS, CHANNELS))).flatten(1, 2)).sum(), x)[
+            0
+        ]
+        for after in (torch.relu, torch.relu_)
+    )
     assert expected.any()
     assert torch.equal(found, expected)
 
@@ -301,7 +381,11 @@ def test_results_may_be_changed_in_place(name):
 @pytest.mark.parametrize('name', ['involution', 'attention'])
 def test_empty_batch(name):
     window = Window(3)
-    inputs = involution_inputs(window, (4, 5)) if name == 'involution' else attention_inputs(window, (4, 5))
+    inputs = (
+        involution_inputs(window, (4, 5))
+        if name == 'involution'
+        else attention_inputs(window, (4, 5))
+    )
     inputs = [tensor[:0] if tensor.dim() > 3 else tensor for tensor in inputs]
     inputs = [tensor.requires_grad_() for tensor in inputs]
     result = local_involution(*inputs, window) if name == 'involution' else attend(window)(*inputs)
@@ -326,47 +410,87 @@ def test_flops():
     assert count.get_total_flops() == 2 * positions * GROUPS * per_position
 
 
-@pytest.mark.parametrize(('name', 'change', 'message'), [
-    ('hidden', lambda x: x[..., 1:], r'hidden must end in the output size \(4, 5\)'),
-    ('hidden', lambda x: x[:1], 'value and hidden must agree in batch'),
-    ('weight', lambda x: x[1:], r'weight must be \(groups \* taps, hidden channels\), \(27, 5\), got'),
-    ('bias', lambda x: x[1:], r'bias must be \(groups \* taps,\), \(27,\), got'),
-    ('value', lambda x: x[0], 'value must have 5 dimensions'),
-    ('value', lambda x: x.int(), 'value must be a floating-point tensor'),
-    ('value', lambda _: None, 'value must be a floating-point tensor, got NoneType'),
-    ('hidden', lambda _: None, 'hidden must be a floating-point tensor, got NoneType'),
-    ('weight', lambda _: None, 'weight must be a floating-point tensor, got NoneType'),
-    ('weight', lambda x: x.float(), 'weight must have the dtype of hidden, torch.float64, got torch.float32'),
-    ('bias', lambda x: x.bfloat16(), 'bias must have the dtype of hidden, torch.float64, got torch.bfloat16'),
-])
+@pytest.mark.parametrize(
+    ('name', 'change', 'message'),
+    [
+        ('hidden', lambda x: x[..., 1:], r'hidden must end in the output size \(4, 5\)'),
+        ('hidden', lambda x: x[:1], 'value and hidden must agree in batch'),
+        (
+            'weight',
+            lambda x: x[1:],
+            r'weight must be \(groups \* taps, hidden channels\), \(27, 5\), got',
+        ),
+        ('bias', lambda x: x[1:], r'bias must be \(groups \* taps,\), \(27,\), got'),
+        ('value', lambda x: x[0], 'value must have 5 dimensions'),
+        ('value', lambda x: x.int(), 'value must be a floating-point tensor'),
+        ('value', lambda _: None, 'value must be a floating-point tensor, got NoneType'),
+        ('hidden', lambda _: None, 'hidden must be a floating-point tensor, got NoneType'),
+        ('weight', lambda _: None, 'weight must be a floating-point tensor, got NoneType'),
+        (
+            'weight',
+            lambda x: x.float(),
+            'weight must have the dtype of hidden, torch.float64, got torch.float32',
+        ),
+        (
+            'bias',
+            lambda x: x.bfloat16(),
+            'bias must have the dtype of hidden, torch.float64, got torch.bfloat16',
+        ),
+    ],
+)
 def test_bad_input_of_involution(name, change, message):
-    inputs = dict(zip(('value', 'hidden', 'weight', 'bias'), involution_inputs(Window(3), (4, 5)), strict=True))
+    inputs = dict(
+        zip(
+            ('value', 'hidden', 'weight', 'bias'), involution_inputs(Window(3), (4, 5)), strict=True
+        )
+    )
     inputs[name] = change(inputs[name])
     with pytest.raises((ValueError, TypeError), match=message):
         local_involution(**inputs, window=Window(3))
 
 
-@pytest.mark.parametrize(('given', 'message'), [
-    (dict(scale=torch.ones(12)), 'scale and shift must be given together, and with relu, got'),
-    (dict(relu=True), 'scale and shift must be given together, and with relu, got'),
-    (dict(scale=torch.ones(4), shift=torch.ones(12)), r'scale must be \(groups \* channels,\), \(12,\), got'),
-    (dict(scale=torch.ones(12), shift=torch.ones(3, 4)), 'shift must have 1 dimensions'),
-])
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        (dict(scale=torch.ones(12)), 'scale and shift must be given together, and with relu, got'),
+        (dict(relu=True), 'scale and shift must be given together, and with relu, got'),
+        (
+            dict(scale=torch.ones(4), shift=torch.ones(12)),
+            r'scale must be \(groups \* channels,\), \(12,\), got',
+        ),
+        (dict(scale=torch.ones(12), shift=torch.ones(3, 4)), 'shift must have 1 dimensions'),
+    ],
+)
 def test_bad_scale_and_shift(given, message):
     with pytest.raises(ValueError, match=message):
         local_involution(*involution_inputs(Window(3), (4, 5)), Window(3), **given)
 
 
-@pytest.mark.parametrize(('name', 'change', 'message'), [
-    ('key', lambda x: x[:, :, :3], 'query and key must agree in batch, groups, channels per group'),
-    ('value', lambda x: x[:, :2], 'key and value must agree in batch, groups'),
-    ('value', lambda x: x[..., 1:], 'key and value must agree in size'),
-    ('rows', lambda _: None, 'rows and columns must be given together, got only columns'),
-    ('rows', lambda x: x[..., 1:], r'rows must be \(heads, channels / 2, rows of the window\), \(3, 2, 3\), got'),
-    ('columns', lambda x: x[1:], r'columns must be \(heads, channels / 2, columns of the window\)'),
-    ('bias', lambda x: x[:, 1:], r'bias must be \(heads, taps\), \(3, 9\), got'),
-    ('key', lambda _: None, 'key must be a floating-point tensor, got NoneType'),
-])
+@pytest.mark.parametrize(
+    ('name', 'change', 'message'),
+    [
+        (
+            'key',
+            lambda x: x[:, :, :3],
+            'query and key must agree in batch, groups, channels per group',
+        ),
+        ('value', lambda x: x[:, :2], 'key and value must agree in batch, groups'),
+        ('value', lambda x: x[..., 1:], 'key and value must agree in size'),
+        ('rows', lambda _: None, 'rows and columns must be given together, got only columns'),
+        (
+            'rows',
+            lambda x: x[..., 1:],
+            r'rows must be \(heads, channels / 2, rows of the window\), \(3, 2, 3\), got',
+        ),
+        (
+            'columns',
+            lambda x: x[1:],
+            r'columns must be \(heads, channels / 2, columns of the window\)',
+        ),
+        ('bias', lambda x: x[:, 1:], r'bias must be \(heads, taps\), \(3, 9\), got'),
+        ('key', lambda _: None, 'key must be a floating-point tensor, got NoneType'),
+    ],
+)
 def test_bad_input_of_attention(name, change, message):
     names = ('query', 'key', 'value', 'rows', 'columns', 'bias')
     inputs = dict(zip(names, attention_inputs(Window(3), (4, 5)), strict=True))

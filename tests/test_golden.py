@@ -1,4 +1,6 @@
-"""Agreement with the official implementations: their keys, loaded strictly and unrenamed, give their numbers."""
+"""Agreement with the official implementations: their keys, loaded strictly and unrenamed, give
+their numbers.
+"""
 
 import golden
 import pytest
@@ -30,8 +32,12 @@ def inputs(case):
 
 
 def test_fill_formula():
-    assert golden.signed('input:2x3x4x5', (2, 3, 4, 5)).flatten()[0] == pytest.approx(-0.65403545149607845, rel=1e-15)
-    assert golden.fill('layer1.0.bn1.running_var', (4,))[0] == pytest.approx(0.66512685743802924, rel=1e-15)
+    assert golden.signed('input:2x3x4x5', (2, 3, 4, 5)).flatten()[0] == pytest.approx(
+        -0.65403545149607845, rel=1e-15
+    )
+    assert golden.fill('layer1.0.bn1.running_var', (4,))[0] == pytest.approx(
+        0.66512685743802924, rel=1e-15
+    )
 
 
 OPERATORS = {
@@ -39,15 +45,20 @@ OPERATORS = {
     'op_involution_c32_k7_s1': lambda: Involution(32, kernel_size=7),
     'op_involution_c64_k7_s2': lambda: Involution(64, kernel_size=7, stride=2),
     'op_van_lka_c24': lambda: LargeKernelAttention(24),
-    'op_van_attention_c24': lambda: GatedAttention(24, dict(type='LargeKernelAttention'), dict(type='GELU')),
+    'op_van_attention_c24': lambda: GatedAttention(
+        24, dict(type='LargeKernelAttention'), dict(type='GELU')
+    ),
     'op_segnext_msca_c24': lambda: MultiScaleConvAttention(24),
-    'op_segnext_spatial_attention_c24':
-        lambda: GatedAttention(24, dict(type='MultiScaleConvAttention'), dict(type='GELU')),
+    'op_segnext_spatial_attention_c24': lambda: GatedAttention(
+        24, dict(type='MultiScaleConvAttention'), dict(type='GELU')
+    ),
     'op_axial_height': lambda: AxialAttention1d(32, 32, axis='height', table_size=12),
     'op_axial_width': lambda: AxialAttention1d(32, 32, axis='width', table_size=9),
     'op_axial_width_s2': lambda: Pooled(AxialAttention1d(32, 64, axis='width', table_size=10)),
     'op_san_pairwise_k3': lambda: SANPairwise(32, relation_channels=8, kernel_size=3),
-    'op_san_pairwise_k3_s2_d2': lambda: SANPairwise(32, relation_channels=8, kernel_size=3, stride=2, dilation=2),
+    'op_san_pairwise_k3_s2_d2': lambda: SANPairwise(
+        32, relation_channels=8, kernel_size=3, stride=2, dilation=2
+    ),
     'op_san_pairwise_k7': lambda: SANPairwise(64, relation_channels=4, out_channels=16),
     'op_san_patchwise_k3': lambda: SANPatchwise(32, relation_channels=8, kernel_size=3),
     'op_san_patchwise_k7': lambda: SANPatchwise(64, relation_channels=4, out_channels=16),
@@ -79,7 +90,10 @@ def test_operator_and_every_gradient(name, memory_format):
     golden.assert_outputs(case, {'output': output})
     assert golden.relative_error(output, arrays['output']) < 1e-12
     (output * golden.signed(case['grad_output_key'], output.shape)).sum().backward()
-    gradients = {'grad_input': x.grad, **{f'grad.{key}': p.grad for key, p in layer.named_parameters()}}
+    gradients = {
+        'grad_input': x.grad,
+        **{f'grad.{key}': p.grad for key, p in layer.named_parameters()},
+    }
     assert set(gradients) == {entry['name'] for entry in case['gradients']}
     for key, gradient in gradients.items():
         if 'pairwise' in name and key.endswith(CANCELLED[:2]) or key.endswith(CANCELLED[2]):
@@ -103,7 +117,9 @@ def test_rednet_classifier(depth):
     model = loaded(Classifier(RedNet(depth, stem_kernel_size=3)), case)
     with torch.no_grad():
         x = inputs(case)[0]
-        outputs = dict(zip(['layer1', 'layer2', 'layer3', 'layer4'], model.backbone(x), strict=True))
+        outputs = dict(
+            zip(['layer1', 'layer2', 'layer3', 'layer4'], model.backbone(x), strict=True)
+        )
         outputs['stem'] = model.backbone.stem(x)
         outputs['logits'] = model.head['fc'](outputs['layer4'].mean((2, 3)))
     assert set(outputs) == {output['name'] for output in case['outputs']}
@@ -114,7 +130,9 @@ def test_rednet_detection_backbone():
     case, _ = golden.load('rednet50_det')
     model = loaded(RedNet(50), case)
     with torch.no_grad():
-        outputs = dict(zip(['layer1', 'layer2', 'layer3', 'layer4'], model(inputs(case)[0]), strict=True))
+        outputs = dict(
+            zip(['layer1', 'layer2', 'layer3', 'layer4'], model(inputs(case)[0]), strict=True)
+        )
     golden.assert_outputs(case, outputs)
 
 
@@ -164,7 +182,9 @@ def test_axial_classifier(depth):
     backbone.add_module('fc', nn.Linear(1024, 1000))
     model = loaded(backbone, case)
     with torch.no_grad():
-        outputs = dict(zip(['layer1', 'layer2', 'layer3', 'layer4'], model(inputs(case)[0]), strict=True))
+        outputs = dict(
+            zip(['layer1', 'layer2', 'layer3', 'layer4'], model(inputs(case)[0]), strict=True)
+        )
         outputs['logits'] = model.fc(outputs['layer4'].mean((2, 3)))
     assert set(outputs) == {output['name'] for output in case['outputs']}
     golden.assert_outputs(case, outputs)
@@ -182,13 +202,24 @@ def test_segnext():
     from mmrednet.heads import LightHamHead
 
     case, _ = golden.load('segnext_t')
-    head = LightHamHead(256, dict(MD_R=16), in_channels=[64, 160, 256], in_index=[1, 2, 3], channels=256,
-                        num_classes=150, norm_cfg=dict(type='GN', num_groups=32))
+    head = LightHamHead(
+        256,
+        dict(MD_R=16),
+        in_channels=[64, 160, 256],
+        in_index=[1, 2, 3],
+        channels=256,
+        num_classes=150,
+        norm_cfg=dict(type='GN', num_groups=32),
+    )
     model = loaded(Segmentor(MSCAN('tiny'), head), case)
     # the reference starts from bases of its own, others for each image
     bases = torch.from_numpy(golden.uniform('bases:2x256x16', (2, 256, 16)))
     bases = bases / bases.norm(dim=1, keepdim=True)
-    seen = {'head_squeeze': head.squeeze, 'head_ham_nmf': head.hamburger.ham, 'head_hamburger': head.hamburger}
+    seen = {
+        'head_squeeze': head.squeeze,
+        'head_ham_nmf': head.hamburger.ham,
+        'head_hamburger': head.hamburger,
+    }
     outputs = {name: [] for name in (*STAGES, *seen, 'seg_logits')}
     for name, module in seen.items():
         module.register_forward_hook(lambda _, __, out, name=name: outputs[name].append(out))
@@ -203,9 +234,17 @@ def test_segnext():
     golden.assert_outputs(case, {name: torch.cat(parts) for name, parts in outputs.items()})
 
 
-@pytest.mark.parametrize(('name', 'levels', 'arguments'), [
-    ('fpn_involution_maxpool', 'p2 p3 p4 p5 p6', {}),
-    ('fpn_involution_retinanet', 'p3 p4 p5 p6 p7', dict(start_level=1, add_extra_convs='on_input'))])
+@pytest.mark.parametrize(
+    ('name', 'levels', 'arguments'),
+    [
+        ('fpn_involution_maxpool', 'p2 p3 p4 p5 p6', {}),
+        (
+            'fpn_involution_retinanet',
+            'p3 p4 p5 p6 p7',
+            dict(start_level=1, add_extra_convs='on_input'),
+        ),
+    ],
+)
 def test_involution_fpn(name, levels, arguments):
     case, _ = golden.load(name)
     neck = loaded(SpatialFPN([256, 512, 1024, 2048], 256, 5, **arguments), case)
@@ -218,9 +257,17 @@ def test_involution_rpn_head():
 
     case, _ = golden.load('rpn_head_involution')
     anchors = dict(type='mmdet.AnchorGenerator', scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4])
-    head = loaded(SpatialRPNHead(
-        256, 256, anchor_generator=anchors, bbox_coder=dict(type='mmdet.DeltaXYWHBBoxCoder'),
-        loss_cls=dict(type='mmdet.CrossEntropyLoss', use_sigmoid=True), loss_bbox=dict(type='mmdet.L1Loss')), case)
+    head = loaded(
+        SpatialRPNHead(
+            256,
+            256,
+            anchor_generator=anchors,
+            bbox_coder=dict(type='mmdet.DeltaXYWHBBoxCoder'),
+            loss_cls=dict(type='mmdet.CrossEntropyLoss', use_sigmoid=True),
+            loss_bbox=dict(type='mmdet.L1Loss'),
+        ),
+        case,
+    )
     with torch.no_grad():
         scores, deltas = head.forward_single(inputs(case)[0])
     golden.assert_outputs(case, {'rpn_cls_score': scores, 'rpn_bbox_pred': deltas})
@@ -230,11 +277,17 @@ def test_involution_mask_head():
     from mmrednet.heads import SpatialFCNMaskHead
 
     case, _ = golden.load('fcn_mask_head_involution')
-    head = loaded(SpatialFCNMaskHead(loss_mask=dict(type='mmdet.CrossEntropyLoss', use_mask=True)), case)
+    head = loaded(
+        SpatialFCNMaskHead(loss_mask=dict(type='mmdet.CrossEntropyLoss', use_mask=True)), case
+    )
     outputs = {}
     for index, conv in enumerate(head.convs):
-        conv.register_forward_hook(lambda _, __, out, index=index: outputs.update({f'conv{index}': out.clone()}))
-    head.upsample.register_forward_hook(lambda _, __, out: outputs.update(upsample_before_relu=out.clone()))
+        conv.register_forward_hook(
+            lambda _, __, out, index=index: outputs.update({f'conv{index}': out.clone()})
+        )
+    head.upsample.register_forward_hook(
+        lambda _, __, out: outputs.update(upsample_before_relu=out.clone())
+    )
     with torch.no_grad():
         outputs['mask_pred'] = head(inputs(case)[0])
     assert set(outputs) == {output['name'] for output in case['outputs']}

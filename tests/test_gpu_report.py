@@ -1,4 +1,6 @@
-"""The report for GPU machines, as far as it runs without one: parts, table, and what it says without a device."""
+"""The report for GPU machines, as far as it runs without one: parts, table, and what it says
+without a device.
+"""
 
 import os
 import subprocess
@@ -17,8 +19,13 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason='for machines
 
 def report(*arguments):
     environment = {**os.environ, 'TRITON_INTERPRET': '1'}
-    return subprocess.run([sys.executable, TOOLS / 'gpu_report.py', *arguments], env=environment, capture_output=True,
-                          text=True, check=False)
+    return subprocess.run(
+        [sys.executable, TOOLS / 'gpu_report.py', *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @without_gpu
@@ -30,19 +37,39 @@ def test_without_a_device():
 
 @without_gpu
 def test_dry_run():
-    result = report('--dry-run', '--dtypes', 'float32', '--parts', 'checks', 'involution', 'attention', 'axial',
-                    'bottleneck')
+    result = report(
+        '--dry-run',
+        '--dtypes',
+        'float32',
+        '--parts',
+        'checks',
+        'involution',
+        'attention',
+        'axial',
+        'bottleneck',
+    )
     assert result.returncode == 0, result.stderr
     assert 'FAILED' not in result.stdout
-    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in result.stdout.splitlines()
-             if line.startswith('|')]
+    lines = [
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in result.stdout.splitlines()
+        if line.startswith('|')
+    ]
     start = next(number for number, line in enumerate(lines) if line[0] == 'what')
     checks, table = lines[2:start], lines[start:]
     # three families in three layouts, lines in one; five operators, repeated and compiled
     assert [line[3] for line in checks] == ['passed'] * (3 * 3 + 1 + 5 * 2)
     names = {row[1] for row in table[2:]}
-    assert {'fused', 'unfold', 'shifts, compiled', 'FlexAttention', 'convolution 3x3', 'RedNet-50'} <= names
-    # every way to the same function gives the same numbers and gradients, and nothing claims to have been measured
+    assert {
+        'fused',
+        'unfold',
+        'shifts, compiled',
+        'FlexAttention',
+        'convolution 3x3',
+        'RedNet-50',
+    } <= names
+    # every way to the same function gives the same numbers and gradients, and nothing claims to
+    # have been measured
     for row in table[2:]:
         assert row[3:10] == ['–'] * 7
         if row[1] == 'FlexAttention':
@@ -62,14 +89,17 @@ def test_flex_attention_computes_the_same(dry, monkeypatch):
     from gpu.problems import attention
     from torch.nn.attention import flex_attention
 
-    # torch has no kernel for gradients on a CPU; traced as for a GPU, they are those of its definition
+    # torch has no kernel for gradients on a CPU; traced as for a GPU, they are those of its
+    # definition
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
     torch._dynamo.reset()
     monkeypatch.setattr(flex_attention, '_validate_device', lambda *_: None)
     problem = attention(2, (32, 5, 6), 3, torch.float32, 'cpu')
     ways = attentions(problem, dry=dry, compiled=False, flex=True)
-    expected, found = ([forward(), [tensor.detach() for tensor in both()]] for forward, both in (
-        steps(ways[name], problem) for name in ('fused', 'FlexAttention')))
+    expected, found = (
+        [forward(), [tensor.detach() for tensor in both()]]
+        for forward, both in (steps(ways[name], problem) for name in ('fused', 'FlexAttention'))
+    )
     torch.testing.assert_close(found[0], expected[0])
     assert len(found[1]) == 6
     assert difference(found[1], expected[1]) < 1e-5
@@ -92,7 +122,9 @@ def test_convolution_has_all_gradients(monkeypatch):
     from torch.utils.flop_counter import FlopCounterMode
 
     problem = involution(2, (32, 5, 6), 3, torch.float32, 'cpu')
-    forward, both = steps(involutions(problem, dry=True, compiled=False, flex=False)[CONVOLUTION], problem)
+    forward, both = steps(
+        involutions(problem, dry=True, compiled=False, flex=False)[CONVOLUTION], problem
+    )
     counts = []
     for call in (forward, both):
         with FlopCounterMode(display=False) as count:
@@ -116,24 +148,34 @@ def test_floors_are_those_of_the_documentation(operator, dtype, monkeypatch):
     places, taps, size = batch * height * width, kernel**2, dtype.itemsize
     if operator == 'involution':
         groups, hidden = channels // 16, channels // 4
-        moved = (size * (places * (2 * channels + hidden) + groups * taps * (hidden + 1)),
-                 size * (places * (3 * channels + 2 * hidden) + 2 * groups * taps * (hidden + 1)))
+        moved = (
+            size * (places * (2 * channels + hidden) + groups * taps * (hidden + 1)),
+            size * (places * (3 * channels + 2 * hidden) + 2 * groups * taps * (hidden + 1)),
+        )
         vector = 2 * places * taps * channels, 4 * places * taps * channels
         matrix = 2 * places * groups * taps * hidden, 6 * places * groups * taps * hidden
     elif operator == 'attention':
         heads, tables = channels // 16, 2 * channels // 2 * kernel
-        moved = (size * (places * 4 * channels + tables) + 4 * places * heads,
-                 size * (places * 7 * channels + 2 * tables) + 4 * places * heads)
+        moved = (
+            size * (places * 4 * channels + tables) + 4 * places * heads,
+            size * (places * 7 * channels + 2 * tables) + 4 * places * heads,
+        )
         vector = 4 * places * taps * channels, 10 * places * taps * channels
         matrix = 2 * places * channels * kernel, 6 * places * channels * kernel
     else:
         keys, values, table = 8 * 4, 8 * 8, 16 * (2 * width - 1)
-        moved = (size * (places * (2 * keys + 3 * values) + table) + 4 * 24,
-                 size * (places * (4 * keys + 4 * values) + 2 * table) + 8 * 24)
+        moved = (
+            size * (places * (2 * keys + 3 * values) + table) + 4 * 24,
+            size * (places * (4 * keys + 4 * values) + 2 * table) + 8 * 24,
+        )
         vector = 0, 0
-        matrix = (2 * places * width * (3 * keys + 2 * values),
-                  2 * places * width * (3 * keys + 2 * (3 * keys + 2 * values)))
-    for work, *expected in zip((problem.forward, problem.backward), moved, matrix, vector, strict=True):
+        matrix = (
+            2 * places * width * (3 * keys + 2 * values),
+            2 * places * width * (3 * keys + 2 * (3 * keys + 2 * values)),
+        )
+    for work, *expected in zip(
+        (problem.forward, problem.backward), moved, matrix, vector, strict=True
+    ):
         assert [work.bytes, work.matrix, work.vector] == expected
         # each unit at its own rate, side by side
         floors = Ceilings(4e12, {dtype: 5e14}, 6e13).floors(work, dtype)
@@ -144,8 +186,13 @@ def test_a_line_says_times_floors_and_shares(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
     from gpu.table import HEADER, Pass, row
 
-    line = row('involution', 'fused', torch.bfloat16, Pass(0.5, (2e-4, 1e-4)), Pass(2.0), 3 << 20, 1e-3)
-    assert line == ('| involution | fused | bfloat16 | 0.500 | 0.200 / 0.100 | 40 % | 2.000 | – | – | 3.0 | 1.0e-03 |')
+    line = row(
+        'involution', 'fused', torch.bfloat16, Pass(0.5, (2e-4, 1e-4)), Pass(2.0), 3 << 20, 1e-3
+    )
+    assert line == (
+        '| involution | fused | bfloat16 | 0.500 | 0.200 / 0.100 | 40 % | 2.000 | – | – | 3.0 | '
+        '1.0e-03 |'
+    )
     assert HEADER.splitlines()[0].count('|') == HEADER.splitlines()[1].count('|') == line.count('|')
 
 
@@ -155,7 +202,7 @@ def test_chains_of_multiply_adds(monkeypatch):
     from gpu.chains import multiply_adds
 
     factors = torch.rand(64) / 2
-    expected = sum(factors.double()**power for power in range(1, 50))
+    expected = sum(factors.double() ** power for power in range(1, 50))
     torch.testing.assert_close(multiply_adds(factors, 32, 48).double(), expected, rtol=1e-5, atol=0)
     with pytest.raises(ValueError, match='chains must divide'):
         multiply_adds(factors, 48, 48)
@@ -167,6 +214,7 @@ def test_twins_are_alike(monkeypatch):
     from gpu.twins import Twin
 
     from mmrednet.backbones import RedNet
+
     count = lambda model: sum(parameter.numel() for parameter in model.parameters())  # noqa: E731
     assert count(Twin(True)) == count(RedNet(50))
     twin = Twin(True, blocks=(1, 1, 1, 1)).eval()
@@ -181,8 +229,12 @@ def test_a_wrong_kernel_is_reported(monkeypatch):
     monkeypatch.setattr(checks, 'FAMILIES', {'primitives': checks.primitives})
     monkeypatch.setattr(checks, 'LAYOUTS', ('contiguous',))
     for factor in (1.01, torch.nan):
-        monkeypatch.setattr(checks.fused_local, 'aggregate', lambda *inputs, factor=factor: true(*inputs) * factor)
-        assert [row[3] for row in checks.check_kernels([torch.float32], DEVICE, tiny=True)] == [False]
+        monkeypatch.setattr(
+            checks.fused_local, 'aggregate', lambda *inputs, factor=factor: true(*inputs) * factor
+        )
+        assert [row[3] for row in checks.check_kernels([torch.float32], DEVICE, tiny=True)] == [
+            False
+        ]
 
 
 def test_a_check_that_raises_leaves_the_others(monkeypatch):
@@ -195,8 +247,10 @@ def test_a_check_that_raises_leaves_the_others(monkeypatch):
     monkeypatch.setattr(launches, 'compiled', broken)
     rows = launches.check_launches(DEVICE, tiny=True)
     failed = [row for row in rows if not row[3]]
-    assert [row[0] for row in failed] == [f"{name}, torch.compile: RuntimeError 'no such / kernel'" for name in (
-        'aggregate', 'correlate', 'involution', 'local attention', 'axial attention')]
+    assert [row[0] for row in failed] == [
+        f"{name}, torch.compile: RuntimeError 'no such / kernel'"
+        for name in ('aggregate', 'correlate', 'involution', 'local attention', 'axial attention')
+    ]
     assert len(rows) - len(failed) >= 5
 
 
@@ -212,7 +266,13 @@ def test_an_operator_that_does_not_repeat_is_reported(monkeypatch):
 
     monkeypatch.setattr(launches, 'local_aggregate', drifting)
     monkeypatch.setattr(launches, 'ways', lambda _: {'repeated': launches.both_passes})
-    assert [row[3] for row in launches.check_launches(DEVICE, tiny=True)] == [False, True, True, True, True]
+    assert [row[3] for row in launches.check_launches(DEVICE, tiny=True)] == [
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_strided_inputs_of_checks_stay_so(monkeypatch):
@@ -220,5 +280,8 @@ def test_strided_inputs_of_checks_stay_so(monkeypatch):
     from gpu.checks import LAYOUTS, laid_out
 
     from mmrednet.ops._triton.tiles import layout
-    found = {name: layout(laid_out(name, 2, 3, 16, (4, 5), torch.float16, DEVICE)) for name in LAYOUTS}
+
+    found = {
+        name: layout(laid_out(name, 2, 3, 16, (4, 5), torch.float16, DEVICE)) for name in LAYOUTS
+    }
     assert found == {'channels-last': 16, 'contiguous': -1, 'strided': 0}

@@ -5,22 +5,31 @@ import sys
 
 import pytest
 
-# the kernels for GPUs, which import triton; where it is installed, torch's counter of FLOPs imports it too
+# the kernels for GPUs, which import triton; where it is installed, torch's counter of FLOPs imports
+# it too
 KERNELS = 'mmrednet.ops._triton.tiles'
 HEAVY = ('mmengine', 'mmcv', 'mmdet', 'mmseg', KERNELS)
 
 
 def run(code):
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout.split()
 
 
-@pytest.mark.parametrize(('module', 'forbidden'), [
-    ('mmrednet', ('torch', 'triton', *HEAVY)), ('mmrednet.ops', HEAVY), ('mmrednet.checkpoints', HEAVY),
-    ('mmrednet.datasets', ('torch', 'triton', *HEAVY)),
-    ('mmrednet.backbones, mmrednet.necks', ('mmdet', 'mmseg', KERNELS, 'mmcv._ext')),
-    ('mmrednet.engine, mmrednet.analysis, mmrednet.heads', ('mmdet', 'mmseg', KERNELS))])
+@pytest.mark.parametrize(
+    ('module', 'forbidden'),
+    [
+        ('mmrednet', ('torch', 'triton', *HEAVY)),
+        ('mmrednet.ops', HEAVY),
+        ('mmrednet.checkpoints', HEAVY),
+        ('mmrednet.datasets', ('torch', 'triton', *HEAVY)),
+        ('mmrednet.backbones, mmrednet.necks', ('mmdet', 'mmseg', KERNELS, 'mmcv._ext')),
+        ('mmrednet.engine, mmrednet.analysis, mmrednet.heads', ('mmdet', 'mmseg', KERNELS)),
+    ],
+)
 def test_imports_stay_light(module, forbidden):
     loaded = run(f'import {module}, sys; print(*sys.modules)')
     assert not set(forbidden) & set(loaded)
@@ -28,20 +37,21 @@ def test_imports_stay_light(module, forbidden):
 
 @pytest.mark.parametrize('host', ['mmdet', 'mmseg'])
 def test_names_resolve_without_custom_imports(host):
-    built = run(f'''
+    built = run(f"""
 from mmengine.config import Config
 from {host}.registry import MODELS
 from {host}.utils import register_all_modules
 register_all_modules()
 cfg = Config(dict(model=dict(type='mmrednet.RedNet', depth=26)))
 print(type(MODELS.build(cfg.model)).__name__)
-print(type(MODELS.build(dict(type='mmrednet.SpatialFPN', in_channels=[16], out_channels=16, num_outs=1))).__name__)
-''')
+neck = dict(type='mmrednet.SpatialFPN', in_channels=[16], out_channels=16, num_outs=1)
+print(type(MODELS.build(neck)).__name__)
+""")
     assert built[-2:] == ['RedNet', 'SpatialFPN']
 
 
 # packages that are not there, for a process that has them
-BLOCK = '''
+BLOCK = """
 import sys, importlib.util
 from importlib.machinery import PathFinder
 blocked = {blocked!r}
@@ -51,26 +61,35 @@ class Block:
             raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
 sys.meta_path.insert(0, Block())
 real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name in blocked else real(name, package)
-'''
+def find_spec(name, package=None):
+    return None if name in blocked else real(name, package)
+importlib.util.find_spec = find_spec
+"""
 
 
 def test_operators_need_torch_alone():
-    out = run(BLOCK.format(blocked=['mmengine', 'mmcv', 'mmdet', 'mmseg']) + '''
+    out = run(
+        BLOCK.format(blocked=['mmengine', 'mmcv', 'mmdet', 'mmseg'])
+        + """
 import torch
 from mmrednet.ops import Window, local_aggregate
-print(tuple(local_aggregate(torch.ones(1, 1, 1, 3, 3), torch.ones(1, 1, 9, 3, 3), Window(3)).flatten().tolist()))
+value, weight = torch.ones(1, 1, 1, 3, 3), torch.ones(1, 1, 9, 3, 3)
+print(tuple(local_aggregate(value, weight, Window(3)).flatten().tolist()))
 try:
     import mmrednet.backbones
 except ImportError as error:
     print(error)
-''')
+"""
+    )
     assert ' '.join(out).startswith('(4.0, 6.0, 4.0, 6.0, 9.0, 6.0, 4.0, 6.0, 4.0)')
-    assert 'pip install onedl-mmengine onedl-mmcv (or, of the original distribution,' in ' '.join(out)
+    assert 'pip install onedl-mmengine onedl-mmcv (or, of the original distribution,' in ' '.join(
+        out
+    )
 
 
 def test_operators_do_not_need_triton():
-    out = ' '.join(run('''
+    out = ' '.join(
+        run("""
 import importlib.metadata, sys
 sys.modules['triton'] = None
 found = importlib.metadata.version
@@ -83,22 +102,28 @@ import torch
 from mmrednet.ops import Window, active_kernels, local_aggregate
 print(active_kernels()['cuda'])
 print(float(local_aggregate(torch.ones(1, 1, 1, 3, 3), torch.ones(1, 1, 9, 3, 3), Window(3)).sum()))
-'''))
+""")
+    )
     assert out == 'plain torch, one tap at a time (triton: not installed: pip install triton) 49.0'
 
 
 def test_triton_can_be_switched_off():
-    out = run('''
+    out = run("""
 import os
 os.environ['MMREDNET_TRITON'] = '0'
 from mmrednet.ops import active_kernels
 print(active_kernels()['cuda'])
-''')
-    assert ' '.join(out) == 'plain torch, one tap at a time (triton: switched off by MMREDNET_TRITON=0)'
+""")
+    assert (
+        ' '.join(out)
+        == 'plain torch, one tap at a time (triton: switched off by MMREDNET_TRITON=0)'
+    )
 
 
 def test_a_detector_without_mmdet_says_what_is_missing():
-    out = run(BLOCK.format(blocked=['mmdet']) + '''
+    out = run(
+        BLOCK.format(blocked=['mmdet'])
+        + """
 from mmrednet.registry import MODELS
 print(type(MODELS.build(dict(type='RedNet', depth=26))).__name__)
 for action in (lambda: MODELS.build(dict(type='SpatialRPNHead', in_channels=16)),
@@ -107,15 +132,23 @@ for action in (lambda: MODELS.build(dict(type='SpatialRPNHead', in_channels=16))
         action()
     except ImportError as error:
         print(error)
-''')
+"""
+    )
     assert 'RedNet' in out
-    assert ' '.join(out).count('needs mmdet, which cannot be imported. Install: pip install onedl-mmdetection') == 2
+    assert (
+        ' '.join(out).count(
+            'needs mmdet, which cannot be imported. Install: pip install onedl-mmdetection'
+        )
+        == 2
+    )
 
 
-@pytest.mark.parametrize('first', ['mmrednet.registry, mmengine.analysis', 'mmengine.analysis, mmrednet.flop_handles'])
+@pytest.mark.parametrize(
+    'first', ['mmrednet.registry, mmengine.analysis', 'mmengine.analysis, mmrednet.flop_handles']
+)
 def test_mmengine_counts_our_operators(first):
     """Once anything of ours that mmengine can build is imported, or the handles themselves."""
-    out = run(f'''
+    out = run(f"""
 import {first}
 from mmengine.analysis import get_model_complexity_info
 import torch
@@ -126,5 +159,5 @@ class Model(torch.nn.Identity):
 model = Model().eval()
 model.weight = torch.nn.Parameter(torch.zeros(1))
 print(get_model_complexity_info(model, (13, 5, 6), show_table=False, show_arch=False)['flops'])
-''')
+""")
     assert out[-1] == str(4 * 9 * 30)

@@ -12,7 +12,9 @@ from mmrednet.layers import Involution, build_spatial
 OPERATORS = {
     'Involution': dict(type='Involution', kernel_size=5, group_channels=8),
     'LargeKernelAttention': dict(type='LargeKernelAttention', kernel_size=9, kernel_dilation=3),
-    'MultiScaleConvAttention': dict(type='MultiScaleConvAttention', kernel_size=3, strip_sizes=(3, 5)),
+    'MultiScaleConvAttention': dict(
+        type='MultiScaleConvAttention', kernel_size=3, strip_sizes=(3, 5)
+    ),
     'convolution': None,
 }
 
@@ -44,11 +46,20 @@ def test_channels_last_gives_the_same(operator, stride):
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(('arguments', 'size'), [
-    (dict(kernel_size=3), (5, 7)), (dict(kernel_size=7, group_channels=4), (6, 5)),
-    (dict(kernel_size=3, stride=2), (6, 8)), (dict(kernel_size=3, stride=2), (7, 5)),
-    (dict(kernel_size=5, stride=3, dilation=2), (7, 8)),
-    (dict(kernel_size=3, norm_cfg=dict(type='GN', num_groups=2), act_cfg=dict(type='GELU')), (5, 4))])
+@pytest.mark.parametrize(
+    ('arguments', 'size'),
+    [
+        (dict(kernel_size=3), (5, 7)),
+        (dict(kernel_size=7, group_channels=4), (6, 5)),
+        (dict(kernel_size=3, stride=2), (6, 8)),
+        (dict(kernel_size=3, stride=2), (7, 5)),
+        (dict(kernel_size=5, stride=3, dilation=2), (7, 8)),
+        (
+            dict(kernel_size=3, norm_cfg=dict(type='GN', num_groups=2), act_cfg=dict(type='GELU')),
+            (5, 4),
+        ),
+    ],
+)
 def test_involution_is_its_formula(arguments, size):
     layer = Involution(16, **{'group_channels': 8, **arguments}).double().eval()
     x = torch.randn(2, 16, *size, dtype=torch.float64)
@@ -76,26 +87,39 @@ def test_reduced_precision():
     assert golden.relative_error(result, expected) < 0.02
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (dict(channels=24), 'group_channels must divide channels, got channels=24, group_channels=16'),
-    (dict(channels=16, kernel_size=4), 'kernel_size must be odd, got kernel_size=4'),
-    (dict(channels=16, reduction_ratio=32), 'reduction_ratio must be between 1 and channels'),
-    (dict(channels=16, stride=0), 'stride must be at least 1, got stride=0'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (
+            dict(channels=24),
+            'group_channels must divide channels, got channels=24, group_channels=16',
+        ),
+        (dict(channels=16, kernel_size=4), 'kernel_size must be odd, got kernel_size=4'),
+        (dict(channels=16, reduction_ratio=32), 'reduction_ratio must be between 1 and channels'),
+        (dict(channels=16, stride=0), 'stride must be at least 1, got stride=0'),
+    ],
+)
 def test_bad_involutions(arguments, message):
     with pytest.raises(ValueError, match=message):
         Involution(**arguments)
 
 
 def test_bad_spatial_configs():
-    with pytest.raises(TypeError, match="spatial_cfg must be None .* or a dict with the key 'type', got 'Involution'"):
+    with pytest.raises(
+        TypeError,
+        match="spatial_cfg must be None .* or a dict with the key 'type', got 'Involution'",
+    ):
         build_spatial('Involution', 16)
-    with pytest.raises(KeyError, match="spatial_cfg.type must be a registered operator .* got 'Inception'"):
+    with pytest.raises(
+        KeyError, match="spatial_cfg.type must be a registered operator .* got 'Inception'"
+    ):
         build_spatial(dict(type='Inception'), 16)
 
 
 def test_the_norm_of_the_network_reaches_the_operator():
     group_norm = dict(type='GN', num_groups=2)
-    assert isinstance(build_spatial(dict(type='Involution'), 16, norm_cfg=group_norm).conv1.norm, nn.GroupNorm)
+    assert isinstance(
+        build_spatial(dict(type='Involution'), 16, norm_cfg=group_norm).conv1.norm, nn.GroupNorm
+    )
     stated = dict(type='Involution', norm_cfg=dict(type='BN'))
     assert isinstance(build_spatial(stated, 16, norm_cfg=group_norm).conv1.norm, nn.BatchNorm2d)

@@ -23,60 +23,111 @@ KNOWN = json.loads((ROOT / 'docs/model_zoo.json').read_text())
 
 
 def test_the_page_is_up_to_date():
-    """If this fails: python tools/analysis_tools/model_zoo.py --only '^$', or without --only if networks changed."""
+    """If this fails: python tools/analysis_tools/model_zoo.py --only '^$', or without --only if
+    networks changed.
+    """
     expected = page(ROWS.values(), KNOWN['counts'], pictures(KNOWN['times']))
     assert (ROOT / 'docs/model_zoo.md').read_text() == expected
     for picture in re.findall(r'\]\((images/.*)\)', expected):
         assert (ROOT / 'docs' / picture).read_bytes().startswith(b'\x89PNG')
 
 
-@pytest.mark.parametrize('key', [
-    'VAN-B0', 'RedNet-26', 'SAN10 pairwise', 'SASA-26', 'CBAM-ResNet-50',
-    'shapes/faster-rcnn_rednet26_inv-fpn-rpn_shapes', 'camvid/segnext_mscan-narrow_camvid-180x240'])
+@pytest.mark.parametrize(
+    'key',
+    [
+        'VAN-B0',
+        'RedNet-26',
+        'SAN10 pairwise',
+        'SASA-26',
+        'CBAM-ResNet-50',
+        'shapes/faster-rcnn_rednet26_inv-fpn-rpn_shapes',
+        'camvid/segnext_mscan-narrow_camvid-180x240',
+    ],
+)
 def test_a_sample_is_counted_again(key):
     assert ROWS[key].count(ROOT) == KNOWN['counts'][key]
 
 
 def test_every_config_has_a_row():
-    shipped = {str(path.relative_to(ROOT / 'configs').with_suffix('')) for path in (ROOT / 'configs').rglob('*.py')
-               if '_base_' not in path.parts}
+    shipped = {
+        str(path.relative_to(ROOT / 'configs').with_suffix(''))
+        for path in (ROOT / 'configs').rglob('*.py')
+        if '_base_' not in path.parts
+    }
     assert {row.config for row in ROWS.values()} - {''} == shipped
 
 
 def parts(model):
     """Return the types of the operators and plugins in a backbone's config."""
     operators = [cfg['type'] for cfg in model.get('spatial_cfg', []) if cfg]
-    return frozenset([*operators, *(plugin['cfg']['type'].removeprefix('mmrednet.') for plugin in
-                                    model.get('plugins', []))])
+    return frozenset(
+        [
+            *operators,
+            *(
+                plugin['cfg']['type'].removeprefix('mmrednet.')
+                for plugin in model.get('plugins', [])
+            ),
+        ]
+    )
 
 
 def test_every_variant_has_a_row():
-    rows = {(row.model['type'].removeprefix('mmrednet.'), *(row.model.get(name) for name in (
-        'arch', 'depth', 'stem', 'relation')), parts(row.model)) for row in ROWS.values() if row.model}
+    rows = {
+        (
+            row.model['type'].removeprefix('mmrednet.'),
+            *(row.model.get(name) for name in ('arch', 'depth', 'stem', 'relation')),
+            parts(row.model),
+        )
+        for row in ROWS.values()
+        if row.model
+    }
 
     def variant(kind, arch=None, depth=None, stem=None, relation=None, *inside):
         return kind, arch, depth, stem, relation, frozenset(inside)
+
     assert {variant('VAN', arch) for arch in VAN.archs} <= rows
     assert {variant('MSCAN', arch) for arch in MSCAN.archs} <= rows
     assert {variant('RedNet', None, depth) for depth in SpatialResNet.block_counts} <= rows
-    assert {variant('SASAResNet', None, depth, stem) for depth in (26, 38, 50) for stem in (None, 'attention')} <= rows
+    assert {
+        variant('SASAResNet', None, depth, stem)
+        for depth in (26, 38, 50)
+        for stem in (None, 'attention')
+    } <= rows
     assert {variant('LRNet', None, depth) for depth in LRNet.block_counts} <= rows
     # the first of the relations is the one that a config need not name
     assert list(OPERATORS) == ['pairwise', 'patchwise']
-    assert {variant('SAN', None, depth, None, relation) for depth in SAN.block_counts
-            for relation in (None, 'patchwise')} <= rows
-    assert {variant('AxialResNet', arch, depth if depth != 50 else None, stem) for arch in ('s', 'm', 'l', 'xl')
-            for depth in AxialResNet.block_counts for stem in (None, 'axial')} <= rows
-    assert {variant('SpatialResNet', None, depth, None, None, name) for name, depth in (
-        ('SE', 50), ('SE', 101), ('CBAM', 50), ('DCN', 50), ('DCNv2', 50))} <= rows
+    assert {
+        variant('SAN', None, depth, None, relation)
+        for depth in SAN.block_counts
+        for relation in (None, 'patchwise')
+    } <= rows
+    assert {
+        variant('AxialResNet', arch, depth if depth != 50 else None, stem)
+        for arch in ('s', 'm', 'l', 'xl')
+        for depth in AxialResNet.block_counts
+        for stem in (None, 'axial')
+    } <= rows
+    assert {
+        variant('SpatialResNet', None, depth, None, None, name)
+        for name, depth in (('SE', 50), ('SE', 101), ('CBAM', 50), ('DCN', 50), ('DCNv2', 50))
+    } <= rows
 
 
 def test_differences_are_explained_or_called_open():
     """Each figure that differs has a note of its own, and no other has one."""
-    differing = {(row.key, figure) for row in ROWS.values() for figure, (_, _, apart) in zip(
-        FIGURES, row.differences(KNOWN['counts'][row.key]).values(), strict=True) if apart not in ('', '=')}
-    notes = {(row.key, figure): text for row in ROWS.values() for figure, text in (
-        *row.why.items(), *row.unexplained.items())}
+    differing = {
+        (row.key, figure)
+        for row in ROWS.values()
+        for figure, (_, _, apart) in zip(
+            FIGURES, row.differences(KNOWN['counts'][row.key]).values(), strict=True
+        )
+        if apart not in ('', '=')
+    }
+    notes = {
+        (row.key, figure): text
+        for row in ROWS.values()
+        for figure, text in (*row.why.items(), *row.unexplained.items())
+    }
     assert set(notes) == differing
     assert min(map(len, notes.values())) > 15
     for row in ROWS.values():
@@ -85,11 +136,15 @@ def test_differences_are_explained_or_called_open():
         assert not any(text.startswith(('not explained', 'supposed')) for text in row.why.values())
 
 
-@pytest.mark.parametrize('text', ["why: {macs: ' '}", 'why: {speed: slow}', 'why: {macs: a}, unexplained: {macs: b}'])
+@pytest.mark.parametrize(
+    'text', ["why: {macs: ' '}", 'why: {speed: slow}', 'why: {macs: a}, unexplained: {macs: b}']
+)
 def test_bad_notes(tmp_path, text):
     path = tmp_path / 'rows.yml'
-    path.write_text('sources: {}\nconventions: {c: {text: x, count: [op]}}\n'
-                    f'groups: [{{title: t, convention: c, rows: [{{name: a, {text}}}]}}]\n')
+    path.write_text(
+        'sources: {}\nconventions: {c: {text: x, count: [op]}}\n'
+        f'groups: [{{title: t, convention: c, rows: [{{name: a, {text}}}]}}]\n'
+    )
     with pytest.raises(ValueError, match='a: why and unexplained must have texts for some of'):
         read_rows(path)
 
@@ -101,19 +156,33 @@ def pairs_of_a_span(length, span):
 
 @pytest.mark.parametrize('arch', ['s', 'm', 'l'])
 def test_what_axial_stem_networks_would_be_otherwise(arch):
-    """The notes have: products of pairs within the span alone, everywhere and in the stem, and longer tables."""
+    """The notes have: products of pairs within the span alone, everywhere and in the stem, and
+    longer tables.
+    """
     counts = KNOWN['counts'][f'Axial-ResNet-50-{arch.upper()}, axial stem']
     spared = dict.fromkeys(['everywhere', 'stem'], 0)
 
     def look(layer, inputs, _, stem):
         _, _, *size = inputs[0].shape
         length = size[layer.axis == 'width']
-        products = size[0] * size[1] // length * layer.num_heads * layer.depth * (len(layer.terms) / 2 + 1 + 1)
+        products = (
+            size[0]
+            * size[1]
+            // length
+            * layer.num_heads
+            * layer.depth
+            * (len(layer.terms) / 2 + 1 + 1)
+        )
         spared['everywhere'] += products * (length**2 - pairs_of_a_span(length, layer.span))
         spared['stem'] += stem * products * (length**2 - pairs_of_a_span(length, layer.span))
+
     with torch.device('meta'):
         network = AxialResNet(arch, stem='axial', span=15)
-        layers = {name: module for name, module in network.named_modules() if isinstance(module, AxialAttention1d)}
+        layers = {
+            name: module
+            for name, module in network.named_modules()
+            if isinstance(module, AxialAttention1d)
+        }
         for name, layer in layers.items():
             layer.register_forward_hook(functools.partial(look, stem='stem' in name))
         network.eval()(torch.zeros(1, 3, 224, 224))
@@ -131,11 +200,18 @@ def test_what_axial_networks_would_be_otherwise(arch):
     with torch.device('meta'):
         network = AxialResNet(arch)
     narrow = network.conv1.out_channels
-    readers = [module for module in network.layer1[0].modules() if getattr(module, 'in_channels', None) == narrow]
+    readers = [
+        module
+        for module in network.layer1[0].modules()
+        if getattr(module, 'in_channels', None) == narrow
+    ]
     assert len(readers) >= 2
     wider = (64 - narrow) * (3 * 49 + 2 + sum(module.weight[:, 0].numel() for module in readers))
-    longer = sum(2 * layer.depth * (509 - layer.relative.shape[1]) for layer in network.modules()
-                 if isinstance(layer, AxialAttention1d))
+    longer = sum(
+        2 * layer.depth * (509 - layer.relative.shape[1])
+        for layer in network.modules()
+        if isinstance(layer, AxialAttention1d)
+    )
     row = ROWS[f'Axial-ResNet-50-{arch.upper()}']
     would = KNOWN['counts'][row.key]['all'] + wider + longer
     assert f' would have {would / 1e6:.2f}' in row.unexplained['parameters']
@@ -148,20 +224,47 @@ def test_segnext_as_mmengine_counts(width):
     assert f'it is {total:.1f}' in row.unexplained['macs']
 
 
-@pytest.mark.parametrize(('ours', 'published', 'result'), [
-    (9.2346, '9.23', '='), (9.2349, '9.2', '='), (9.25, '9.2', '='), (9.26, '9.2', '+0.7 %'), (6.45, '7', '-7.9 %'),
-    (6.51, '7', '='), (199.83, '200', '='), (1.0, '', '')])
+@pytest.mark.parametrize(
+    ('ours', 'published', 'result'),
+    [
+        (9.2346, '9.23', '='),
+        (9.2349, '9.2', '='),
+        (9.25, '9.2', '='),
+        (9.26, '9.2', '+0.7 %'),
+        (6.45, '7', '-7.9 %'),
+        (6.51, '7', '='),
+        (199.83, '200', '='),
+        (1.0, '', ''),
+    ],
+)
 def test_a_difference(ours, published, result):
     assert difference(ours, published) == result
 
 
 def test_a_row_by_hand():
-    convention = Convention('by hand', ['op', 'norm'], flops=True, weights=dict(einsum=7, group_norm=0.5))
-    row = Row('title', convention, 'name', parameters='trainable', params='1.5', macs='5.0', score='70.0',
-              why=dict(macs='because'))
-    counts = dict(shape=[2, 3], all=9_000_000, trainable=1_540_000, operators=dict(
-        conv=10**9, einsum=2 * 10**8, group_norm=2 * 10**8, relu=10**12))
-    assert row.differences(counts) == {'parameters': (1.54, '1.5', '='), 'FLOPs': (4.9, '5.0', '-2.0 %')}
+    convention = Convention(
+        'by hand', ['op', 'norm'], flops=True, weights=dict(einsum=7, group_norm=0.5)
+    )
+    row = Row(
+        'title',
+        convention,
+        'name',
+        parameters='trainable',
+        params='1.5',
+        macs='5.0',
+        score='70.0',
+        why=dict(macs='because'),
+    )
+    counts = dict(
+        shape=[2, 3],
+        all=9_000_000,
+        trainable=1_540_000,
+        operators=dict(conv=10**9, einsum=2 * 10**8, group_norm=2 * 10**8, relu=10**12),
+    )
+    assert row.differences(counts) == {
+        'parameters': (1.54, '1.5', '='),
+        'FLOPs': (4.9, '5.0', '-2.0 %'),
+    }
     text = page([row], dict(name=counts), [])
     assert '| name | FLOPs | 4.90 | 5.0 | -2.0 % | because |' in text
     link = '[-2.0 %](#where-ours-differ-beyond-the-printed-digit)'
@@ -172,12 +275,16 @@ def test_a_row_by_hand():
 
 def test_names_are_unique(tmp_path):
     path = tmp_path / 'rows.yml'
-    path.write_text('sources: {}\nconventions: {c: {text: x, count: [op]}}\n'
-                    'groups: [{title: t, convention: c, rows: [{name: a}, {name: a}]}]\n')
+    path.write_text(
+        'sources: {}\nconventions: {c: {text: x, count: [op]}}\n'
+        'groups: [{title: t, convention: c, rows: [{name: a}, {name: a}]}]\n'
+    )
     with pytest.raises(ValueError, match=r"rows must have names of their own, got \['a'\]"):
         read_rows(path)
-    path.write_text('sources: {}\nconventions: {c: {text: x, count: [ops]}}\n'
-                    'groups: [{title: t, convention: c, rows: [{name: a}]}]\n')
+    path.write_text(
+        'sources: {}\nconventions: {c: {text: x, count: [ops]}}\n'
+        'groups: [{title: t, convention: c, rows: [{name: a}]}]\n'
+    )
     with pytest.raises(ValueError, match='count must be categories'):
         read_rows(path)
 
@@ -195,12 +302,21 @@ def test_times_and_plots(tmp_path):
     assert 'must not be compared' not in '\n'.join(pictures(dict(cpu=dict(times, load=0.1))))
     elsewhere = dict(times, machine=dict(times['machine'], chip='another'))
     assert measure([], ROOT, 'cpu', elsewhere)['milliseconds'] == {}
-    draw([ROWS['VAN-B0'], ROWS['VAN-B1'], ROWS['MSCAN-T']], dict(KNOWN, times=dict(cpu=times)), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['accuracy_cpu.png', 'accuracy_macs.png']
+    draw(
+        [ROWS['VAN-B0'], ROWS['VAN-B1'], ROWS['MSCAN-T']],
+        dict(KNOWN, times=dict(cpu=times)),
+        tmp_path,
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        'accuracy_cpu.png',
+        'accuracy_macs.png',
+    ]
 
 
 def test_the_command_finds_what_is_stale(monkeypatch, capsys, tmp_path):
-    spec = importlib.util.spec_from_file_location('model_zoo', ROOT / 'tools/analysis_tools/model_zoo.py')
+    spec = importlib.util.spec_from_file_location(
+        'model_zoo', ROOT / 'tools/analysis_tools/model_zoo.py'
+    )
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     monkeypatch.setattr('sys.argv', ['model_zoo.py', '--check', '--only', '^VAN-B0$'])

@@ -1,4 +1,5 @@
-"""The compiled CPU kernels against those in plain torch: layouts, tails, threads, instruction sets."""
+"""The compiled CPU kernels against those in plain torch: layouts, tails, threads, instruction
+sets."""
 
 import os
 import random
@@ -34,13 +35,21 @@ FUZZ_SECONDS = float(os.environ.get('MMREDNET_FUZZ_SECONDS', 3))
 
 def laid_out(layout, batch, groups, channels, height, width, dtype):
     """Return random numbers (B, G, C, H, W) as one of the layouts that modules make."""
-    shape = {'planar': (batch, groups, channels, height, width), 'last': (batch, height, width, groups, channels),
-             'interleaved': (batch, channels, groups, height, width),
-             'interleaved last': (batch, height, width, channels, groups),
-             'strided': (batch, groups, channels, 2 * height, 3 * width)}[layout]
+    shape = {
+        'planar': (batch, groups, channels, height, width),
+        'last': (batch, height, width, groups, channels),
+        'interleaved': (batch, channels, groups, height, width),
+        'interleaved last': (batch, height, width, channels, groups),
+        'strided': (batch, groups, channels, 2 * height, 3 * width),
+    }[layout]
     x = torch.randn(shape).to(dtype)
-    return {'planar': lambda: x, 'last': lambda: x.permute(0, 3, 4, 1, 2), 'interleaved': lambda: x.transpose(1, 2),
-            'interleaved last': lambda: x.permute(0, 4, 3, 1, 2), 'strided': lambda: x[..., ::2, ::3]}[layout]()
+    return {
+        'planar': lambda: x,
+        'last': lambda: x.permute(0, 3, 4, 1, 2),
+        'interleaved': lambda: x.transpose(1, 2),
+        'interleaved last': lambda: x.permute(0, 4, 3, 1, 2),
+        'strided': lambda: x[..., ::2, ::3],
+    }[layout]()
 
 
 LAYOUTS = ('planar', 'last', 'interleaved', 'interleaved last', 'strided')
@@ -58,40 +67,65 @@ def agree(got, expected, tolerance, *what):
 
 def compare(window, batch, groups, channels, size, dtypes, layouts):
     outputs = window.output_size(*size)
-    value, key = (laid_out(layout, batch, groups, channels, *size, dtype)
-                  for layout, dtype in zip(layouts, dtypes, strict=False))
+    value, key = (
+        laid_out(layout, batch, groups, channels, *size, dtype)
+        for layout, dtype in zip(layouts, dtypes, strict=False)
+    )
     weight = laid_out(layouts[2], batch, groups, window.taps, *outputs, dtypes[1])
     query = laid_out(layouts[3], batch, groups, channels, *outputs, dtypes[0])
-    for name, arguments in (('aggregate', (value, weight, window)), ('correlate', (query, key, window)),
-                            ('scatter', (query, weight, size, window))):
+    for name, arguments in (
+        ('aggregate', (value, weight, window)),
+        ('correlate', (query, key, window)),
+        ('scatter', (query, weight, size, window)),
+    ):
         got, expected = (getattr(module, name)(*arguments) for module in (native, _torch))
-        assert (got.shape, got.dtype, got.stride()) == (expected.shape, expected.dtype, expected.stride()), name
+        assert (got.shape, got.dtype, got.stride()) == (
+            expected.shape,
+            expected.dtype,
+            expected.stride(),
+        ), name
         agree(got, expected, DTYPES[dtypes[0]], name, window, size, dtypes, layouts)
 
 
 def compare_fused(window, groups, channels, size, dtype, layouts, tables=True):
     outputs, heads = window.output_size(*size), groups
-    value, key = (laid_out(layout, 2, groups, depth, *size, dtype)
-                  for layout, depth in zip(layouts, (channels, 2 * channels), strict=False))
+    value, key = (
+        laid_out(layout, 2, groups, depth, *size, dtype)
+        for layout, depth in zip(layouts, (channels, 2 * channels), strict=False)
+    )
     hidden = laid_out(layouts[2], 2, 1, 5, *outputs, dtype)[:, 0]
     rows = groups * window.taps
     weight, bias = torch.randn(rows, 5).to(dtype), torch.randn(rows).to(dtype) if tables else None
     query = laid_out(layouts[3], 2, heads, 2 * channels, *outputs, dtype)
-    shapes = [(heads, channels, window.kernel[0]), (heads, channels, window.kernel[1]), (heads, window.taps)]
+    shapes = [
+        (heads, channels, window.kernel[0]),
+        (heads, channels, window.kernel[1]),
+        (heads, window.taps),
+    ]
     added = [torch.randn(shape).to(dtype) if tables else None for shape in shapes]
     what = (window, groups, channels, size, dtype, layouts, tables)
-    for name, module, inputs in (('involution', involution, (value, hidden, weight, bias)),
-                                 ('attention', attention, (query, key, value, *added))):
+    for name, module, inputs in (
+        ('involution', involution, (value, hidden, weight, bias)),
+        ('attention', attention, (query, key, value, *added)),
+    ):
         wide = [tensor if tensor is None else tensor.double() for tensor in inputs]
-        got, expected = getattr(native, name)(*inputs, window), module.definition(*wide, list(window))
+        got, expected = (
+            getattr(native, name)(*inputs, window),
+            module.definition(*wide, list(window)),
+        )
         if name == 'involution':
             got, expected = (got,), (expected,)
-        assert got[0].stride() == _torch.empty_in_layout_of(value, got[0].shape, dtype).stride(), what
+        assert got[0].stride() == _torch.empty_in_layout_of(value, got[0].shape, dtype).stride(), (
+            what
+        )
         for one, other in zip(got, expected, strict=True):
             agree(one, other.to(one.dtype), DTYPES[dtype], name, *what)
     scale, shift = torch.randn(2, groups * channels).to(dtype)
     got = native.involution_affine(value, hidden, weight, bias, scale, shift, tables, window)
-    wide = [tensor if tensor is None else tensor.double() for tensor in (value, hidden, weight, bias, scale, shift)]
+    wide = [
+        tensor if tensor is None else tensor.double()
+        for tensor in (value, hidden, weight, bias, scale, shift)
+    ]
     expected = involution.finish(involution.definition(*wide[:4], list(window)), *wide[4:], tables)
     agree(got, expected.to(dtype), DTYPES[dtype], 'involution_affine', *what)
 
@@ -110,18 +144,36 @@ def test_every_width(layout, dtype, stride):
 def test_random_problems():
     chance = random.Random(0)
     end = time.monotonic() + FUZZ_SECONDS
-    pairs = [(dtype, dtype) for dtype in DTYPES] + [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]
+    pairs = [(dtype, dtype) for dtype in DTYPES] + [
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+    ]
     for _ in range(10**9):
         kernel = chance.choice([1, 2, 3, 5, 7, 11]), chance.choice([1, 3, 4, 7, 9])
         dilation = chance.randint(1, 3), chance.randint(1, 3)
         padding = tuple(chance.randint(0, dilation[axis] * kernel[axis]) for axis in range(2))
-        window = Window(kernel, (chance.randint(1, 3), chance.choice([1, 1, 2, 9])), dilation, padding)
+        window = Window(
+            kernel, (chance.randint(1, 3), chance.choice([1, 1, 2, 9])), dilation, padding
+        )
         size = chance.choice([chance.randint(1, 9), 30]), chance.randint(1, 40)
-        if all(size[axis] + 2 * padding[axis] > dilation[axis] * (kernel[axis] - 1) for axis in range(2)):
+        if all(
+            size[axis] + 2 * padding[axis] > dilation[axis] * (kernel[axis] - 1)
+            for axis in range(2)
+        ):
             channels = chance.choice([1, 2, 4, 5, 16, 17, 20, 36])
             groups, layouts = chance.randint(1, 3), [chance.choice(LAYOUTS) for _ in range(4)]
-            compare(window, chance.randint(1, 2), groups, channels, size, chance.choice(pairs), layouts)
-            compare_fused(window, groups, channels, size, chance.choice(list(DTYPES)), layouts, chance.random() < 0.7)
+            compare(
+                window, chance.randint(1, 2), groups, channels, size, chance.choice(pairs), layouts
+            )
+            compare_fused(
+                window,
+                groups,
+                channels,
+                size,
+                chance.choice(list(DTYPES)),
+                layouts,
+                chance.random() < 0.7,
+            )
         if time.monotonic() > end:
             break
 
@@ -134,14 +186,24 @@ def gradients_of_all(layout, window, batch, groups, channels, size):
     rows, columns = torch.randn(2, groups, channels // 2, window.kernel[0])
     generator, bias = torch.randn(groups * window.taps, 9), torch.randn(groups * window.taps)
     scale, shift = torch.randn(2, groups * channels)
-    calls = [(local_aggregate, (value, weight)), (local_correlate, (value, key)),
-             (lambda grad, weight, window: local_scatter(grad, weight, size, window), (value, weight)),
-             (local_involution, (value, hidden, generator, bias)),
-             (lambda *given: local_involution(*given[:4], given[6], scale=given[4], shift=given[5], relu=True),
-              (value, hidden, generator, bias, scale, shift)),
-             (lambda q, k, v, rows, columns, bias, window: local_attention(q, k, v, window, rows=rows, columns=columns,
-                                                                           bias=bias),
-              (key, value, value, rows, columns, bias.view(groups, -1)))]
+    calls = [
+        (local_aggregate, (value, weight)),
+        (local_correlate, (value, key)),
+        (lambda grad, weight, window: local_scatter(grad, weight, size, window), (value, weight)),
+        (local_involution, (value, hidden, generator, bias)),
+        (
+            lambda *given: local_involution(
+                *given[:4], given[6], scale=given[4], shift=given[5], relu=True
+            ),
+            (value, hidden, generator, bias, scale, shift),
+        ),
+        (
+            lambda q, k, v, rows, columns, bias, window: local_attention(
+                q, k, v, window, rows=rows, columns=columns, bias=bias
+            ),
+            (key, value, value, rows, columns, bias.view(groups, -1)),
+        ),
+    ]
 
     def run():
         grads = []
@@ -150,6 +212,7 @@ def gradients_of_all(layout, window, batch, groups, channels, size):
             result = function(*tensors, window)
             grads += torch.autograd.grad(result, tensors, result.detach().cos())
         return grads
+
     return run
 
 
@@ -171,11 +234,18 @@ def test_results_do_not_depend_on_threads(layout):
     results = []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
-        results.append([native.aggregate(value, weight, window), native.correlate(value, value, window),
-                        native.scatter(value, weight, (33, 37), window),
-                        native.involution(value, hidden, generator, None, window),
-                        native.involution_affine(value, hidden, generator, None, *torch.ones(2, 60), True, window),
-                        *native.attention(value, value, value, None, None, None, window)])
+        results.append(
+            [
+                native.aggregate(value, weight, window),
+                native.correlate(value, value, window),
+                native.scatter(value, weight, (33, 37), window),
+                native.involution(value, hidden, generator, None, window),
+                native.involution_affine(
+                    value, hidden, generator, None, *torch.ones(2, 60), True, window
+                ),
+                *native.attention(value, value, value, None, None, None, window),
+            ]
+        )
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
@@ -183,29 +253,46 @@ def test_results_do_not_depend_on_threads(layout):
 @built
 @pytest.mark.usefixtures('threads_as_before')
 @pytest.mark.parametrize('layout', ['planar', 'last'])
-@pytest.mark.parametrize(('batch', 'groups', 'channels', 'size'), [(2, 3, 20, (33, 37)), (1, 9, 16, (14, 14)),
-                                                                   (3, 1, 4, (5, 130))])
+@pytest.mark.parametrize(
+    ('batch', 'groups', 'channels', 'size'),
+    [(2, 3, 20, (33, 37)), (1, 9, 16, (14, 14)), (3, 1, 4, (5, 130))],
+)
 def test_gradients_do_not_depend_on_threads(layout, batch, groups, channels, size):
     run = gradients_of_all(layout, Window(7), batch, groups, channels, size)
     torch.set_num_threads(1)
     expected = run()
     for count in (2, 3, 5):
         torch.set_num_threads(count)
-        assert [torch.equal(a, b) for a, b in zip(run(), expected, strict=True)] == [True] * len(expected)
+        assert [torch.equal(a, b) for a, b in zip(run(), expected, strict=True)] == [True] * len(
+            expected
+        )
 
 
 @built
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize(('window', 'groups', 'hidden', 'size'), [
-    (Window(7), 2, 16, (14, 14)), (Window(3, 2), 9, 5, (33, 37)), (Window((5, 3)), 1, 3, (2, 130)),
-    (Window(3, 1, 40), 2, 8, (9, 9)), (Window(4, padding=(3, 5)), 3, 1, (6, 7))])
+@pytest.mark.parametrize(
+    ('window', 'groups', 'hidden', 'size'),
+    [
+        (Window(7), 2, 16, (14, 14)),
+        (Window(3, 2), 9, 5, (33, 37)),
+        (Window((5, 3)), 1, 3, (2, 130)),
+        (Window(3, 1, 40), 2, 8, (9, 9)),
+        (Window(4, padding=(3, 5)), 3, 1, (6, 7)),
+    ],
+)
 def test_gradients_of_involution(layout, dtype, window, groups, hidden, size):
     outputs = window.output_size(*size)
     grad, value = (laid_out(layout, 3, groups, 7, *shape, dtype) for shape in (outputs, size))
     features = laid_out(layout, 3, 1, hidden, *outputs, dtype)[:, 0]
     rows = groups * window.taps
-    inputs = (grad, value, features, torch.randn(rows, hidden).to(dtype), torch.randn(rows).to(dtype))
+    inputs = (
+        grad,
+        value,
+        features,
+        torch.randn(rows, hidden).to(dtype),
+        torch.randn(rows).to(dtype),
+    )
     expected = involution.gradients(*(tensor.double() for tensor in inputs), list(window))
     got = native.involution_backward(*inputs, list(window))
     for have, want, like in zip(got, expected, inputs[1:], strict=True):
@@ -214,7 +301,9 @@ def test_gradients_of_involution(layout, dtype, window, groups, hidden, size):
 
 
 @built
-@pytest.mark.skipif(not torch.backends.openmp.is_available(), reason='this torch has other threads than OpenMP')
+@pytest.mark.skipif(
+    not torch.backends.openmp.is_available(), reason='this torch has other threads than OpenMP'
+)
 @pytest.mark.parametrize('count', [1, 2, 3])
 def test_torch_sets_the_number_of_threads(count):
     before = torch.get_num_threads()
@@ -227,26 +316,37 @@ def test_torch_sets_the_number_of_threads(count):
 
 @built
 def test_addresses_beyond_32_bits():
-    # 2^31 elements and more apart, in 9 GiB of address space of which the pages that are touched alone exist
+    # 2^31 elements and more apart, in 9 GiB of address space of which the pages that are touched
+    # alone exist
     far = 2**31 + 64
     memory = torch.empty(far + 64)
     value = memory.as_strided((2, 1, 2, 3, 4), (far, 24, 12, 4, 1))
     value.copy_(torch.randn(2, 1, 2, 3, 4))
-    weight, hidden, generator = torch.randn(2, 1, 9, 3, 4), torch.randn(2, 5, 3, 4), torch.randn(9, 5)
+    weight, hidden, generator = (
+        torch.randn(2, 1, 9, 3, 4),
+        torch.randn(2, 5, 3, 4),
+        torch.randn(9, 5),
+    )
     near = value.clone(memory_format=torch.contiguous_format)
-    for got, expected in ((native.aggregate(value, weight, Window(3)), native.aggregate(near, weight, Window(3))),
-                          (native.correlate(value, value, Window(3)), native.correlate(near, near, Window(3))),
-                          (native.involution(value, hidden, generator, None, Window(3)),
-                           native.involution(near, hidden, generator, None, Window(3))),
-                          (native.attention(value, value, value, None, None, None, Window(3))[0],
-                           native.attention(near, near, near, None, None, None, Window(3))[0])):
+    for got, expected in (
+        (native.aggregate(value, weight, Window(3)), native.aggregate(near, weight, Window(3))),
+        (native.correlate(value, value, Window(3)), native.correlate(near, near, Window(3))),
+        (
+            native.involution(value, hidden, generator, None, Window(3)),
+            native.involution(near, hidden, generator, None, Window(3)),
+        ),
+        (
+            native.attention(value, value, value, None, None, None, Window(3))[0],
+            native.attention(near, near, near, None, None, None, Window(3))[0],
+        ),
+    ):
         assert torch.equal(got, expected)
 
 
 @built
 @pytest.mark.parametrize('capability', ['plain', 'avx2'])
 def test_other_instruction_sets(capability):
-    code = '''
+    code = """
 import torch, test_native
 from mmrednet.ops import Window, _native
 for layout in test_native.LAYOUTS:
@@ -256,10 +356,15 @@ for layout in test_native.LAYOUTS:
         test_native.compare_fused(Window(3), 2, 20, (30, 23), dtype, [layout] * 4)
         test_native.compare_fused(Window(5, 2), 2, 7, (6, 23), dtype, [layout] * 4)
 print(_native.capability())
-'''
-    environment = {**os.environ, 'MMREDNET_CPU_CAPABILITY': capability,
-                   'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')])}
-    result = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=False)
+"""
+    environment = {
+        **os.environ,
+        'MMREDNET_CPU_CAPABILITY': capability,
+        'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),
+    }
+    result = subprocess.run(
+        [sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     # a processor without the one asked for falls back to a narrower one
     assert result.stdout.split()[-1] in (capability, 'plain')
@@ -269,20 +374,30 @@ print(_native.capability())
 def test_unknown_instruction_sets():
     code = 'from mmrednet.ops import active_kernels; active_kernels()'
     environment = {**os.environ, 'MMREDNET_CPU_CAPABILITY': 'AVX512', 'PYTHONPATH': str(ROOT)}
-    result = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=False
+    )
     assert "MMREDNET_CPU_CAPABILITY must be avx512, avx2 or plain, got 'AVX512'" in result.stderr
 
 
 @built
 def test_the_dispatcher_uses_them():
-    for name in ('aggregate', 'correlate', 'scatter', 'involution', 'involution_affine', 'involution_backward',
-                 'attention', 'attention_logit_gradients'):
+    for name in (
+        'aggregate',
+        'correlate',
+        'scatter',
+        'involution',
+        'involution_affine',
+        'involution_backward',
+        'attention',
+        'attention_logit_gradients',
+    ):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f'mmrednet::{name}', 'CPU'), name
     assert active_kernels()['cpu'].startswith('native, ')
 
 
 def test_without_the_library_everything_runs(tmp_path):
-    code = '''
+    code = """
 import sys
 from importlib import machinery
 machinery.EXTENSION_SUFFIXES[:] = ['.none']
@@ -292,8 +407,10 @@ print(active_kernels()['cpu'])
 for _ in range(3):
     total = local_aggregate(torch.ones(1, 1, 1, 3, 3), torch.ones(1, 1, 9, 3, 3), Window(3)).sum()
 print(float(total))
-'''
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
+"""
+    result = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert 'plain torch, one tap at a time (native: not built: ' in result.stdout
     assert result.stdout.split()[-1] == '49.0'
     assert result.stderr.count('plain torch computes on the CPU') == 1
@@ -301,10 +418,14 @@ print(float(total))
 
 @built
 def test_a_changed_header_is_compiled():
-    code = '''
+    code = """
 import setuptools
 setuptools.setup = lambda **arguments: print(*arguments['ext_modules'][0].depends)
 import setup
-'''
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert result.stdout.split() == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('mmrednet/ops/csrc/*.h'))
+"""
+    result = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert result.stdout.split() == sorted(
+        str(path.relative_to(ROOT)) for path in ROOT.glob('mmrednet/ops/csrc/*.h')
+    )

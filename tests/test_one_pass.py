@@ -1,4 +1,6 @@
-"""Layers with norms and activations behind them in one pass: the same numbers, where nobody looks between."""
+"""Layers with norms and activations behind them in one pass: the same numbers, where nobody looks
+between.
+"""
 
 import copy
 
@@ -20,26 +22,36 @@ LAYERS = {
     'same': lambda: nn.Conv2d(CHANNELS, CHANNELS, 3, padding='same'),
     'reflect': lambda: nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, padding_mode='reflect'),
     'ConvModule': lambda: ConvModule(CHANNELS, CHANNELS, 3, padding=1, norm_cfg=dict(type='BN')),
-    'ConvModule, norm first': lambda: ConvModule(CHANNELS, CHANNELS, 3, norm_cfg=dict(type='BN'),
-                                                 order=('norm', 'act', 'conv')),
+    'ConvModule, norm first': lambda: ConvModule(
+        CHANNELS, CHANNELS, 3, norm_cfg=dict(type='BN'), order=('norm', 'act', 'conv')
+    ),
     'involution': lambda: Involution(CHANNELS, kernel_size=3, group_channels=8),
     'involution, stride 2': lambda: Involution(CHANNELS, kernel_size=5, stride=2),
     'pool': lambda: nn.AvgPool2d(3),
 }
 NORMS = {
-    'none': lambda: None, 'identity': nn.Identity, 'BN': lambda: nn.BatchNorm2d(CHANNELS),
-    'BN, no weight': lambda: nn.BatchNorm2d(CHANNELS, affine=False), 'GN': lambda: nn.GroupNorm(4, CHANNELS),
+    'none': lambda: None,
+    'identity': nn.Identity,
+    'BN': lambda: nn.BatchNorm2d(CHANNELS),
+    'BN, no weight': lambda: nn.BatchNorm2d(CHANNELS, affine=False),
+    'GN': lambda: nn.GroupNorm(4, CHANNELS),
     'BN of the batch': lambda: nn.BatchNorm2d(CHANNELS, track_running_stats=False),
 }
 ACTS = {'none': lambda: None, 'ReLU': lambda: nn.ReLU(inplace=True), 'GELU': nn.GELU}
 
 
 def settle(module):
-    """Give norms statistics and weights as training leaves them, and return the module in eval mode."""
+    """Give norms statistics and weights as training leaves them, and return the module in eval
+    mode.
+    """
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
-            for tensor, low, high in ((norm.weight, 0.5, 1.5), (norm.bias, -1, 1), (norm.running_mean, -1, 1),
-                                      (norm.running_var, 0.5, 2)):
+            for tensor, low, high in (
+                (norm.weight, 0.5, 1.5),
+                (norm.bias, -1, 1),
+                (norm.running_mean, -1, 1),
+                (norm.running_var, 0.5, 2),
+            ):
                 if tensor is not None:
                     nn.init.uniform_(tensor, low, high)
     return module.eval()
@@ -60,14 +72,16 @@ def parts():
 @pytest.fixture(autouse=True)
 def always_pays(monkeypatch):
     """Let norms be folded on small maps too."""
-    monkeypatch.setitem(one_pass.__globals__, 'LEAST_SAVED', -10**9)
+    monkeypatch.setitem(one_pass.__globals__, 'LEAST_SAVED', -(10**9))
 
 
 @pytest.fixture
 def fused(monkeypatch):
     """Return a list that grows with each convolution that is computed with its norm."""
     calls, convolve = [], one_pass.__globals__['_convolve']
-    monkeypatch.setitem(one_pass.__globals__, '_convolve', lambda *args: calls.append(args) or convolve(*args))
+    monkeypatch.setitem(
+        one_pass.__globals__, '_convolve', lambda *args: calls.append(args) or convolve(*args)
+    )
     return calls
 
 
@@ -75,7 +89,9 @@ def fused(monkeypatch):
 @pytest.mark.parametrize('norm', NORMS)
 @pytest.mark.parametrize('layer', LAYERS)
 def test_same_numbers(layer, norm, memory_format):
-    layer, norm = (part if part is None else settle(part) for part in (LAYERS[layer](), NORMS[norm]()))
+    layer, norm = (
+        part if part is None else settle(part) for part in (LAYERS[layer](), NORMS[norm]())
+    )
     x = torch.randn(2, CHANNELS, 11, 14).contiguous(memory_format=memory_format)
     for act in (make() for make in ACTS.values()):
         expected = one_by_one(x, layer, norm, act)
@@ -84,8 +100,12 @@ def test_same_numbers(layer, norm, memory_format):
             got = one_pass(x, layer, norm, act)
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
             assert got.stride() == expected.stride()
-            torch.testing.assert_close(one_pass(x, layer, norm, act, added), one_by_one(x, layer, norm, act, added),
-                                       atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                one_pass(x, layer, norm, act, added),
+                one_by_one(x, layer, norm, act, added),
+                atol=1e-5,
+                rtol=1e-5,
+            )
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
@@ -98,7 +118,9 @@ def test_other_dtypes(dtype):
             got = one_pass(x, layer, norm, act)
         assert got.dtype == dtype
         tolerance = 0.03 if dtype == torch.bfloat16 else 1e-12
-        torch.testing.assert_close(got, one_by_one(x, layer, norm, act), atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(
+            got, one_by_one(x, layer, norm, act), atol=tolerance, rtol=tolerance
+        )
 
 
 def test_weights_may_change_between_calls(parts):
@@ -118,8 +140,8 @@ def test_weights_may_change_between_calls(parts):
 
 def test_gradients_go_through_the_modules(parts, fused):
     x = torch.randn(1, CHANNELS, 9, 8, requires_grad=True)
-    got, = torch.autograd.grad(one_pass(x, *parts).sin().sum(), x)
-    expected, = torch.autograd.grad(one_by_one(x, *parts).sin().sum(), x)
+    (got,) = torch.autograd.grad(one_pass(x, *parts).sin().sum(), x)
+    (expected,) = torch.autograd.grad(one_by_one(x, *parts).sin().sum(), x)
     assert torch.equal(got, expected)
     assert not fused
 
@@ -127,7 +149,10 @@ def test_gradients_go_through_the_modules(parts, fused):
 def test_hooks_see_what_lies_between(parts, fused):
     x, seen = torch.randn(1, CHANNELS, 9, 8), []
     see = lambda *args: seen.append(args)  # noqa: E731
-    for register in (*(part.register_forward_hook for part in parts), nn.modules.module.register_module_forward_hook):
+    for register in (
+        *(part.register_forward_hook for part in parts),
+        nn.modules.module.register_module_forward_hook,
+    ):
         handle = register(see)
         with torch.no_grad():
             one_pass(x, *parts)
@@ -148,8 +173,11 @@ def test_counters_and_autocast_see_the_modules(parts, fused):
         assert count.get_total_flops() == 2 * CHANNELS**2 * 72
         with torch.autocast('cpu', torch.bfloat16):
             assert one_pass(x, *parts).dtype == torch.bfloat16
-        traced = torch.jit.trace(lambda x: one_pass(x, *(part.requires_grad_(False) for part in parts)), x,
-                                 check_trace=False)
+        traced = torch.jit.trace(
+            lambda x: one_pass(x, *(part.requires_grad_(False) for part in parts)),
+            x,
+            check_trace=False,
+        )
     assert 'aten::batch_norm' in str(traced.inlined_graph)
     assert not fused
 
@@ -187,7 +215,9 @@ def test_what_is_not_a_number_stays_so(layer):
     assert torch.equal(got.isnan(), expected.isnan())
 
 
-@pytest.mark.parametrize('name', ['stem', 'layer1.0.downsample', 'layer2.0.conv2', 'layer2.0.conv2.conv1'])
+@pytest.mark.parametrize(
+    'name', ['stem', 'layer1.0.downsample', 'layer2.0.conv2', 'layer2.0.conv2.conv1']
+)
 def test_hooks_on_containers(name):
     network = settle(RedNet(26, base_channels=32))
     seen = []
@@ -198,9 +228,21 @@ def test_hooks_on_containers(name):
 
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize('arguments', [dict(), dict(plugins=[
-    dict(cfg=dict(type='ContextBlock', ratio=0.25), position='after_conv3'),
-    dict(cfg=dict(type='ContextBlock', ratio=0.25, postfix='_1'), position='after_conv1')])], ids=['plain', 'plugins'])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(),
+        dict(
+            plugins=[
+                dict(cfg=dict(type='ContextBlock', ratio=0.25), position='after_conv3'),
+                dict(
+                    cfg=dict(type='ContextBlock', ratio=0.25, postfix='_1'), position='after_conv1'
+                ),
+            ]
+        ),
+    ],
+    ids=['plain', 'plugins'],
+)
 @pytest.mark.parametrize('kind', [SpatialResNet, RedNet])
 def test_backbones(kind, arguments, memory_format, fused):
     network = settle(kind(26, base_channels=32, **arguments)).to(memory_format=memory_format)

@@ -1,4 +1,6 @@
-"""The local primitives against literal loops: values, gradients of both orders, layouts, dtypes, bad input."""
+"""The local primitives against literal loops: values, gradients of both orders, layouts, dtypes,
+bad input.
+"""
 
 import oracles
 import pytest
@@ -8,7 +10,15 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
-from mmrednet.ops import Window, _native, _torch, local, local_aggregate, local_correlate, local_scatter
+from mmrednet.ops import (
+    Window,
+    _native,
+    _torch,
+    local,
+    local_aggregate,
+    local_correlate,
+    local_scatter,
+)
 
 # every kernel module that can run here
 KERNELS = [_torch] if _native.MISSING else [_torch, torch.ops.mmrednet]
@@ -33,7 +43,9 @@ WINDOWS = {
 LAYOUTS = {
     'contiguous': lambda x: x.unflatten(1, (GROUPS, CHANNELS)),
     'interleaved': lambda x: x.unflatten(1, (CHANNELS, GROUPS)).transpose(1, 2),
-    'channels_last': lambda x: x.contiguous(memory_format=torch.channels_last).unflatten(1, (GROUPS, CHANNELS)),
+    'channels_last': lambda x: x.contiguous(memory_format=torch.channels_last).unflatten(
+        1, (GROUPS, CHANNELS)
+    ),
     'sliced': lambda x: torch.stack([x, x], -1)[..., 1].unflatten(1, (GROUPS, CHANNELS)),
 }
 # relative to the float64 result; float32 sums round once, bfloat16 keeps 8 bits
@@ -43,8 +55,12 @@ TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2, to
 def tensors(window, size, layout='contiguous', dtype=torch.float64):
     """Return (map, query, weight) of random numbers, the first two in this layout."""
     out = window.output_size(*size)
-    grouped = [LAYOUTS[layout](torch.randn(BATCH, GROUPS * CHANNELS, *shape, dtype=torch.float64).to(dtype))
-               for shape in (size, out)]
+    grouped = [
+        LAYOUTS[layout](
+            torch.randn(BATCH, GROUPS * CHANNELS, *shape, dtype=torch.float64).to(dtype)
+        )
+        for shape in (size, out)
+    ]
     return (*grouped, torch.randn(BATCH, GROUPS, window.taps, *out, dtype=torch.float64).to(dtype))
 
 
@@ -52,7 +68,9 @@ def close(got, expected, dtype):
     assert got.dtype == dtype
     assert got.shape == expected.shape
     error = (got.double() - expected).abs().max() if expected.numel() else 0
-    assert error <= TOLERANCE[dtype] * max(1, float(expected.abs().max()) if expected.numel() else 0)
+    assert error <= TOLERANCE[dtype] * max(
+        1, float(expected.abs().max()) if expected.numel() else 0
+    )
 
 
 @pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
@@ -62,8 +80,11 @@ def test_agree_with_literal_loops(window, layout, dtype):
     window, size = WINDOWS[window]
     value, query, weight = tensors(window, size, layout, dtype)
     wide_value, wide_query, wide_weight = value.double(), query.double(), weight.double()
-    expected = [oracles.aggregate(wide_value, wide_weight, window), oracles.correlate(wide_query, wide_value, window),
-                oracles.scatter(wide_query, wide_weight, size, window)]
+    expected = [
+        oracles.aggregate(wide_value, wide_weight, window),
+        oracles.correlate(wide_query, wide_value, window),
+        oracles.scatter(wide_query, wide_weight, size, window),
+    ]
     for kernels in KERNELS:
         close(kernels.aggregate(value, weight, window), expected[0], dtype)
         close(kernels.correlate(query, value, window), expected[1], dtype)
@@ -80,7 +101,9 @@ def test_first_gradients(window, layout):
     value, query, weight = (tensor.requires_grad_() for tensor in tensors(window, size, layout))
     assert gradcheck(lambda v, w: local_aggregate(v, w, window), (value, weight), fast_mode=True)
     assert gradcheck(lambda q, k: local_correlate(q, k, window), (query, value), fast_mode=True)
-    assert gradcheck(lambda g, w: local_scatter(g, w, size, window), (query, weight), fast_mode=True)
+    assert gradcheck(
+        lambda g, w: local_scatter(g, w, size, window), (query, weight), fast_mode=True
+    )
 
 
 @pytest.mark.parametrize('layout', ['contiguous', 'interleaved'])
@@ -88,15 +111,21 @@ def test_first_gradients(window, layout):
 def test_second_gradients(window, layout):
     window, size = WINDOWS[window]
     value, query, weight = (tensor.requires_grad_() for tensor in tensors(window, size, layout))
-    assert gradgradcheck(lambda v, w: local_aggregate(v, w, window), (value, weight), fast_mode=True)
+    assert gradgradcheck(
+        lambda v, w: local_aggregate(v, w, window), (value, weight), fast_mode=True
+    )
     assert gradgradcheck(lambda q, k: local_correlate(q, k, window), (query, value), fast_mode=True)
-    assert gradgradcheck(lambda g, w: local_scatter(g, w, size, window), (query, weight), fast_mode=True)
+    assert gradgradcheck(
+        lambda g, w: local_scatter(g, w, size, window), (query, weight), fast_mode=True
+    )
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_registration(layout):
     window, size = WINDOWS['k3_stride2_odd']
-    value, query, weight = (tensor.detach().requires_grad_() for tensor in tensors(window, size, layout))
+    value, query, weight = (
+        tensor.detach().requires_grad_() for tensor in tensors(window, size, layout)
+    )
     opcheck(local.aggregate, (value, weight, list(window)))
     opcheck(local.correlate, (query, value, list(window)))
     opcheck(local.scatter, (query, weight, list(size), list(window)))
@@ -113,19 +142,27 @@ def attention(q, k, v):
 def test_compiles_in_one_graph(dynamic):
     compiled = torch.compile(attention, fullgraph=True, backend='aot_eager', dynamic=dynamic)
     for size in ((5, 6), (7, 4)):
-        inputs = [torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+        inputs = [
+            torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True) for _ in range(3)
+        ]
         expected, got = attention(*inputs), compiled(*inputs)
         torch.testing.assert_close(got, expected)
-        for want, have in zip(torch.autograd.grad(expected.sin().sum(), inputs),
-                              torch.autograd.grad(got.sin().sum(), inputs), strict=True):
+        for want, have in zip(
+            torch.autograd.grad(expected.sin().sum(), inputs),
+            torch.autograd.grad(got.sin().sum(), inputs),
+            strict=True,
+        ):
             torch.testing.assert_close(have, want)
 
 
 def test_results_keep_the_layout_of_the_first_argument():
     x = torch.randn(2, 6, 5, 4).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(2, 2, 9, 5, 4)
-    assert local_aggregate(x.unflatten(1, (2, 3)), weight, Window(3)).flatten(1, 2).is_contiguous(
-        memory_format=torch.channels_last)
+    assert (
+        local_aggregate(x.unflatten(1, (2, 3)), weight, Window(3))
+        .flatten(1, 2)
+        .is_contiguous(memory_format=torch.channels_last)
+    )
     interleaved = torch.randn(2, 6, 5, 4).unflatten(1, (3, 2)).transpose(1, 2)
     assert local_aggregate(interleaved, weight, Window(3)).transpose(1, 2).is_contiguous()
 
@@ -167,7 +204,9 @@ def test_empty_batch(batch):
 
 @pytest.mark.parametrize('low', [torch.bfloat16, torch.float16])
 def test_mixed_dtypes(low):
-    """Values of half precision meet softmax weights of float32: sums are wide, gradients keep their own dtypes."""
+    """Values of half precision meet softmax weights of float32: sums are wide, gradients keep their
+    own dtypes.
+    """
     window, size = Window(3), (5, 4)
     value, query, weight = tensors(window, size, dtype=torch.float32)
     value, query = value.to(low).requires_grad_(), query.to(low).requires_grad_()
@@ -190,7 +229,9 @@ def test_autocast_casts_float32_and_leaves_float64():
     with torch.autocast('cpu', torch.bfloat16):
         result = local_aggregate(value.requires_grad_(), weight, window)
         wide = local_aggregate(value.double(), weight.double(), window)
-    close(result, oracles.aggregate(value.double(), weight.double(), window).detach(), torch.bfloat16)
+    close(
+        result, oracles.aggregate(value.double(), weight.double(), window).detach(), torch.bfloat16
+    )
     assert wide.dtype == torch.float64
     result.float().sum().backward()
     assert value.grad.dtype == torch.float32
@@ -199,7 +240,10 @@ def test_autocast_casts_float32_and_leaves_float64():
 shapes = st.tuples(st.integers(1, 7), st.integers(1, 7))
 windows = st.builds(
     lambda kernel, stride, dilation: Window(kernel, stride, dilation),
-    st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3, 7])), st.integers(1, 3), st.integers(1, 3))
+    st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3, 7])),
+    st.integers(1, 3),
+    st.integers(1, 3),
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -220,14 +264,19 @@ def test_linear_in_each_argument(window, size, factor, seed):
     value, query, weight = tensors(window, size)
     other_value, other_query, other_weight = tensors(window, size)
     for function, first, second, other_first, other_second in (
-            (lambda v, w: local_aggregate(v, w, window), value, weight, other_value, other_weight),
-            (lambda q, k: local_correlate(q, k, window), query, value, other_query, other_value),
-            (lambda g, w: local_scatter(g, w, size, window), query, weight, other_query, other_weight)):
+        (lambda v, w: local_aggregate(v, w, window), value, weight, other_value, other_weight),
+        (lambda q, k: local_correlate(q, k, window), query, value, other_query, other_value),
+        (lambda g, w: local_scatter(g, w, size, window), query, weight, other_query, other_weight),
+    ):
         result = function(first, second)
         torch.testing.assert_close(
-            function(first + factor * other_first, second), result + factor * function(other_first, second))
+            function(first + factor * other_first, second),
+            result + factor * function(other_first, second),
+        )
         torch.testing.assert_close(
-            function(first, second + factor * other_second), result + factor * function(first, other_second))
+            function(first, second + factor * other_second),
+            result + factor * function(first, other_second),
+        )
 
 
 @pytest.mark.parametrize('stride', [1, 2, 3])
@@ -245,17 +294,28 @@ def test_window_is_a_value():
         window.stride = (1, 1)
 
 
-@pytest.mark.parametrize(('arguments', 'error', 'message'), [
-    ((4,), ValueError, r'even kernel has no centre: padding must be given, got kernel=\(4, 4\)'),
-    (((3, 2),), ValueError, 'even kernel'),
-    ((0,), ValueError, r'kernel must be at least 1, got kernel=0'),
-    ((3, 0), ValueError, 'stride must be at least 1, got stride=0'),
-    ((3, 1, 0), ValueError, 'dilation must be at least 1'),
-    ((3, 1, 1, -1), ValueError, 'padding must be at least 0'),
-    ((3.0,), TypeError, r'kernel must be an int or a pair of ints \(vertical, horizontal\), got kernel=3.0'),
-    (((3, 3, 3),), TypeError, 'kernel must be an int or a pair'),
-    (('33',), TypeError, 'kernel must be an int or a pair'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'error', 'message'),
+    [
+        (
+            (4,),
+            ValueError,
+            r'even kernel has no centre: padding must be given, got kernel=\(4, 4\)',
+        ),
+        (((3, 2),), ValueError, 'even kernel'),
+        ((0,), ValueError, r'kernel must be at least 1, got kernel=0'),
+        ((3, 0), ValueError, 'stride must be at least 1, got stride=0'),
+        ((3, 1, 0), ValueError, 'dilation must be at least 1'),
+        ((3, 1, 1, -1), ValueError, 'padding must be at least 0'),
+        (
+            (3.0,),
+            TypeError,
+            r'kernel must be an int or a pair of ints \(vertical, horizontal\), got kernel=3.0',
+        ),
+        (((3, 3, 3),), TypeError, 'kernel must be an int or a pair'),
+        (('33',), TypeError, 'kernel must be an int or a pair'),
+    ],
+)
 def test_bad_windows(arguments, error, message):
     with pytest.raises(error, match=message):
         Window(*arguments)
@@ -264,19 +324,29 @@ def test_bad_windows(arguments, error, message):
 def test_bad_inputs():
     window, size = Window(3), (5, 4)
     value, query, weight = tensors(window, size)
-    with pytest.raises(ValueError, match=r'one entry per tap, 9 .* got weight.shape=\(2, 2, 8, 5, 4\)'):
+    with pytest.raises(
+        ValueError, match=r'one entry per tap, 9 .* got weight.shape=\(2, 2, 8, 5, 4\)'
+    ):
         local_aggregate(value, weight[:, :, 1:], window)
-    with pytest.raises(ValueError, match=r'value and weight must agree in batch, groups, got .*\(2, 1, 9, 5, 4\)'):
+    with pytest.raises(
+        ValueError, match=r'value and weight must agree in batch, groups, got .*\(2, 1, 9, 5, 4\)'
+    ):
         local_aggregate(value, weight[:, :1], window)
-    with pytest.raises(ValueError, match=r'output size \(5, 4\) of Window.* got weight.shape=\(2, 2, 9, 5, 3\)'):
+    with pytest.raises(
+        ValueError, match=r'output size \(5, 4\) of Window.* got weight.shape=\(2, 2, 9, 5, 3\)'
+    ):
         local_aggregate(value, weight[..., 1:], window)
-    with pytest.raises(ValueError, match=r'value must have 5 dimensions .* got value.shape=\(2, 6, 5, 4\)'):
+    with pytest.raises(
+        ValueError, match=r'value must have 5 dimensions .* got value.shape=\(2, 6, 5, 4\)'
+    ):
         local_aggregate(value.flatten(1, 2), weight, window)
     with pytest.raises(TypeError, match='value must be a floating-point tensor, got torch.int64'):
         local_aggregate(value.long(), weight, window)
     with pytest.raises(TypeError, match='weight must be a floating-point tensor, got list'):
         local_aggregate(value, [1], window)
-    with pytest.raises(ValueError, match='query and key must agree in batch, groups, channels per group'):
+    with pytest.raises(
+        ValueError, match='query and key must agree in batch, groups, channels per group'
+    ):
         local_correlate(query[:, :, :2], value, window)
     with pytest.raises(ValueError, match=r'query must end in the output size \(5, 4\)'):
         local_correlate(query[..., :2, :], value, window)

@@ -1,4 +1,6 @@
-"""Classification by mmengine alone: data, model, recipes, and a run whose checkpoint starts a detector."""
+"""Classification by mmengine alone: data, model, recipes, and a run whose checkpoint starts a
+detector.
+"""
 
 import json
 import subprocess
@@ -27,7 +29,9 @@ from mmrednet.pretraining import (
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs/shapes/rednet26-narrow_single-shapes.py'
-BACKBONE = dict(type='mmrednet.VAN', arch=dict(embed_dims=(8,), depths=(1,), mlp_ratios=(2,)), out_indices=(0,))
+BACKBONE = dict(
+    type='mmrednet.VAN', arch=dict(embed_dims=(8,), depths=(1,), mlp_ratios=(2,)), out_indices=(0,)
+)
 
 
 def folders(root, splits=('train', 'val'), classes=('cat', 'dog'), count=2):
@@ -42,17 +46,22 @@ def folders(root, splits=('train', 'val'), classes=('cat', 'dog'), count=2):
 
 
 class TestData:
-
     def test_images_and_labels(self, tmp_path):
-        data = ImageFolder(data_root=str(folders(tmp_path)), split='val', pipeline=[
-            dict(type='LoadImageFromFile'), dict(type='mmrednet.PackImage')])
+        data = ImageFolder(
+            data_root=str(folders(tmp_path)),
+            split='val',
+            pipeline=[dict(type='LoadImageFromFile'), dict(type='mmrednet.PackImage')],
+        )
         assert data.metainfo['classes'] == ('cat', 'dog')
         assert [int(data[index]['data_samples']) for index in range(len(data))] == [0, 0, 1, 1]
         assert data[3]['inputs'].shape == (3, 40, 32)
         assert data[3]['inputs'].unique().tolist() == [70]
 
     def test_what_is_missing_is_named(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r'train must be a folder with one folder per class, .* got \[\]'):
+        with pytest.raises(
+            FileNotFoundError,
+            match=r'train must be a folder with one folder per class, .* got \[\]',
+        ):
             ImageFolder(data_root=str(tmp_path))
         (folders(tmp_path) / 'train' / 'empty').mkdir()
         with pytest.raises(FileNotFoundError, match='empty must hold images that end in one of'):
@@ -62,9 +71,13 @@ class TestData:
         cfg = load_config(str(ROOT / 'configs/san/san10-pairwise_8xb32-100e_imagenet.py'))
         use_image_folders(cfg, str(folders(tmp_path, classes=('a', 'b', 'c'))))
         assert cfg.model.num_classes == 3
-        assert {cfg[name].dataset.data_root for name in ('train_dataloader', 'val_dataloader')} == {str(tmp_path)}
+        assert {cfg[name].dataset.data_root for name in ('train_dataloader', 'val_dataloader')} == {
+            str(tmp_path)
+        }
         (tmp_path / 'val' / 'd').mkdir()
-        with pytest.raises(ValueError, match='all splits must have the same classes, got .*train.*3: .*val.*4: '):
+        with pytest.raises(
+            ValueError, match='all splits must have the same classes, got .*train.*3: .*val.*4: '
+        ):
             use_image_folders(cfg, str(tmp_path))
 
     def test_fewer_images_than_a_batch_are_named(self, tmp_path, monkeypatch):
@@ -73,8 +86,11 @@ class TestData:
         cfg.train_dataloader.batch_size = 8
         check_batches(cfg)
         monkeypatch.setattr('mmrednet.pretraining.image_folder.get_world_size', lambda: 2)
-        with pytest.raises(ValueError, match=f'train_dataloader.batch_size must .* in {tmp_path}/train for each '
-                                             'process, 8 for 2, got 8: give a smaller one'):
+        with pytest.raises(
+            ValueError,
+            match=f'train_dataloader.batch_size must .* in {tmp_path}/train for each '
+            'process, 8 for 2, got 8: give a smaller one',
+        ):
             check_batches(cfg)
         cfg.train_dataloader.batch_size = 4
         check_batches(cfg)
@@ -106,7 +122,7 @@ class TestData:
         erased = RandomErasing(prob=1.0)(dict(img=image))['img']
         assert not image.any()
         rows, columns = (np.flatnonzero(erased.any(axis)) for axis in ((1, 2), (0, 2)))
-        inside = erased[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        inside = erased[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         assert 0.015 < inside[..., 0].size / 2500 < 0.35
         assert 90 < inside.mean() < 150
         assert not RandomErasing(prob=0.0)(dict(img=image))['img'].any()
@@ -122,7 +138,6 @@ def classifier(**kwargs):
 
 
 class TestClassifier:
-
     def test_loss_and_predictions(self):
         model, x = classifier(label_smoothing=0.2), torch.randn(2, 3, 32, 32)
         labels = [torch.tensor(2), torch.tensor(0)]
@@ -159,36 +174,51 @@ class TestClassifier:
 
     def test_bad_arguments(self):
         for kwargs in (dict(label_smoothing=1.0), dict(mixup=-1.0)):
-            with pytest.raises(ValueError, match='num_classes must be at least 2, label_smoothing in'):
+            with pytest.raises(
+                ValueError, match='num_classes must be at least 2, label_smoothing in'
+            ):
                 classifier(**kwargs)
 
     def test_accuracy(self):
         metric = Accuracy(topk=(1, 2, 5))
         scores = torch.tensor([0.5, 0.2, 0.3])
-        metric.process(None, [dict(scores=scores, label=torch.tensor(label)) for label in (0, 1, 2, 2)])
+        metric.process(
+            None, [dict(scores=scores, label=torch.tensor(label)) for label in (0, 1, 2, 2)]
+        )
         assert metric.evaluate(4) == {'accuracy/top1': 25.0, 'accuracy/top2': 75.0}
 
-    @pytest.mark.parametrize(('scores', 'expected'), [
-        # nothing is known: the first class, and the first two, are as good as any
-        ([0.25] * 4, (25.0, 50.0)),
-        ([float('nan')] * 4, (0.0, 0.0)),
-        # class 1 is the first, what is no number stands before it
-        ([0.1, 0.9, float('nan'), 0.0], (0.0, 25.0)),
-        ([0.1, 0.4, 0.4, 0.1], (25.0, 50.0))])
+    @pytest.mark.parametrize(
+        ('scores', 'expected'),
+        [
+            # nothing is known: the first class, and the first two, are as good as any
+            ([0.25] * 4, (25.0, 50.0)),
+            ([float('nan')] * 4, (0.0, 0.0)),
+            # class 1 is the first, what is no number stands before it
+            ([0.1, 0.9, float('nan'), 0.0], (0.0, 25.0)),
+            ([0.1, 0.4, 0.4, 0.1], (25.0, 50.0)),
+        ],
+    )
     def test_accuracy_of_ties_and_of_what_is_no_number(self, scores, expected):
         metric = Accuracy(topk=(1, 2))
-        metric.process(None, [dict(scores=torch.tensor(scores), label=torch.tensor(label)) for label in range(4)])
+        metric.process(
+            None,
+            [dict(scores=torch.tensor(scores), label=torch.tensor(label)) for label in range(4)],
+        )
         assert metric.evaluate(4) == {'accuracy/top1': expected[0], 'accuracy/top2': expected[1]}
 
 
 # what the sources say: learning rate, batch, epochs, and millions of parameters
-@pytest.mark.parametrize(('path', 'lr', 'batch', 'epochs', 'gpus', 'parameters'), [
-    ('rednet/rednet50_64xb32-130e_imagenet', 0.8, 2048, 130, 64, 15.5),
-    ('san/san10-pairwise_8xb32-100e_imagenet', 0.1, 256, 100, 8, 10.5),
-    ('san/san10-patchwise_8xb32-100e_imagenet', 0.1, 256, 100, 8, 11.8),
-    ('sasa/sasa50-conv-stem_64xb64-130e_imagenet', 1.6, 4096, 130, 64, 18.0),
-    ('van/van-b0_8xb128-310e_imagenet', 1e-3, 1024, 310, 8, 4.1),
-    ('van/van-b3_8xb128-310e_imagenet', 1e-3, 1024, 310, 8, 44.8)])
+@pytest.mark.parametrize(
+    ('path', 'lr', 'batch', 'epochs', 'gpus', 'parameters'),
+    [
+        ('rednet/rednet50_64xb32-130e_imagenet', 0.8, 2048, 130, 64, 15.5),
+        ('san/san10-pairwise_8xb32-100e_imagenet', 0.1, 256, 100, 8, 10.5),
+        ('san/san10-patchwise_8xb32-100e_imagenet', 0.1, 256, 100, 8, 11.8),
+        ('sasa/sasa50-conv-stem_64xb64-130e_imagenet', 1.6, 4096, 130, 64, 18.0),
+        ('van/van-b0_8xb128-310e_imagenet', 1e-3, 1024, 310, 8, 4.1),
+        ('van/van-b3_8xb128-310e_imagenet', 1e-3, 1024, 310, 8, 44.8),
+    ],
+)
 def test_recipes(path, lr, batch, epochs, gpus, parameters):
     cfg = load_config(str(ROOT / f'configs/{path}.py'))
     assert (cfg.optim_wrapper.optimizer.lr, cfg.train_cfg.max_epochs) == (lr, epochs)
@@ -201,8 +231,14 @@ def test_recipes(path, lr, batch, epochs, gpus, parameters):
         assert model(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
 
 
-SMALL = ['train_cfg.max_epochs=2', 'model.backbone.base_channels=32', 'default_hooks.logger.interval=1',
-         'param_scheduler=None', 'train_dataloader.batch_size=8', 'train_dataloader.dataset.pipeline.1.size=32']
+SMALL = [
+    'train_cfg.max_epochs=2',
+    'model.backbone.base_channels=32',
+    'default_hooks.logger.interval=1',
+    'param_scheduler=None',
+    'train_dataloader.batch_size=8',
+    'train_dataloader.dataset.pipeline.1.size=32',
+]
 # both calls in one process, to import torch once
 TRAIN_AND_TEST = """
 import runpy, sys
@@ -212,18 +248,34 @@ data = ['--data', f'{folder}/data', '--cfg-options', *options]
 sys.argv = [tool, config, '--work-dir', f'{folder}/work', *data]
 runpy.run_path(tool, run_name='__main__')
 write_checkpoint(f'{folder}/plain.safetensors', read_checkpoint(f'{folder}/work/epoch_2.pth').state)
-sys.argv = [tool, config, '--work-dir', f'{folder}/test', '--test', f'{folder}/plain.safetensors', *data]
+plain = f'{folder}/plain.safetensors'
+sys.argv = [tool, config, '--work-dir', f'{folder}/test', '--test', plain, *data]
 runpy.run_path(tool, run_name='__main__')
 """
 
 
 def test_a_short_run_starts_a_detector(tmp_path):
     for split, count in (('train', 48), ('val', 16)):
-        scenes = (make_scene(scene_generator(0, split, index), (48, 48), objects=(1, 1)) for index in range(count))
+        scenes = (
+            make_scene(scene_generator(0, split, index), (48, 48), objects=(1, 1))
+            for index in range(count)
+        )
         write_image_folder(tmp_path / 'data', split, scenes, CLASSES)
     assert len(list(tmp_path.glob('data/train/*/*.png'))) == 48
-    run = subprocess.run([sys.executable, '-c', TRAIN_AND_TEST, ROOT / 'tools/pretrain.py', CONFIG, tmp_path, *SMALL],
-                         capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [
+            sys.executable,
+            '-c',
+            TRAIN_AND_TEST,
+            ROOT / 'tools/pretrain.py',
+            CONFIG,
+            tmp_path,
+            *SMALL,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     log = next((tmp_path / 'work').glob('*/vis_data/2*.json'))
     entries = [json.loads(line) for line in log.read_text().splitlines()]
@@ -231,12 +283,16 @@ def test_a_short_run_starts_a_detector(tmp_path):
     assert len(losses) == 12
     assert sum(losses[-4:]) < sum(losses[:4])
     # what is trained is what is evaluated
-    accuracy = next(entry['accuracy/top1'] for entry in reversed(entries) if 'accuracy/top1' in entry)
+    accuracy = next(
+        entry['accuracy/top1'] for entry in reversed(entries) if 'accuracy/top1' in entry
+    )
     assert run.stdout.rindex(f'accuracy/top1: {accuracy:.4f}') > run.stdout.rindex('Epoch(test)')
     checkpoint = tmp_path / 'work' / 'epoch_2.pth'
     state = read_checkpoint(checkpoint).state
     cfg = load_config(str(ROOT / 'configs/shapes/faster-rcnn_rednet26_inv-fpn-rpn_shapes.py'))
-    cfg.model.backbone.update(base_channels=32, init_cfg=dict(type='Pretrained', checkpoint=str(checkpoint)))
+    cfg.model.backbone.update(
+        base_channels=32, init_cfg=dict(type='Pretrained', checkpoint=str(checkpoint))
+    )
     with MODELS.switch_scope_and_registry('mmdet') as registry:
         backbone = registry.build(cfg.model).backbone
     load_pretrained(backbone, str(checkpoint), logger='silent')
@@ -245,6 +301,15 @@ def test_a_short_run_starts_a_detector(tmp_path):
 
 
 def test_nothing_needs_mmpretrain():
-    sources = [*ROOT.glob('mmrednet/**/*.py'), *ROOT.glob('tools/**/*.py'), *ROOT.glob('configs/**/*.py')]
-    assert not [path for path in sources if 'import mmpretrain' in path.read_text()
-                or 'from mmpretrain' in path.read_text() or 'mmpretrain::' in path.read_text()]
+    sources = [
+        *ROOT.glob('mmrednet/**/*.py'),
+        *ROOT.glob('tools/**/*.py'),
+        *ROOT.glob('configs/**/*.py'),
+    ]
+    assert not [
+        path
+        for path in sources
+        if 'import mmpretrain' in path.read_text()
+        or 'from mmpretrain' in path.read_text()
+        or 'mmpretrain::' in path.read_text()
+    ]

@@ -1,4 +1,6 @@
-"""Files of weights: what is read, what is refused and why, and that nothing is executed or half written."""
+"""Files of weights: what is read, what is refused and why, and that nothing is executed or half
+written.
+"""
 
 import argparse
 import gzip
@@ -19,12 +21,18 @@ from mmengine.logging import HistoryBuffer
 from mmrednet.checkpoints import CheckpointError, read_checkpoint, sha256_of, write_checkpoint
 from mmrednet.checkpoints.reading import hash_in_name
 
-STATE = {'conv.weight': torch.randn(4, 3, 1, 1), 'bn.weight': torch.rand(4), 'bn.num_batches_tracked': torch.tensor(7)}
+STATE = {
+    'conv.weight': torch.randn(4, 3, 1, 1),
+    'bn.weight': torch.rand(4),
+    'bn.num_batches_tracked': torch.tensor(7),
+}
 
 
 def same(state, expected):
     return list(state) == list(expected) and all(
-        torch.equal(state[name], value) and state[name].dtype == value.dtype for name, value in expected.items())
+        torch.equal(state[name], value) and state[name].dtype == value.dtype
+        for name, value in expected.items()
+    )
 
 
 @pytest.mark.parametrize('name', ['w.pth', 'w.pt', 'w.pth.tar', 'w.safetensors', 'w.npz'])
@@ -37,9 +45,18 @@ def test_what_is_written_is_read(name, tmp_path):
 
 
 @pytest.mark.parametrize('legacy', [False, True])
-@pytest.mark.parametrize(('content', 'container'), [
-    (STATE, ()), (dict(net=STATE, epoch=3), ('net',)), (dict(model=dict(state_dict=STATE)), ('model', 'state_dict')),
-    (dict(epoch=3, state_dict=STATE, optimizer=dict(state={}), top1=np.float64(3.5)), ('state_dict',))])
+@pytest.mark.parametrize(
+    ('content', 'container'),
+    [
+        (STATE, ()),
+        (dict(net=STATE, epoch=3), ('net',)),
+        (dict(model=dict(state_dict=STATE)), ('model', 'state_dict')),
+        (
+            dict(epoch=3, state_dict=STATE, optimizer=dict(state={}), top1=np.float64(3.5)),
+            ('state_dict',),
+        ),
+    ],
+)
 def test_containers_of_both_torch_formats(content, container, legacy, tmp_path):
     torch.save(content, tmp_path / 'w.pth.tar', _use_new_zipfile_serialization=not legacy)
     read = read_checkpoint(tmp_path / 'w.pth.tar')
@@ -53,14 +70,19 @@ def test_a_key_chooses_among_containers(tmp_path):
     torch.save(dict(state_dict=STATE, state_dict_ema=ema), tmp_path / 'w.pth')
     assert same(read_checkpoint(tmp_path / 'w.pth').state, STATE)
     assert same(read_checkpoint(tmp_path / 'w.pth', key='state_dict_ema').state, ema)
-    with pytest.raises(CheckpointError, match=r"key must be one of those in .*, \['state_dict', 'state_dict_ema'\]"):
+    with pytest.raises(
+        CheckpointError, match=r"key must be one of those in .*, \['state_dict', 'state_dict_ema'\]"
+    ):
         read_checkpoint(tmp_path / 'w.pth', key='teacher')
 
 
 @pytest.mark.parametrize('allowed', [(), (HistoryBuffer,)])
 def test_what_training_scripts_keep_beside_the_weights(allowed, tmp_path):
-    beside = dict(message_hub=dict(log_scalars={'train/loss': HistoryBuffer([0.5, 0.25], [1, 1])}),
-                  args=argparse.Namespace(lr=np.float32(0.1)), meta=dict(seed=np.int64(3), cfg='model = 1'))
+    beside = dict(
+        message_hub=dict(log_scalars={'train/loss': HistoryBuffer([0.5, 0.25], [1, 1])}),
+        args=argparse.Namespace(lr=np.float32(0.1)),
+        meta=dict(seed=np.int64(3), cfg='model = 1'),
+    )
     torch.save(dict(state_dict=STATE, **beside), tmp_path / 'w.pth')
     with torch.serialization.safe_globals(list(allowed)):
         before = torch.serialization.get_safe_globals()
@@ -71,7 +93,6 @@ def test_what_training_scripts_keep_beside_the_weights(allowed, tmp_path):
 
 
 class Malicious:
-
     def __init__(self, function, *arguments):
         self.call = function, arguments
 
@@ -80,18 +101,37 @@ class Malicious:
 
 
 @pytest.mark.parametrize('legacy', [False, True])
-@pytest.mark.parametrize('call', [(os.system, 'touch {}'), (eval, 'open("{}", "w")'), (exec, 'open("{}", "w")'),
-                                  (getattr, Path, 'touch')])
+@pytest.mark.parametrize(
+    'call',
+    [
+        (os.system, 'touch {}'),
+        (eval, 'open("{}", "w")'),
+        (exec, 'open("{}", "w")'),
+        (getattr, Path, 'touch'),
+    ],
+)
 def test_nothing_is_executed(call, legacy, tmp_path, monkeypatch):
     witness = tmp_path / 'executed'
     function, *arguments = call
-    attack = Malicious(function, *(a.format(witness) if isinstance(a, str) else a for a in arguments))
-    torch.save(dict(state_dict=STATE, meta=attack), tmp_path / 'w.pth', _use_new_zipfile_serialization=not legacy)
+    attack = Malicious(
+        function, *(a.format(witness) if isinstance(a, str) else a for a in arguments)
+    )
+    torch.save(
+        dict(state_dict=STATE, meta=attack),
+        tmp_path / 'w.pth',
+        _use_new_zipfile_serialization=not legacy,
+    )
     loads = []
     original = torch.load
-    monkeypatch.setattr(torch, 'load', lambda *args, **kw: loads.append(kw['weights_only']) or original(*args, **kw))
-    with torch.serialization.safe_globals([os.system, eval, exec]), pytest.raises(
-            CheckpointError, match='cannot be read as plain tensors, and nothing else is loaded'):
+    monkeypatch.setattr(
+        torch, 'load', lambda *args, **kw: loads.append(kw['weights_only']) or original(*args, **kw)
+    )
+    with (
+        torch.serialization.safe_globals([os.system, eval, exec]),
+        pytest.raises(
+            CheckpointError, match='cannot be read as plain tensors, and nothing else is loaded'
+        ),
+    ):
         read_checkpoint(tmp_path / 'w.pth')
     # what is named is looked at first
     assert False not in loads
@@ -101,18 +141,24 @@ def test_nothing_is_executed(call, legacy, tmp_path, monkeypatch):
 def test_torch_is_told_to_load_tensors_alone(tmp_path, monkeypatch):
     torch.save(STATE, tmp_path / 'w.pth')
     loads, original = [], torch.load
-    monkeypatch.setattr(torch, 'load', lambda *args, **kw: loads.append(kw['weights_only']) or original(*args, **kw))
+    monkeypatch.setattr(
+        torch, 'load', lambda *args, **kw: loads.append(kw['weights_only']) or original(*args, **kw)
+    )
     assert same(read_checkpoint(tmp_path / 'w.pth').state, STATE)
     assert loads == [True]
 
 
 def test_plain_pickles_are_refused(tmp_path):
-    (tmp_path / 'w.pth').write_bytes(pickle.dumps(Malicious(os.system, f'touch {tmp_path}/executed')))
+    (tmp_path / 'w.pth').write_bytes(
+        pickle.dumps(Malicious(os.system, f'touch {tmp_path}/executed'))
+    )
     with pytest.raises(CheckpointError, match='cannot be read as plain tensors'):
         read_checkpoint(tmp_path / 'w.pth')
     array = np.array([Malicious(os.system, f'touch {tmp_path}/executed')], dtype=object)
     np.savez(tmp_path / 'w.npz', weight=array)
-    with pytest.raises(CheckpointError, match="array 'weight.npy': arrays must hold numbers, got dtype object"):
+    with pytest.raises(
+        CheckpointError, match="array 'weight.npy': arrays must hold numbers, got dtype object"
+    ):
         read_checkpoint(tmp_path / 'w.npz')
     assert not (tmp_path / 'executed').exists()
 
@@ -127,19 +173,31 @@ def test_truncated_files(name, share, tmp_path):
     else:
         write_checkpoint(path, state)
     whole = path.read_bytes()
-    path.write_bytes(whole[:int(share * len(whole))])
+    path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(CheckpointError, match=str(path)):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize(('content', 'message'), [
-    (b'', 'got an empty file'), (b'\n<!DOCTYPE html><html>', 'got a web page'),
-    (b'\x00' * 64, r'cannot be read|no safetensors file'),
-    (b'version https://git-lfs.github.com/spec/v1\noid', 'a pointer of Git LFS'),
-    (b'\x89HDF\r\n\x1a\n' + bytes(64), 'got an HDF5 file'), (gzip.compress(b'weights'), 'got a gzip file'),
-    (bytes(257) + b'ustar', 'got a tar archive'), (b'{"a": 3}', 'got a JSON file'),
-    (json.dumps(dict(weight_map=dict(a='model-1.bin', b='model-2.bin', c='model-1.bin'))).encode(),
-     r"the index of a model in 2 files: give one that has the weights wanted, \['model-1.bin', 'model-2.bin'\]")])
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'', 'got an empty file'),
+        (b'\n<!DOCTYPE html><html>', 'got a web page'),
+        (b'\x00' * 64, r'cannot be read|no safetensors file'),
+        (b'version https://git-lfs.github.com/spec/v1\noid', 'a pointer of Git LFS'),
+        (b'\x89HDF\r\n\x1a\n' + bytes(64), 'got an HDF5 file'),
+        (gzip.compress(b'weights'), 'got a gzip file'),
+        (bytes(257) + b'ustar', 'got a tar archive'),
+        (b'{"a": 3}', 'got a JSON file'),
+        (
+            json.dumps(
+                dict(weight_map=dict(a='model-1.bin', b='model-2.bin', c='model-1.bin'))
+            ).encode(),
+            r'the index of a model in 2 files: give one that has the weights wanted, '
+            r"\['model-1.bin', 'model-2.bin'\]",
+        ),
+    ],
+)
 @pytest.mark.parametrize('name', ['w.pth', 'w.safetensors'])
 def test_what_is_no_file_of_weights(content, message, name, tmp_path):
     (tmp_path / name).write_bytes(content)
@@ -154,7 +212,9 @@ def npz_of(path, shape, *, dtype='<f4', data=b'', compression=zipfile.ZIP_DEFLAT
     text = repr(dict(descr=dtype, fortran_order=False, shape=shape)).encode()
     text += b' ' * (-(len(text) + 11) % 64) + b'\n'
     with zipfile.ZipFile(path, 'w', compression) as archive:
-        archive.writestr('weight.npy', b'\x93NUMPY\x01\x00' + struct.pack('<H', len(text)) + text + data)
+        archive.writestr(
+            'weight.npy', b'\x93NUMPY\x01\x00' + struct.pack('<H', len(text)) + text + data
+        )
 
 
 def torch_file_of(path, instructions):
@@ -164,7 +224,9 @@ def torch_file_of(path, instructions):
         parts = {entry.filename: archive.read(entry) for entry in archive.infolist()}
     with zipfile.ZipFile(path, 'w') as archive:
         for name, content in parts.items():
-            archive.writestr(name, b'\x80\x02' + instructions + b'.' if name.endswith('data.pkl') else content)
+            archive.writestr(
+                name, b'\x80\x02' + instructions + b'.' if name.endswith('data.pkl') else content
+            )
     return path
 
 
@@ -174,25 +236,42 @@ def remembered(number, instructions):
 
 
 def doubled(times):
-    """Return the instructions for a tuple of twice a tuple of twice a tuple, down to an empty one."""
-    return b')' + b''.join(remembered(index, b'') + b'h' + bytes([index]) + b'\x86' for index in range(times))
+    """Return the instructions for a tuple of twice a tuple of twice a tuple, down to an empty
+    one."""
+    return b')' + b''.join(
+        remembered(index, b'') + b'h' + bytes([index]) + b'\x86' for index in range(times)
+    )
 
 
 class TestPicklesThatGrow:
-
-    @pytest.mark.parametrize(('instructions', 'message'), [
-        # {<2 ** 23 tuples>: 1}
-        (b'}' + doubled(23) + b'K\x01s', 'it builds more than 100 times its own size'),
-        (b')' + b'\x85' * 200, 'or deeper than 100 values in each other'),
-        # a list that takes itself, again and again
-        (remembered(0, b']') + b'h\x00a' * 200, 'deeper than 100 values'),
-        # ten thousand copies of ten thousand characters
-        (b'(' + remembered(0, b'X' + struct.pack('<I', 10000) + b'a' * 10000) + remembered(
-            1, b'c_codecs\nencode\n') + b'h\x01h\x00\x85R' * 10000 + b'l', 'it builds more than 100 times'),
-        (b'c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R', 'it names builtins.bytearray, which weights do not need'),
-        (b'c__builtin__\nset\n]\x85R', 'it names builtins.set,'), (b'ctorch\nTensor\n', 'it names torch.Tensor,'),
-        (b'ctorch.storage\nUntypedStorage\n', 'it names torch.storage.UntypedStorage,'),
-        (b'h\x07', 'KeyError'), (b'X\xff\xff\xff\xffabc', 'w.pth cannot be read as plain tensors')])
+    @pytest.mark.parametrize(
+        ('instructions', 'message'),
+        [
+            # {<2 ** 23 tuples>: 1}
+            (b'}' + doubled(23) + b'K\x01s', 'it builds more than 100 times its own size'),
+            (b')' + b'\x85' * 200, 'or deeper than 100 values in each other'),
+            # a list that takes itself, again and again
+            (remembered(0, b']') + b'h\x00a' * 200, 'deeper than 100 values'),
+            # ten thousand copies of ten thousand characters
+            (
+                b'('
+                + remembered(0, b'X' + struct.pack('<I', 10000) + b'a' * 10000)
+                + remembered(1, b'c_codecs\nencode\n')
+                + b'h\x01h\x00\x85R' * 10000
+                + b'l',
+                'it builds more than 100 times',
+            ),
+            (
+                b'c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R',
+                'it names builtins.bytearray, which weights do not need',
+            ),
+            (b'c__builtin__\nset\n]\x85R', 'it names builtins.set,'),
+            (b'ctorch\nTensor\n', 'it names torch.Tensor,'),
+            (b'ctorch.storage\nUntypedStorage\n', 'it names torch.storage.UntypedStorage,'),
+            (b'h\x07', 'KeyError'),
+            (b'X\xff\xff\xff\xffabc', 'w.pth cannot be read as plain tensors'),
+        ],
+    )
     def test_are_refused_before_they_are_built(self, instructions, message, tmp_path, monkeypatch):
         path = torch_file_of(tmp_path / 'w.pth', instructions)
         monkeypatch.delattr(torch, 'load')
@@ -225,18 +304,29 @@ class TestPicklesThatGrow:
 
 
 class TestBombs:
-
     def test_compressed_zeros(self, tmp_path):
         npz_of(tmp_path / 'w.npz', (1 << 24,), data=bytes(1 << 26))
         assert (tmp_path / 'w.npz').stat().st_size < 1 << 17
         with pytest.raises(CheckpointError, match='bytes of tensors, more than 100 times as many'):
             read_checkpoint(tmp_path / 'w.npz')
 
-    @pytest.mark.parametrize('shape', [(1 << 50,), (1 << 40, 1 << 40), (-1,), (3,), (0, 1 << 70),
-                                       (0, 1 << 33, 1 << 33), (1,) * 70])
+    @pytest.mark.parametrize(
+        'shape',
+        [
+            (1 << 50,),
+            (1 << 40, 1 << 40),
+            (-1,),
+            (3,),
+            (0, 1 << 70),
+            (0, 1 << 33, 1 << 33),
+            (1,) * 70,
+        ],
+    )
     def test_stated_shapes_of_arrays(self, shape, tmp_path):
         npz_of(tmp_path / 'w.npz', shape, data=bytes(16))
-        with pytest.raises(CheckpointError, match=r'a shape .* does not fit the (144|336) bytes that are there'):
+        with pytest.raises(
+            CheckpointError, match=r'a shape .* does not fit the (144|336) bytes that are there'
+        ):
             read_checkpoint(tmp_path / 'w.npz')
 
     def test_thousands_of_dimensions_are_not_multiplied(self, tmp_path, monkeypatch):
@@ -257,8 +347,10 @@ class TestBombs:
 
     def test_torch_archives_with_compressed_parts(self, tmp_path):
         torch.save(STATE, tmp_path / 'plain.pth')
-        with zipfile.ZipFile(tmp_path / 'plain.pth') as source, zipfile.ZipFile(
-                tmp_path / 'w.pth', 'w', zipfile.ZIP_DEFLATED) as target:
+        with (
+            zipfile.ZipFile(tmp_path / 'plain.pth') as source,
+            zipfile.ZipFile(tmp_path / 'w.pth', 'w', zipfile.ZIP_DEFLATED) as target,
+        ):
             for entry in source.infolist():
                 target.writestr(entry.filename, source.read(entry))
         with pytest.raises(CheckpointError, match='got an archive with compressed parts'):
@@ -279,20 +371,45 @@ class TestBombs:
         with pytest.raises(CheckpointError, match=r'w.pth cannot be read'):
             read_checkpoint(tmp_path / 'w.pth')
 
-    @pytest.mark.parametrize(('header', 'message'), [
-        ({'a': dict(dtype='F32', shape=[1 << 30], data_offsets=[0, 4 << 30])}, 'perhaps cut off'),
-        ({'a': dict(dtype='F32', shape=[1 << 40], data_offsets=[0, 4 << 40])}, 'and 17179869184 bytes, got'),
-        ({'a': dict(dtype='F32', shape=[1 << 40], data_offsets=[0, 8])}, 'must fit each other'),
-        ({'a': dict(dtype='F32', shape=[-2], data_offsets=[0, -8])}, 'must fit each other'),
-        ({'a': dict(dtype='F99', shape=[2], data_offsets=[0, 8])}, 'must fit each other'),
-        ({'a': dict(dtype='F32', shape=[2], data_offsets=[0, 8]),
-          'b': dict(dtype='F32', shape=[2], data_offsets=[0, 8])}, 'one behind another'),
-        ({'a': dict(dtype='F32', shape=[0, 1 << 70], data_offsets=[0, 0])}, 'must fit each other'),
-        ({'a': dict(dtype='F32', shape=[0, 1 << 33, 1 << 33], data_offsets=[0, 0])}, 'must fit each other'),
-        ({'a': dict(dtype='F32', shape=[1] * 17, data_offsets=[0, 4])}, 'in up to 16 dimensions'),
-        ({'a': dict(dtype='F32', shape='ab', data_offsets=[0, 8])}, 'must fit each other'),
-        ({'a': 3}, 'must fit each other'), ([], 'the header must be a dict'),
-        ({'__metadata__': dict(a=3)}, '__metadata__ must be texts')])
+    @pytest.mark.parametrize(
+        ('header', 'message'),
+        [
+            (
+                {'a': dict(dtype='F32', shape=[1 << 30], data_offsets=[0, 4 << 30])},
+                'perhaps cut off',
+            ),
+            (
+                {'a': dict(dtype='F32', shape=[1 << 40], data_offsets=[0, 4 << 40])},
+                'and 17179869184 bytes, got',
+            ),
+            ({'a': dict(dtype='F32', shape=[1 << 40], data_offsets=[0, 8])}, 'must fit each other'),
+            ({'a': dict(dtype='F32', shape=[-2], data_offsets=[0, -8])}, 'must fit each other'),
+            ({'a': dict(dtype='F99', shape=[2], data_offsets=[0, 8])}, 'must fit each other'),
+            (
+                {
+                    'a': dict(dtype='F32', shape=[2], data_offsets=[0, 8]),
+                    'b': dict(dtype='F32', shape=[2], data_offsets=[0, 8]),
+                },
+                'one behind another',
+            ),
+            (
+                {'a': dict(dtype='F32', shape=[0, 1 << 70], data_offsets=[0, 0])},
+                'must fit each other',
+            ),
+            (
+                {'a': dict(dtype='F32', shape=[0, 1 << 33, 1 << 33], data_offsets=[0, 0])},
+                'must fit each other',
+            ),
+            (
+                {'a': dict(dtype='F32', shape=[1] * 17, data_offsets=[0, 4])},
+                'in up to 16 dimensions',
+            ),
+            ({'a': dict(dtype='F32', shape='ab', data_offsets=[0, 8])}, 'must fit each other'),
+            ({'a': 3}, 'must fit each other'),
+            ([], 'the header must be a dict'),
+            ({'__metadata__': dict(a=3)}, '__metadata__ must be texts'),
+        ],
+    )
     def test_headers_of_safetensors(self, header, message, tmp_path):
         text = json.dumps(header).encode()
         (tmp_path / 'w.safetensors').write_bytes(len(text).to_bytes(8, 'little') + text + bytes(8))
@@ -303,10 +420,19 @@ class TestBombs:
             read_checkpoint(tmp_path / 'w.safetensors')
 
 
-@pytest.mark.parametrize(('value', 'message'), [
-    (torch.tensor([1.0, float('nan')]), r"must be finite, got NaN or infinity in 1 of 3 tensors: \['bad'\]"),
-    (torch.tensor([1.0, float('inf')]), 'must be finite'), (torch.ones(2, dtype=torch.int8), 'must be floating point'),
-    (torch.ones(2, dtype=torch.complex64), 'must be floating point'), (torch.ones(2).to_sparse(), 'must be dense')])
+@pytest.mark.parametrize(
+    ('value', 'message'),
+    [
+        (
+            torch.tensor([1.0, float('nan')]),
+            r"must be finite, got NaN or infinity in 1 of 3 tensors: \['bad'\]",
+        ),
+        (torch.tensor([1.0, float('inf')]), 'must be finite'),
+        (torch.ones(2, dtype=torch.int8), 'must be floating point'),
+        (torch.ones(2, dtype=torch.complex64), 'must be floating point'),
+        (torch.ones(2).to_sparse(), 'must be dense'),
+    ],
+)
 def test_values_that_are_no_weights(value, message, tmp_path):
     torch.save(dict(good=torch.ones(2), counter=torch.tensor(3), bad=value), tmp_path / 'w.pth')
     with pytest.raises(CheckpointError, match=message):
@@ -315,7 +441,9 @@ def test_values_that_are_no_weights(value, message, tmp_path):
 
 def test_torch_s_reason_is_kept(tmp_path):
     # an instruction of protocol 4
-    with pytest.raises(CheckpointError, match=r'w.pth cannot be read as plain tensors, .*: Unsupported operand 140'):
+    with pytest.raises(
+        CheckpointError, match=r'w.pth cannot be read as plain tensors, .*: Unsupported operand 140'
+    ):
         read_checkpoint(torch_file_of(tmp_path / 'w.pth', b'\x8c\x01a'))
 
 
@@ -329,7 +457,6 @@ def test_no_tensors(tmp_path):
 
 
 class TestWriting:
-
     def test_an_existing_file_stays(self, tmp_path):
         write_checkpoint(tmp_path / 'w.pth', STATE)
         with pytest.raises(FileExistsError, match='--force'):
@@ -369,7 +496,10 @@ class TestWriting:
 
 def test_hashes(tmp_path):
     (tmp_path / 'w.pth').write_bytes(b'abc')
-    assert sha256_of(tmp_path / 'w.pth') == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+    assert (
+        sha256_of(tmp_path / 'w.pth')
+        == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+    )
     assert hash_in_name('van-tiny_8xb128_in1k_20220501-385941af.pth') == '385941af'
     assert hash_in_name('resnet50-0676ba61.safetensors') == '0676ba61'
     assert hash_in_name('rednet50.pth') is None

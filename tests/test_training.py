@@ -19,8 +19,14 @@ EPOCHS = 2
 
 
 def run(script, *arguments, cwd=ROOT):
-    result = subprocess.run([sys.executable, ROOT / 'tools' / script, *map(str, arguments)], cwd=cwd,
-                            capture_output=True, text=True, check=False, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    result = subprocess.run(
+        [sys.executable, ROOT / 'tools' / script, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
@@ -29,7 +35,12 @@ def run(script, *arguments, cwd=ROOT):
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('shapes')
     for split, count in (('train', 4), ('val', 2)):
-        write_coco(folder, split, (make_scene(scene_generator(0, split, i), (64, 64)) for i in range(count)), CLASSES)
+        write_coco(
+            folder,
+            split,
+            (make_scene(scene_generator(0, split, i), (64, 64)) for i in range(count)),
+            CLASSES,
+        )
     return folder
 
 
@@ -38,20 +49,45 @@ def options(data):
     """Return what turns a published COCO config into a training of two epochs on our data."""
     loaders = []
     for loader, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
-        loaders += [f'{loader}_dataloader.dataset.{key}={value}' for key, value in (
-            ('data_root', f'{data}/'), ('ann_file', f'annotations/instances_{split}.json'),
-            ('data_prefix.img', f'{split}/'), ('metainfo.classes', ','.join(CLASSES)))]
-        loaders += [f'{loader}_dataloader.num_workers=0', f'{loader}_dataloader.persistent_workers=False']
-    evaluators = [f'{split}_evaluator.ann_file={data}/annotations/instances_val.json' for split in ('val', 'test')]
+        loaders += [
+            f'{loader}_dataloader.dataset.{key}={value}'
+            for key, value in (
+                ('data_root', f'{data}/'),
+                ('ann_file', f'annotations/instances_{split}.json'),
+                ('data_prefix.img', f'{split}/'),
+                ('metainfo.classes', ','.join(CLASSES)),
+            )
+        ]
+        loaders += [
+            f'{loader}_dataloader.num_workers=0',
+            f'{loader}_dataloader.persistent_workers=False',
+        ]
+    evaluators = [
+        f'{split}_evaluator.ann_file={data}/annotations/instances_val.json'
+        for split in ('val', 'test')
+    ]
     return [
-        '--cfg-options', *loaders, *evaluators, 'train_dataloader.dataset.pipeline.2.scale=(64,64)',
-        'test_dataloader.dataset.pipeline.1.scale=(64,64)', 'val_dataloader.dataset.pipeline.1.scale=(64,64)',
-        'train_dataloader.dataset.pipeline.3.prob=0.0', 'train_dataloader.batch_size=4',
-        'model.backbone.depth=26', 'model.backbone.init_cfg=None', 'model.backbone.frozen_stages=-1',
-        f'model.bbox_head.num_classes={len(CLASSES)}', f'train_cfg.max_epochs={EPOCHS}',
-        f'train_cfg.val_interval={EPOCHS}', 'default_hooks.logger.interval=1', 'randomness.seed=0',
-        # no warm-up, and every box counts: two steps move the weights and leave something to evaluate
-        'param_scheduler.0.start_factor=1.0', 'model.test_cfg.score_thr=0.0']
+        '--cfg-options',
+        *loaders,
+        *evaluators,
+        'train_dataloader.dataset.pipeline.2.scale=(64,64)',
+        'test_dataloader.dataset.pipeline.1.scale=(64,64)',
+        'val_dataloader.dataset.pipeline.1.scale=(64,64)',
+        'train_dataloader.dataset.pipeline.3.prob=0.0',
+        'train_dataloader.batch_size=4',
+        'model.backbone.depth=26',
+        'model.backbone.init_cfg=None',
+        'model.backbone.frozen_stages=-1',
+        f'model.bbox_head.num_classes={len(CLASSES)}',
+        f'train_cfg.max_epochs={EPOCHS}',
+        f'train_cfg.val_interval={EPOCHS}',
+        'default_hooks.logger.interval=1',
+        'randomness.seed=0',
+        # no warm-up, and every box counts: two steps move the weights and leave something to
+        # evaluate
+        'param_scheduler.0.start_factor=1.0',
+        'model.test_cfg.score_thr=0.0',
+    ]
 
 
 @pytest.fixture(scope='session')
@@ -62,7 +98,11 @@ def trained(tmp_path_factory, options):
 
 
 def scalars(work_dir):
-    lines = [line for path in sorted(work_dir.glob('*/vis_data/scalars.json')) for line in path.read_text().split('\n')]
+    lines = [
+        line
+        for path in sorted(work_dir.glob('*/vis_data/scalars.json'))
+        for line in path.read_text().split('\n')
+    ]
     return [json.loads(line) for line in lines if line]
 
 
@@ -98,8 +138,19 @@ def test_our_checkpoints_need_no_unpickling(trained):
 
 def test_test_script(trained, options, tmp_path):
     out = tmp_path / 'out.pkl'
-    run('test.py', CONFIG, trained / f'epoch_{EPOCHS}.pth', '--work-dir', tmp_path, '--out', out,
-        '--show-dir', 'shown', *options, cwd=tmp_path)
+    run(
+        'test.py',
+        CONFIG,
+        trained / f'epoch_{EPOCHS}.pth',
+        '--work-dir',
+        tmp_path,
+        '--out',
+        out,
+        '--show-dir',
+        'shown',
+        *options,
+        cwd=tmp_path,
+    )
     metrics = json.loads(next(tmp_path.glob('*/*.json')).read_text())
     evaluated = [entry for entry in scalars(trained) if 'coco/bbox_mAP' in entry]
     assert metrics['coco/bbox_mAP'] == evaluated[0]['coco/bbox_mAP']
@@ -109,17 +160,36 @@ def test_test_script(trained, options, tmp_path):
 
 def test_pictures(trained, options, data, tmp_path):
     checkpoint = trained / f'epoch_{EPOCHS}.pth'
-    printed = run('image_demo.py', data / 'val', CONFIG, checkpoint, '--out-dir', tmp_path / 'a', *options)
-    assert [Path(line).name for line in printed.split() if line.endswith('.png')] == ['000000.png', '000001.png']
+    printed = run(
+        'image_demo.py', data / 'val', CONFIG, checkpoint, '--out-dir', tmp_path / 'a', *options
+    )
+    assert [Path(line).name for line in printed.split() if line.endswith('.png')] == [
+        '000000.png',
+        '000001.png',
+    ]
     assert len(list((tmp_path / 'a').glob('*.png'))) == 2
-    run('analysis_tools/draw.py', CONFIG, checkpoint, '--out-dir', tmp_path / 'b', '--images', 0, 1, *options)
+    run(
+        'analysis_tools/draw.py',
+        CONFIG,
+        checkpoint,
+        '--out-dir',
+        tmp_path / 'b',
+        '--images',
+        0,
+        1,
+        *options,
+    )
     assert {path.name for path in (tmp_path / 'b').iterdir()} == {'detections.png', 'kernels.png'}
 
 
 def test_a_wrong_class_stops_before_training(options, tmp_path):
     wrong = [option.replace('circle', 'cow') for option in options]
-    result = subprocess.run([sys.executable, ROOT / 'tools/train.py', CONFIG, '--work-dir', tmp_path, *wrong],
-                            capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, ROOT / 'tools/train.py', CONFIG, '--work-dir', tmp_path, *wrong],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode != 0
     assert "'cow'" in result.stderr
     assert "'circle'" in result.stderr

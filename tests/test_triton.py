@@ -1,4 +1,6 @@
-"""The Triton kernels against the definitions in float64: on a GPU, or in Triton's interpreter where there is none."""
+"""The Triton kernels against the definitions in float64: on a GPU, or in Triton's interpreter where
+there is none.
+"""
 
 import json
 import os
@@ -54,7 +56,12 @@ PRIMITIVES = {
     'k3': (Window(3), (2, 17), 'planar planar planar planar', torch.float32),
     'k3 double': (Window(3), (3, 4), 'last last last last', torch.float64),
     'stride and dilation': (Window(3, 2, 2), (7, 5), 'last last last last', torch.bfloat16),
-    'odd strides': (Window((1, 4), (3, 1), (1, 2), (0, 3)), (8, 6), 'interleaved planar strided last', torch.float16),
+    'odd strides': (
+        Window((1, 4), (3, 1), (1, 2), (0, 3)),
+        (8, 6),
+        'interleaved planar strided last',
+        torch.float16,
+    ),
     'larger than the map': (Window(5), (2, 3), 'planar last interleaved planar', torch.float32),
     'k11': (Window((11, 2), 1, 1, (5, 0)), (3, 6), 'interleaved last', torch.float16),
     'one column': (Window(3), (6, 1), 'last planar last planar', torch.bfloat16),
@@ -69,8 +76,14 @@ def test_primitives(case):
     value, key = (random(layout, 1, 2, channels, *size, dtype=dtype) for layout in layouts[:2])
     weight = random(layouts[2], 1, 2, window.taps, *outputs, dtype=dtype)
     query = random(layouts[3], 1, 2, channels, *outputs, dtype=dtype)
-    for name, *inputs in (('aggregate', value, weight), ('correlate', query, key), ('scatter', query, weight, size)):
-        expected = getattr(_torch, name)(*(x.double() if isinstance(x, torch.Tensor) else x for x in inputs), window)
+    for name, *inputs in (
+        ('aggregate', value, weight),
+        ('correlate', query, key),
+        ('scatter', query, weight, size),
+    ):
+        expected = getattr(_torch, name)(
+            *(x.double() if isinstance(x, torch.Tensor) else x for x in inputs), window
+        )
         got = getattr(fused_local, name)(*inputs, list(window))
         close(got, expected, dtype, getattr(_torch, name)(*inputs, window))
 
@@ -81,19 +94,25 @@ def test_mixed_dtypes():
     weight = random('last', 1, 1, 9, 4, 5, dtype=torch.float32)
     expected = _torch.aggregate(value.double(), weight.double(), window)
     close(fused_local.aggregate(value, weight, list(window)), expected, torch.bfloat16)
-    close(fused_local.correlate(value.float(), value, list(window)),
-          _torch.correlate(value.double(), value.double(), window), torch.float32)
+    close(
+        fused_local.correlate(value.float(), value, list(window)),
+        _torch.correlate(value.double(), value.double(), window),
+        torch.float32,
+    )
 
 
 @pytest.mark.parametrize('strides', [(2**31 + 64, 12, 12, 4, 1), (24, 12, 12, 2**31 + 64, 1)])
 def test_addresses_beyond_32_bits(strides):
-    # images, or rows, 2^31 elements apart, in memory of which the pages that are touched alone exist
+    # images, or rows, 2^31 elements apart, in memory of which the pages that are touched alone
+    # exist
     torch.use_deterministic_algorithms(False)
     memory = torch.empty(2**31 + 128, dtype=torch.bfloat16, device=DEVICE)
     value = memory.as_strided((2, 1, 1, 2, 4), strides)
     value.copy_(torch.randn(value.shape))
-    near, weight = value.clone(memory_format=torch.contiguous_format), random('planar', 2, 1, 9, 2, 4,
-                                                                              dtype=torch.bfloat16)
+    near, weight = (
+        value.clone(memory_format=torch.contiguous_format),
+        random('planar', 2, 1, 9, 2, 4, dtype=torch.bfloat16),
+    )
     got = fused_local.aggregate(value, weight, list(Window(3)))
     assert torch.equal(got, fused_local.aggregate(near, weight, list(Window(3))))
 
@@ -114,10 +133,17 @@ def test_involution(case):
     outputs = window.output_size(*size)
     value, grad = (random(layout, 1, 3, 5, *place, dtype=dtype) for place in (size, outputs))
     hidden = random('last' if 'last' in layout else 'planar', 1, 1, 6, *outputs, dtype=dtype)[:, 0]
-    weight, bias = (torch.randn(shape, device=DEVICE).to(dtype) for shape in ((3 * window.taps, 6), (3 * window.taps,)))
+    weight, bias = (
+        torch.randn(shape, device=DEVICE).to(dtype)
+        for shape in ((3 * window.taps, 6), (3 * window.taps,))
+    )
     inputs = [value, hidden, weight, None if case == 'k5x1' else bias]
-    close(fused_involution.involution(*inputs, list(window)), involution.definition(*widened(inputs), list(window)),
-          dtype, _torch.empty_in_layout_of(value, grad.shape, dtype))
+    close(
+        fused_involution.involution(*inputs, list(window)),
+        involution.definition(*widened(inputs), list(window)),
+        dtype,
+        _torch.empty_in_layout_of(value, grad.shape, dtype),
+    )
     expected = involution.gradients(*widened([grad, *inputs]), list(window))
     got = fused_involution.involution_backward(grad, *inputs, list(window))
     likes = [_torch.empty_in_layout_of(grad, value.shape, dtype), hidden, weight, None]
@@ -128,8 +154,12 @@ def test_involution(case):
 def test_many_tiles_share_the_sum_of_weights(monkeypatch):
     monkeypatch.setattr(fused_involution, 'PROGRAMS', 6)
     window = Window(3)
-    inputs = [random('last', 2, 2, 4, 5, 4, dtype=torch.float32), torch.randn(2, 3, 5, 4), torch.randn(18, 3),
-              torch.randn(18)]
+    inputs = [
+        random('last', 2, 2, 4, 5, 4, dtype=torch.float32),
+        torch.randn(2, 3, 5, 4),
+        torch.randn(18, 3),
+        torch.randn(18),
+    ]
     inputs = [tensor.to(DEVICE) for tensor in inputs]
     grad = torch.randn_like(inputs[0])
     got = fused_involution.involution_backward(grad, *inputs, list(window))[2:]
@@ -141,39 +171,67 @@ def test_many_tiles_share_the_sum_of_weights(monkeypatch):
 def promised(op, *arguments):
     """Return the strides of the results of a custom op's fake."""
     with FakeTensorMode() as mode:
-        results = op(*(mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in arguments))
+        results = op(
+            *(mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in arguments)
+        )
     return [result.stride() for result in results]
 
 
 @pytest.mark.parametrize('layouts', ['planar last', 'last planar', 'interleaved strided'])
 def test_gradients_have_the_strides_that_their_fakes_promise(layouts):
-    """Tables and weights come transposed, as LR-Net makes its bias, and other inputs in layouts of their own."""
+    """Tables and weights come transposed, as LR-Net makes its bias, and other inputs in layouts of
+    their own.
+    """
     window, (layout, other) = Window(3), layouts.split()
     size, dtype = (3, 4), torch.float32
-    value, grad, key = (random(place, 1, 2, 4, *size, dtype=dtype) for place in (layout, other, other))
+    value, grad, key = (
+        random(place, 1, 2, 4, *size, dtype=dtype) for place in (layout, other, other)
+    )
     hidden = random(other, 1, 1, 3, *size, dtype=dtype)[:, 0]
     weight, bias = torch.randn(3, 18, device=DEVICE).t(), torch.randn(18, device=DEVICE)
     inputs = (grad, value, hidden, weight, bias, list(window))
     got = fused_involution.involution_backward(*inputs)
     assert [tensor.stride() for tensor in got] == promised(involution.involution_backward, *inputs)
-    tables = [torch.randn(shape, device=DEVICE).movedim(0, -1) for shape in ((3, 2, 2), (3, 2, 2), (9, 2))]
+    tables = [
+        torch.randn(shape, device=DEVICE).movedim(0, -1) for shape in ((3, 2, 2), (3, 2, 2), (9, 2))
+    ]
     inputs = (value, key, value, *tables, list(window))
     _, sums = fused_attention.attention(*inputs)
     got = fused_attention.attention_backward(grad, sums, *inputs)
-    assert [tensor.stride() for tensor in got] == promised(attention.attention_backward, grad, sums, *inputs)
+    assert [tensor.stride() for tensor in got] == promised(
+        attention.attention_backward, grad, sums, *inputs
+    )
 
 
 def attention_inputs(window, size, layout, dtype, names=('rows', 'columns', 'bias')):
-    query, key, value = (random(layout, 1, 2, channels, *place, dtype=dtype) for channels, place in (
-        (4, window.output_size(*size)), (4, size), (3, size)))
-    shapes = dict(rows=(2, 2, window.kernel[0]), columns=(2, 2, window.kernel[1]), bias=(2, window.taps))
-    return [query, key, value, *(torch.randn(shape, device=DEVICE).to(dtype) if name in names else None
-                                 for name, shape in shapes.items())]
+    query, key, value = (
+        random(layout, 1, 2, channels, *place, dtype=dtype)
+        for channels, place in ((4, window.output_size(*size)), (4, size), (3, size))
+    )
+    shapes = dict(
+        rows=(2, 2, window.kernel[0]), columns=(2, 2, window.kernel[1]), bias=(2, window.taps)
+    )
+    return [
+        query,
+        key,
+        value,
+        *(
+            torch.randn(shape, device=DEVICE).to(dtype) if name in names else None
+            for name, shape in shapes.items()
+        ),
+    ]
 
 
-@pytest.mark.parametrize(('case', 'tables'), [
-    ('k3', ''), ('k3 last', 'rows columns'), ('stride and dilation', 'rows columns bias'), ('k5x1', 'bias'),
-    ('no padding', 'rows columns bias')])
+@pytest.mark.parametrize(
+    ('case', 'tables'),
+    [
+        ('k3', ''),
+        ('k3 last', 'rows columns'),
+        ('stride and dilation', 'rows columns bias'),
+        ('k5x1', 'bias'),
+        ('no padding', 'rows columns bias'),
+    ],
+)
 def test_attention(case, tables):
     window, size, layout, dtype = FUSED[case]
     inputs = attention_inputs(window, size, layout, dtype, tables.split())
@@ -189,7 +247,9 @@ def test_attention(case, tables):
 
 
 def test_attention_of_nothing():
-    """Zero without neighbours, NaN where all of them are switched off; large logits do not overflow."""
+    """Zero without neighbours, NaN where all of them are switched off; large logits do not
+    overflow.
+    """
     window = Window(3, padding=3)
     inputs = attention_inputs(window, (2, 3), 'planar', torch.float32, ('rows', 'columns', 'bias'))
     inputs[-1][0, 1:3] = -torch.inf
@@ -224,8 +284,10 @@ AXIAL = {
 
 def axial_inputs(length, table, terms, dtype):
     qkv = torch.randn(2, 2, 2 * 3 + 5, length, device=DEVICE).to(dtype)
-    relative, scale, shift = (torch.randn(shape, device=DEVICE) for shape in (
-        (11, 2 * table - 1), (len(terms), 2), (len(terms), 2)))
+    relative, scale, shift = (
+        torch.randn(shape, device=DEVICE)
+        for shape in ((11, 2 * table - 1), (len(terms), 2), (len(terms), 2))
+    )
     return [*qkv.split([3, 3, 5], 2), relative.to(dtype), scale, shift]
 
 
@@ -242,39 +304,69 @@ def test_what_does_not_fit_is_composed(name):
     window = Window(3)
     if name == 'axial':
         inputs = axial_inputs(4, 3, [0, 1, 2], torch.float64)
-        close(fused_axial.attention(*inputs, [0, 1, 2], 0, True, 99),
-              axial.definition(*widened(inputs), [0, 1, 2], 0, True, 99), torch.float64)
+        close(
+            fused_axial.attention(*inputs, [0, 1, 2], 0, True, 99),
+            axial.definition(*widened(inputs), [0, 1, 2], 0, True, 99),
+            torch.float64,
+        )
     elif name == 'attention':
         inputs = attention_inputs(window, (3, 4), 'planar', torch.float64)
-        close(fused_attention.attention(*inputs, list(window))[0], attention.definition(*inputs, list(window))[0],
-              torch.float64)
+        close(
+            fused_attention.attention(*inputs, list(window))[0],
+            attention.definition(*inputs, list(window))[0],
+            torch.float64,
+        )
     elif name == 'involution':
-        inputs = cast([torch.randn(1, 1, 130, 3, 3), torch.randn(1, 2, 3, 3), torch.randn(9, 2), None], torch.float32)
+        inputs = cast(
+            [torch.randn(1, 1, 130, 3, 3), torch.randn(1, 2, 3, 3), torch.randn(9, 2), None],
+            torch.float32,
+        )
         inputs = [tensor if tensor is None else tensor.to(DEVICE) for tensor in inputs]
-        close(fused_involution.involution(*inputs, list(window)), involution.definition(*widened(inputs), list(window)),
-              torch.float32)
+        close(
+            fused_involution.involution(*inputs, list(window)),
+            involution.definition(*widened(inputs), list(window)),
+            torch.float32,
+        )
         wide = [list(Window((1, columns))) for columns in (31, 33)]
         fitting = [torch.randn(1, 1, 2, 3, 3), torch.randn(1, 2, 3, 3), torch.randn(9, 2), None]
         assert [fused_involution.fits(*fitting, window) for window in wide] == [True, False]
     else:
-        assert fused_local.aggregate(torch.randn(0, 2, 3, 4, 4, device=DEVICE),
-                                     torch.randn(0, 2, 9, 4, 4, device=DEVICE), list(window)).shape == (0, 2, 3, 4, 4)
+        assert fused_local.aggregate(
+            torch.randn(0, 2, 3, 4, 4, device=DEVICE),
+            torch.randn(0, 2, 9, 4, 4, device=DEVICE),
+            list(window),
+        ).shape == (0, 2, 3, 4, 4)
 
 
-@pytest.mark.parametrize('name', ['aggregate', 'correlate', 'scatter', 'involution', 'involution_backward', 'attention',
-                                  'attention_backward', 'axial_attention'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'aggregate',
+        'correlate',
+        'scatter',
+        'involution',
+        'involution_backward',
+        'attention',
+        'attention_backward',
+        'axial_attention',
+    ],
+)
 def test_the_dispatcher_knows_them(name):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f'mmrednet::{name}', 'CUDA')
     assert active_kernels()['cuda'].startswith(f'triton {triton.__version__}')
 
 
-@pytest.mark.parametrize(('found', 'usable'), [('3.3.1', False), ('3.4.0', False), ('3.5.0', True),
-                                               ('3.10.0+gitabc', True), ('4.0', True)])
+@pytest.mark.parametrize(
+    ('found', 'usable'),
+    [('3.3.1', False), ('3.4.0', False), ('3.5.0', True), ('3.10.0+gitabc', True), ('4.0', True)],
+)
 def test_an_old_triton_is_left_alone_with_the_reason(found, usable, monkeypatch):
     monkeypatch.setattr(_triton, 'version', lambda _: found)
     monkeypatch.delenv('MMREDNET_TRITON', raising=False)
     missing, version = _triton._find()
-    assert (missing, version) == ((None, found) if usable else (f'{found} is too old: at least 3.5 is needed', ''))
+    assert (missing, version) == (
+        (None, found) if usable else (f'{found} is too old: at least 3.5 is needed', '')
+    )
     registered = []
 
     class Op:
@@ -299,8 +391,13 @@ def test_every_kernel_compiles_once_for_all_sizes(case):
     environment = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
     options = dict(dtype=dtype, groups=groups, group_channels=group_channels, hidden=hidden)
     options = [f'--{name.replace("_", "-")}={value}' for name, value in options.items()]
-    result = subprocess.run([sys.executable, tests / 'triton_offline.py', '--json', *options], env=environment,
-                            capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, tests / 'triton_offline.py', '--json', *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     kernels = json.loads(result.stdout.splitlines()[-1])
     assert len(kernels) == 11

@@ -1,4 +1,6 @@
-"""Compile what would be launched for a GPU that is not there; by itself it prints what each kernel needs."""
+"""Compile what would be launched for a GPU that is not there; by itself it prints what each kernel
+needs.
+"""
 
 import argparse
 import json
@@ -40,22 +42,31 @@ def resources(binary):
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / 'kernel.cubin'
         cubin.write_bytes(binary.asm['cubin'])
-        text = subprocess.run([tool, '--dump-resource-usage', cubin], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [tool, '--dump-resource-usage', cubin], capture_output=True, text=True, check=True
+        ).stdout
     found = dict(re.findall(r'(REG|STACK|LOCAL):(\d+)', text))
     products = re.findall(r'\b(?:mma|wgmma\.mma_async)\.sync', binary.asm['ptx'])
-    return dict(registers=int(found['REG']), stack=int(found['STACK']) + int(found['LOCAL']),
-                shared=binary.metadata.shared, matrix_instructions=len(products),
-                wide_loads=binary.asm['ptx'].count('ld.global.v4.b32'))
+    return dict(
+        registers=int(found['REG']),
+        stack=int(found['STACK']) + int(found['LOCAL']),
+        shared=binary.metadata.shared,
+        matrix_instructions=len(products),
+        wide_loads=binary.asm['ptx'].count('ld.global.v4.b32'),
+    )
 
 
 @contextmanager
 def offline(capability=90):
-    """Compile launches instead of running them; yields the dictionary of compiled kernels by name that it fills."""
+    """Compile launches instead of running them; yields the dictionary of compiled kernels by name
+    that it fills.
+    """
     found, run = {}, JITFunction.run
 
     def compile_only(self, *arguments, grid, warmup, **constants):
         kernel = run(self, *arguments, grid=grid, warmup=True, **constants)
         found.setdefault(self.__name__, set()).add(kernel)
+
     JITFunction.run = compile_only
     driver.set_active(NoDevice(capability))
     try:
@@ -69,17 +80,26 @@ def launch_all(dtype, sizes, groups, group_channels, hidden_channels, kernel=7):
     """Launch every kernel on channels-last maps of each of these sizes."""
     from mmrednet.ops import Window
     from mmrednet.ops._triton import attention, axial, involution, local
+
     window = list(Window(kernel))
     for size in sizes:
+
         def last(channels, size=size):
             return torch.randn(1, *size, groups, channels).to(dtype).permute(0, 3, 4, 1, 2)
+
         value, weight = last(group_channels), last(kernel**2)
         hidden = last(hidden_channels)[:, 0]
-        generator, bias = (torch.randn(shape).to(dtype) for shape in (
-            (groups * kernel**2, hidden_channels), (groups * kernel**2,)))
+        generator, bias = (
+            torch.randn(shape).to(dtype)
+            for shape in ((groups * kernel**2, hidden_channels), (groups * kernel**2,))
+        )
         # a single channel has no halves
-        rows, columns = (torch.randn(groups, group_channels // 2, kernel).to(dtype) if group_channels > 1 else None
-                         for _ in range(2))
+        rows, columns = (
+            torch.randn(groups, group_channels // 2, kernel).to(dtype)
+            if group_channels > 1
+            else None
+            for _ in range(2)
+        )
         local.aggregate(value, weight, window)
         local.correlate(value, value, window)
         local.scatter(value, weight, size, window)
@@ -90,28 +110,51 @@ def launch_all(dtype, sizes, groups, group_channels, hidden_channels, kernel=7):
         line, keys = value.permute(0, 3, 1, 2, 4)[0].contiguous(), -(-group_channels // 2)
         table = torch.randn(2 * keys + group_channels, 111).to(dtype)
         # copies: a slice may begin where wide accesses cannot, which is compiled apart
-        axial.attention(line[:, :, :keys].contiguous(), line[:, :, -keys:].contiguous(), line, table,
-                        torch.rand(3, groups), torch.rand(3, groups), [0, 1, 2], 0, True, 1)
+        axial.attention(
+            line[:, :, :keys].contiguous(),
+            line[:, :, -keys:].contiguous(),
+            line,
+            table,
+            torch.rand(3, groups),
+            torch.rand(3, groups),
+            [0, 1, 2],
+            0,
+            True,
+            1,
+        )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='bfloat16')
     parser.add_argument('--groups', type=int, default=8)
     parser.add_argument('--group-channels', type=int, default=16)
-    parser.add_argument('--hidden', type=int, help='features of the generator; by default a quarter of all channels')
+    parser.add_argument(
+        '--hidden', type=int, help='features of the generator; by default a quarter of all channels'
+    )
     parser.add_argument('--capability', type=int, default=90)
     parser.add_argument('--json', action='store_true')
     args = parser.parse_args()
     with offline(args.capability) as found:
         hidden = args.hidden or max(1, args.groups * args.group_channels // 4)
-        launch_all(getattr(torch, args.dtype), ((16, 32), (13, 17)), args.groups, args.group_channels, hidden)
+        launch_all(
+            getattr(torch, args.dtype),
+            ((16, 32), (13, 17)),
+            args.groups,
+            args.group_channels,
+            hidden,
+        )
     kernels = {name: [resources(binary) for binary in binaries] for name, binaries in found.items()}
     if args.json:
         print(json.dumps(kernels))
         return
-    print('| kernel | registers of a thread | spilled bytes | shared memory, bytes | matrix instructions | '
-          '16-byte loads |\n|---|---|---|---|---|---|')
+    print(
+        '| kernel | registers of a thread | spilled bytes | shared memory, bytes | matrix '
+        'instructions | '
+        '16-byte loads |\n|---|---|---|---|---|---|'
+    )
     for name, binaries in kernels.items():
         for numbers in binaries:
             print(f'| `{name}` |', ' | '.join(str(number) for number in numbers.values()), '|')

@@ -1,4 +1,6 @@
-"""Make data, train a small network on it, draw what it sees and evaluate it: the commands a user gives, in order."""
+"""Make data, train a small network on it, draw what it sees and evaluate it: the commands a user
+gives, in order.
+"""
 
 import argparse
 import json
@@ -11,17 +13,30 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
 DETECTION = dict(
-    data='700 scenes of shapes', made='data/shapes/annotations/instances_val.json', options=(), minutes='five',
-    metric='COCO metrics', figures=(('box AP', 'coco/bbox_mAP', 3), ('AP50', 'coco/bbox_mAP_50', 3)))
+    data='700 scenes of shapes',
+    made='data/shapes/annotations/instances_val.json',
+    options=(),
+    minutes='five',
+    metric='COCO metrics',
+    figures=(('box AP', 'coco/bbox_mAP', 3), ('AP50', 'coco/bbox_mAP_50', 3)),
+)
 SEGMENTATION = dict(
-    data='500 streets', made='data/streets/gtFine/val', minutes='four',
+    data='500 streets',
+    made='data/streets/gtFine/val',
+    minutes='four',
     options=('--format', 'cityscapes', '--train', 400, '--val', 100),
-    metric='mean intersection over union', figures=(('mIoU', 'mIoU', 2), ('pixel accuracy', 'aAcc', 2)))
+    metric='mean intersection over union',
+    figures=(('mIoU', 'mIoU', 2), ('pixel accuracy', 'aAcc', 2)),
+)
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--config', default='configs/shapes/faster-rcnn_rednet26_inv-fpn-rpn_shapes.py')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        '--config', default='configs/shapes/faster-rcnn_rednet26_inv-fpn-rpn_shapes.py'
+    )
     parser.add_argument('--work-dir', type=Path, help='by default work_dirs/<name of the config>')
     args = parser.parse_args()
     args.work_dir = args.work_dir or Path('work_dirs') / Path(args.config).stem
@@ -41,16 +56,41 @@ def main():
     args = parse_args()
     task = SEGMENTATION if 'streets' in args.config else DETECTION
     if not (ROOT / task['made']).exists():
-        step(f'data: {task["data"]}', 'tools/dataset_converters/shapes.py', '--force', *task['options'])
-    seconds = step(f'train: about {task["minutes"]} minutes on two cores', 'tools/train.py', args.config,
-                   '--work-dir', args.work_dir)
+        step(
+            f'data: {task["data"]}',
+            'tools/dataset_converters/shapes.py',
+            '--force',
+            *task['options'],
+        )
+    seconds = step(
+        f'train: about {task["minutes"]} minutes on two cores',
+        'tools/train.py',
+        args.config,
+        '--work-dir',
+        args.work_dir,
+    )
     checkpoint = (ROOT / args.work_dir / 'last_checkpoint').read_text()
-    step('draw', 'tools/analysis_tools/draw.py', args.config, checkpoint, '--out-dir', args.work_dir / 'pictures')
-    step(f'evaluate: {task["metric"]} of the val split', 'tools/test.py', args.config, checkpoint,
-         '--work-dir', args.work_dir)
+    step(
+        'draw',
+        'tools/analysis_tools/draw.py',
+        args.config,
+        checkpoint,
+        '--out-dir',
+        args.work_dir / 'pictures',
+    )
+    step(
+        f'evaluate: {task["metric"]} of the val split',
+        'tools/test.py',
+        args.config,
+        checkpoint,
+        '--work-dir',
+        args.work_dir,
+    )
     results = max((ROOT / args.work_dir).glob('*/*.json'), key=lambda path: path.stat().st_mtime)
     metrics = json.loads(results.read_text())
-    figures = ', '.join(f'{name} {metrics[key]:.{digits}f}' for name, key, digits in task['figures'])
+    figures = ', '.join(
+        f'{name} {metrics[key]:.{digits}f}' for name, key, digits in task['figures']
+    )
     print(f'\n== finished: {args.config}\n   {figures}; training took {seconds:.0f} s')
     for picture in sorted((ROOT / args.work_dir / 'pictures').glob('*.png')):
         print(f'   {picture.relative_to(ROOT)}')

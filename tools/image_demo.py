@@ -19,17 +19,29 @@ def parse_args():
     parser.add_argument('img', type=Path, help='an image, or a folder of images')
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help='path of the checkpoint')
-    parser.add_argument('--out-dir', type=Path, default=Path('outputs'), help='folder for the pictures')
+    parser.add_argument(
+        '--out-dir', type=Path, default=Path('outputs'), help='folder for the pictures'
+    )
     parser.add_argument('--device', default='cuda:0' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--score-thr', type=float, default=0.3, help='least score of a detection to draw')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override parts of the config')
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='least score of a detection to draw'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override parts of the config',
+    )
     args = parser.parse_args()
     if not args.img.exists():
         parser.error(f'img must be an existing image or folder, got {args.img}')
     if args.out_dir.resolve() == (args.img if args.img.is_dir() else args.img.parent).resolve():
-        parser.error(f'--out-dir must be another folder than that of the images, which would be overwritten, got '
-                     f'{args.out_dir}')
+        parser.error(
+            '--out-dir must be another folder than that of the images, which would be '
+            'overwritten, got '
+            f'{args.out_dir}'
+        )
     return args
 
 
@@ -41,8 +53,14 @@ def detect(cfg, args, images):
     visualizer = VISUALIZERS.build(cfg.visualizer)
     visualizer.dataset_meta = model.dataset_meta
     for image, out_file, path in images:
-        visualizer.add_datasample(path.name, image, inference_detector(model, str(path)), draw_gt=False,
-                                  pred_score_thr=args.score_thr, out_file=str(out_file))
+        visualizer.add_datasample(
+            path.name,
+            image,
+            inference_detector(model, str(path)),
+            draw_gt=False,
+            pred_score_thr=args.score_thr,
+            out_file=str(out_file),
+        )
 
 
 def segment(cfg, args, images):
@@ -50,7 +68,9 @@ def segment(cfg, args, images):
 
     model = init_model(cfg, args.checkpoint, device=args.device)
     for _, out_file, path in images:
-        show_result_pyplot(model, str(path), inference_model(model, str(path)), show=False, out_file=str(out_file))
+        show_result_pyplot(
+            model, str(path), inference_model(model, str(path)), show=False, out_file=str(out_file)
+        )
 
 
 def read(paths, out_dir):
@@ -65,8 +85,11 @@ def read(paths, out_dir):
 def main():
     args = parse_args()
     cfg = load_config(args.config, options=args.cfg_options)
-    paths = sorted(path for path in args.img.iterdir() if path.suffix.lower() in IMAGE_ENDINGS) \
-        if args.img.is_dir() else [args.img]
+    paths = (
+        sorted(path for path in args.img.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+        if args.img.is_dir()
+        else [args.img]
+    )
     if not paths:
         sys.exit(f'img must be a folder with images ({", ".join(IMAGE_ENDINGS)}), got {args.img}')
     args.out_dir.mkdir(parents=True, exist_ok=True)

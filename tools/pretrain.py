@@ -6,17 +6,33 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmrednet.checkpoints import read_checkpoint
-from mmrednet.engine import TrainParser, apply_train_options, build_runner, check_pretrained, load_config
+from mmrednet.engine import (
+    TrainParser,
+    apply_train_options,
+    build_runner,
+    check_pretrained,
+    load_config,
+)
 from mmrednet.pretraining import check_batches, use_image_folders
 
 
 def main():
     parser = TrainParser(__doc__)
-    parser.add_argument('--data', metavar='ROOT', help='with the folders train and val, and in each a folder per class')
-    parser.add_argument('--test', metavar='CHECKPOINT', help='evaluate this file instead of training: one that was '
-                        'trained here, or what convert.py --to classifier made')
+    parser.add_argument(
+        '--data',
+        metavar='ROOT',
+        help='with the folders train and val, and in each a folder per class',
+    )
+    parser.add_argument(
+        '--test',
+        metavar='CHECKPOINT',
+        help='evaluate this file instead of training: one that was '
+        'trained here, or what convert.py --to classifier made',
+    )
     args = parser.parse_args()
-    cfg = load_config(args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher)
+    cfg = load_config(
+        args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
+    )
     use_image_folders(cfg, args.data)
     if args.test:
         state = read_checkpoint(args.test).state

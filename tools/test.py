@@ -17,14 +17,26 @@ def parse_args():
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help='path of the checkpoint')
     parser.add_argument('--work-dir', help='for logs and metrics')
-    parser.add_argument('--out', help='detection: a .pkl file for all predictions; segmentation: a folder for labels')
+    parser.add_argument(
+        '--out',
+        help='detection: a .pkl file for all predictions; segmentation: a folder for labels',
+    )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', help='folder, inside the work directory, for images with predictions')
+    parser.add_argument(
+        '--show-dir', help='folder, inside the work directory, for images with predictions'
+    )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that a window stays')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override parts of the config')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override parts of the config',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--tta', action='store_true', help='merge predictions for augmented copies of each image')
+    parser.add_argument(
+        '--tta', action='store_true', help='merge predictions for augmented copies of each image'
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -33,9 +45,18 @@ def parse_args():
 
 def main():
     args = parse_args()
-    cfg = load_config(args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher)
-    prepare = apply_test_options(cfg, checkpoint=args.checkpoint, out=args.out, show=args.show,
-                                 show_dir=args.show_dir, wait_time=args.wait_time, tta=args.tta)
+    cfg = load_config(
+        args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
+    )
+    prepare = apply_test_options(
+        cfg,
+        checkpoint=args.checkpoint,
+        out=args.out,
+        show=args.show,
+        show_dir=args.show_dir,
+        wait_time=args.wait_time,
+        tta=args.tta,
+    )
     check_labels_when_loaded(cfg)
     runner = build_runner(cfg)
     if prepare:

@@ -18,7 +18,9 @@ from mmrednet.engine import (
 
 def main():
     args = TrainParser(__doc__).parse_args()
-    cfg = load_config(args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher)
+    cfg = load_config(
+        args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
+    )
     apply_train_options(cfg, amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume)
     check_classes(cfg)
     check_pretrained(cfg)

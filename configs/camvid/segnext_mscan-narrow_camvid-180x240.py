@@ -1,4 +1,6 @@
-"""The narrow SegNeXt of `make demo-seg` on CamVid, from scratch, for two CPU cores: half an hour at most."""
+"""The narrow SegNeXt of `make demo-seg` on CamVid, from scratch, for two CPU cores: half an hour at
+most.
+"""
 
 _base_ = '../streets/segnext_mscan-narrow_streets.py'
 
@@ -11,17 +13,23 @@ train_pipeline = [
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs')
+    dict(type='PackSegInputs'),
 ]
 dataset = dict(type='mmrednet.CamVidDataset', data_root='data/camvid/')
-train_dataloader = dict(dataset=dict(
-    **dataset, data_prefix=dict(img_path='images/train', seg_map_path='annotations/train'), pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(
-    **dataset, data_prefix=dict(img_path='images/val', seg_map_path='annotations/val')))
+train_dataloader = dict(
+    dataset=dict(
+        **dataset,
+        data_prefix=dict(img_path='images/train', seg_map_path='annotations/train'),
+        pipeline=train_pipeline,
+    )
+)
+val_dataloader = dict(
+    dataset=dict(**dataset, data_prefix=dict(img_path='images/val', seg_map_path='annotations/val'))
+)
 test_dataloader = val_dataloader
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='PolyLR', eta_min=0.0, power=0.9, begin=50, end=iterations, by_epoch=False)
+    dict(type='PolyLR', eta_min=0.0, power=0.9, begin=50, end=iterations, by_epoch=False),
 ]
 train_cfg = dict(max_iters=iterations, val_interval=iterations)
 default_hooks = dict(checkpoint=dict(interval=iterations))

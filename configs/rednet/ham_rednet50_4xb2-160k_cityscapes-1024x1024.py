@@ -4,5 +4,7 @@ model = dict(
         _delete_=True,
         type='mmrednet.RedNet',
         depth=50,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/rednet50.pth')),
-    decode_head=dict(in_channels=[512, 1024, 2048]))
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/rednet50.pth'),
+    ),
+    decode_head=dict(in_channels=[512, 1024, 2048]),
+)

@@ -1,5 +1,3 @@
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
-model = dict(
-    backbone=dict(
-        _delete_=True, type='mmrednet.SASAResNet', depth=50, stem='conv'))
+model = dict(backbone=dict(_delete_=True, type='mmrednet.SASAResNet', depth=50, stem='conv'))
 optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))

@@ -1,5 +1,8 @@
 _base_ = './upernet_van-b0_8xb2-160k_ade20k-512x512.py'
 model = dict(
-    backbone=dict(arch='b3', drop_path_rate=0.3, init_cfg=dict(checkpoint='checkpoints/van_large_839.pth.tar')),
+    backbone=dict(
+        arch='b3', drop_path_rate=0.3, init_cfg=dict(checkpoint='checkpoints/van_large_839.pth.tar')
+    ),
     decode_head=dict(in_channels=[64, 128, 320, 512]),
-    auxiliary_head=dict(in_channels=320))
+    auxiliary_head=dict(in_channels=320),
+)

@@ -11,5 +11,12 @@ from .networks import build_network
 from .segmentations import draw_segmentations
 from .timing import medians
 
-__all__ = ['build_network', 'count_network', 'draw_detections', 'draw_kernel_maps', 'draw_segmentations', 'kernel_maps',
-           'medians']
+__all__ = [
+    'build_network',
+    'count_network',
+    'draw_detections',
+    'draw_kernel_maps',
+    'draw_segmentations',
+    'kernel_maps',
+    'medians',
+]

@@ -1,4 +1,6 @@
-"""What involution attends to: the sum of each position's kernel, as in figure 3 of the paper (Li et al., CVPR 2021)."""
+"""What involution attends to: the sum of each position's kernel, as in figure 3 of the paper (Li et
+al., CVPR 2021).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from .panels import titled
 
 
 def kernel_maps(model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
-    """Run a model and return, for each of its involutions, the sum of the K * K weights of every kernel.
+    """Run a model and return, for each of its involutions, the sum of the K * K weights of every
+    kernel.
 
         map[b, g, y, x] = sum over j of  W[b, g, j, y, x]
 
@@ -30,11 +33,17 @@ def kernel_maps(model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
     hooks = []
     for name, layer in model.named_modules():
         if isinstance(layer, Involution):
-            def store(_: nn.Module, __: tuple, hidden: Tensor, name: str = name, layer: Involution = layer) -> None:
+
+            def store(
+                _: nn.Module, __: tuple, hidden: Tensor, name: str = name, layer: Involution = layer
+            ) -> None:
                 maps[name] = layer.generate(hidden.detach()).sum(2)
+
             hooks.append(layer.conv1.register_forward_hook(store))
     if not hooks:
-        raise ValueError(f'model must have at least one Involution, {type(model).__name__} has none.')
+        raise ValueError(
+            f'model must have at least one Involution, {type(model).__name__} has none.'
+        )
     try:
         with torch.no_grad():
             model(*inputs)
@@ -44,10 +53,13 @@ def kernel_maps(model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
     return maps
 
 
-def draw_kernel_maps(image: np.ndarray, maps: dict[str, Tensor], *, height: int = 256) -> np.ndarray:
+def draw_kernel_maps(
+    image: np.ndarray, maps: dict[str, Tensor], *, height: int = 256
+) -> np.ndarray:
     """Lay each map over the image, side by side behind the image itself.
 
-    Each map is averaged over its groups and scaled to its own range: blue is its least value, red its greatest.
+    Each map is averaged over its groups and scaled to its own range: blue is its least value, red
+        its greatest.
 
     Args:
         image: (H, W, 3) uint8, BGR.

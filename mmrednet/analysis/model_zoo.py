@@ -1,4 +1,6 @@
-"""Published figures of networks beside ours: rows of ``docs/model_zoo.yml``, counts of ours, and the page of both."""
+"""Published figures of networks beside ours: rows of ``docs/model_zoo.yml``, counts of ours, and
+the page of both.
+"""
 
 from __future__ import annotations
 
@@ -102,11 +104,15 @@ class Row:
         if self.model is None:
             network, shape = build_network(str(root / f'configs/{self.config}.py'))
         else:
-            network, shape = build_network({'init_cfg': None, **self.model}, classes=IMAGENET_CLASSES)
+            network, shape = build_network(
+                {'init_cfg': None, **self.model}, classes=IMAGENET_CLASSES
+            )
         return network, self.shape or shape
 
     def count(self, root: Path) -> dict[str, Any]:
-        """Return shape, parameters and what operators take, in exact integers, norms as the convention says."""
+        """Return shape, parameters and what operators take, in exact integers, norms as the
+        convention says.
+        """
         network, shape = self.build(root)
         complexity = count_network(network, torch.zeros(1, 3, *shape))
         lacking = missing(describe(complexity, network, name=self.key, shape=shape))
@@ -117,19 +123,31 @@ class Row:
             if not re.search(self.convention.norms, module):
                 operators['batch_norm'] -= own['batch_norm']
         parameters = complexity.parameters()
-        return dict(shape=list(shape), all=parameters.all, trainable=parameters.trainable,
-                    operators=dict(sorted(operators.items())))
+        return dict(
+            shape=list(shape),
+            all=parameters.all,
+            trainable=parameters.trainable,
+            operators=dict(sorted(operators.items())),
+        )
 
     def differences(self, counts: Mapping[str, Any]) -> dict[str, tuple[float, str, str]]:
-        """Return ours, the published figure and the difference, of parameters (M) and of what they take (G)."""
-        ours = {'parameters': counts[self.parameters] / 1e6,
-                self.convention.unit: self.convention.giga(counts['operators'])}
-        return {unit: (value, published, difference(value, published))
-                for (unit, value), published in zip(ours.items(), (self.params, self.macs), strict=True)}
+        """Return ours, the published figure and the difference, of parameters (M) and of what they
+        take (G).
+        """
+        ours = {
+            'parameters': counts[self.parameters] / 1e6,
+            self.convention.unit: self.convention.giga(counts['operators']),
+        }
+        return {
+            unit: (value, published, difference(value, published))
+            for (unit, value), published in zip(ours.items(), (self.params, self.macs), strict=True)
+        }
 
 
 def difference(ours: float, published: str) -> str:
-    """Return '=' where ours rounds to the printed digits, else by how many percent it is more; '' without a number."""
+    """Return '=' where ours rounds to the printed digits, else by how many percent it is more; ''
+    without a number.
+    """
     if not published:
         return ''
     printed = Decimal(published)
@@ -144,8 +162,8 @@ def read_rows(path: Path) -> list[Row]:
     """Read the rows of a file such as ``docs/model_zoo.yml``.
 
     Raises:
-        ValueError: a convention counts what there is not, two rows have one name, or a note is of no figure, of one
-            that has another, or empty.
+        ValueError: a convention counts what there is not, two rows have one name, or a note is of
+            no figure, of one that has another, or empty.
     """
     data = yaml.safe_load(path.read_text())
     conventions = {name: Convention(**entry) for name, entry in data['conventions'].items()}
@@ -161,21 +179,33 @@ def read_rows(path: Path) -> list[Row]:
             _check_notes(rows[-1])
     keys = Counter(row.key for row in rows)
     if max(keys.values()) > 1:
-        raise ValueError(f'rows must have names of their own, got {[key for key in keys if keys[key] > 1]} in {path}.')
+        raise ValueError(
+            f'rows must have names of their own, got {[key for key in keys if keys[key] > 1]} in '
+            f'{path}.'
+        )
     return rows
 
 
 def _check_notes(row: Row) -> None:
     notes = [*row.why.items(), *row.unexplained.items()]
     names = [name for name, _ in notes]
-    if not set(names) <= set(FIGURES) or len(set(names)) < len(names) or not all(text.strip() for _, text in notes):
-        raise ValueError(f'{row.key}: why and unexplained must have texts for some of {FIGURES}, each of its own, got '
-                         f'{dict(row.why)} and {dict(row.unexplained)}.')
+    if (
+        not set(names) <= set(FIGURES)
+        or len(set(names)) < len(names)
+        or not all(text.strip() for _, text in notes)
+    ):
+        raise ValueError(
+            f'{row.key}: why and unexplained must have texts for some of {FIGURES}, each of its '
+            'own, got '
+            f'{dict(row.why)} and {dict(row.unexplained)}.'
+        )
 
 
 # headings of the page
 WHY, OPEN = 'Where ours differ beyond the printed digit', 'Open differences'
 SAID_OF_OPEN = 'Here nothing proves why ours differ; what is supposed is marked so.'
+# the text of a page in Markdown is not wrapped as code is
+# ruff: noqa: E501
 HEADER = """# Model zoo
 
 **None of the accuracies on this page was reproduced by us: none of these networks was trained on ImageNet, COCO,
@@ -199,8 +229,13 @@ def page(rows: Iterable[Row], counts: Mapping[str, Any], pictures: Sequence[str]
     rows = list(rows)
     lines = [HEADER, *pictures]
     for heading, said in ((WHY, []), (OPEN, [SAID_OF_OPEN, ''])):
-        lines += [f'## {heading}', '', *said, '| network | figure | ours | published | difference | why |',
-                  '|---|---|---:|---:|---:|---|']
+        lines += [
+            f'## {heading}',
+            '',
+            *said,
+            '| network | figure | ours | published | difference | why |',
+            '|---|---|---:|---:|---:|---|',
+        ]
         lines += [line for row in rows for line in _differing(row, counts[row.key], heading)] + ['']
     for title in dict.fromkeys(row.title for row in rows):
         lines += [*_table([row for row in rows if row.title == title], counts), '']
@@ -210,9 +245,13 @@ def page(rows: Iterable[Row], counts: Mapping[str, Any], pictures: Sequence[str]
 def _differing(row: Row, counts: Mapping[str, Any], heading: str) -> list[str]:
     """Return what stands under a heading about a row."""
     notes = row.why if heading == WHY else row.unexplained
-    return [f'| {row.key} | {unit} | {ours:.2f} | {published} | {apart} | {notes[figure]} |'
-            for figure, (unit, (ours, published, apart)) in zip(FIGURES, row.differences(counts).items(), strict=True)
-            if apart not in ('', '=') and figure in notes]
+    return [
+        f'| {row.key} | {unit} | {ours:.2f} | {published} | {apart} | {notes[figure]} |'
+        for figure, (unit, (ours, published, apart)) in zip(
+            FIGURES, row.differences(counts).items(), strict=True
+        )
+        if apart not in ('', '=') and figure in notes
+    ]
 
 
 def _table(rows: Sequence[Row], counts: Mapping[str, Any]) -> list[str]:
@@ -225,13 +264,24 @@ def _table(rows: Sequence[Row], counts: Mapping[str, Any]) -> list[str]:
         lines += [f'{where}Published in: {"; ".join(dict.fromkeys(row.source for row in rows))}.']
     which = 'trainable parameters' if first.parameters == 'trainable' else 'all parameters'
     lines += [f'Counted: {which}; {first.convention.text}.', '']
-    heads = ['network', 'input', 'parameters, 10^6', *(['published', 'difference'] * published), f'{unit}, 10^9',
-             *(['published', 'difference', f'{first.metrics}, published', 'reproduced by us'] * published)]
+    heads = [
+        'network',
+        'input',
+        'parameters, 10^6',
+        *(['published', 'difference'] * published),
+        f'{unit}, 10^9',
+        *(
+            ['published', 'difference', f'{first.metrics}, published', 'reproduced by us']
+            * published
+        ),
+    ]
     lines += [f'| {" | ".join(heads)} |', '|---|---' + '|---:' * (len(heads) - 2) + '|']
     for row in rows:
         count = counts[row.key]
         cells = [row.key, ' x '.join(map(str, count['shape']))]
-        for figure, (ours, printed, apart) in zip(FIGURES, row.differences(count).values(), strict=True):
+        for figure, (ours, printed, apart) in zip(
+            FIGURES, row.differences(count).values(), strict=True
+        ):
             heading = (WHY if figure in row.why else OPEN).lower().replace(' ', '-')
             linked = f'[{apart}](#{heading})' if apart not in ('', '=') else apart or '-'
             cells += [f'{ours:.2f}', *([printed or '-', linked] * published)]

@@ -1,4 +1,6 @@
-"""Networks that can be counted: from a config or a registered name to a module that maps an image to tensors."""
+"""Networks that can be counted: from a config or a registered name to a module that maps an image
+to tensors.
+"""
 
 from __future__ import annotations
 
@@ -26,27 +28,34 @@ DATA = ('.yaml', '.yml', '.json', '.pth')
 STAGE = re.compile(r'(layers?|stages?|blocks?|patch_embed|norm|downsample_layers)[._]?\d+(?=\.|$)')
 
 
-def build_network(source: str | dict, *, options: dict[str, Any] | None = None, proposals: int = 1000,
-                  classes: int | None = None) -> tuple[ImageNetwork, tuple[int, int]]:
+def build_network(
+    source: str | dict,
+    *,
+    options: dict[str, Any] | None = None,
+    proposals: int = 1000,
+    classes: int | None = None,
+) -> tuple[ImageNetwork, tuple[int, int]]:
     """Build a model without data and weights, and say at which size its config means it to be used.
 
     Args:
-        source: path of a config for mmdet or mmseg, or of one whose ``model`` is a backbone; the registered name of a
-            backbone, such as 'mmrednet.VAN'; or a dict to build a backbone of.
-        options: dotted keys and values to change in the config; those of a name are below ``model``.
+        source: path of a config for mmdet or mmseg, or of one whose ``model`` is a backbone; the
+            registered name of a backbone, such as 'mmrednet.VAN'; or a dict to build a backbone of.
+        options: dotted keys and values to change in the config; those of a name are below
+            ``model``.
         proposals: see :class:`ImageNetwork`.
         classes: see :class:`ImageNetwork`.
 
     Returns:
-        The network and (H, W): ``data_preprocessor.size`` where a config has it, 800 x 1280 for other detectors and
-        segmenters, 224 x 224 for backbones and classifiers.
+        The network and (H, W): ``data_preprocessor.size`` where a config has it, 800 x 1280 for
+        other detectors and segmenters, 224 x 224 for backbones and classifiers.
 
     Raises:
         FileNotFoundError: a config is not there.
         TypeError: a config imports classes instead of naming them.
         UnrunnableError: the model cannot be built.
-        ValueError: ``classes`` is given for a model with heads or is below 1, ``proposals`` is below 1, ``options``
-            change nothing of a backbone, or ``source`` is neither a config nor a registered name.
+        ValueError: ``classes`` is given for a model with heads or is below 1, ``proposals`` is
+            below 1, ``options`` change nothing of a backbone, or ``source`` is neither a config nor
+            a registered name.
     """
     for name, value in dict(proposals=proposals, classes=classes).items():
         if value is not None and value < 1:
@@ -57,7 +66,9 @@ def build_network(source: str | dict, *, options: dict[str, Any] | None = None, 
     scope = cfg.get('default_scope', named)
     model = _build(cfg, scope)
     if classes is not None and hasattr(model, 'data_preprocessor'):
-        raise ValueError(f'classes is for backbones alone, got {classes=} for {type(model).__name__}.')
+        raise ValueError(
+            f'classes is for backbones alone, got {classes=} for {type(model).__name__}.'
+        )
     network = ImageNetwork(model, proposals=proposals, classes=classes)
     default = DETECTION_SHAPE if network.has_heads and scope in HOSTS else CLASSIFICATION_SHAPE
     height, width = cfg.model.get('data_preprocessor', {}).get('size') or default
@@ -69,15 +80,23 @@ def _config_of(source: str | dict, options: dict[str, Any]) -> Config:
         cfg = read_config(source, options=options)
         if 'default_scope' in cfg:
             return load_config(source, options=options)
-    elif isinstance(source, str) and ('/' in source or Path(source).suffix in DATA or Path(source).exists()):
-        raise ValueError("source must be a config whose name ends in .py, or the registered name of a backbone such as "
-                         f"'mmrednet.VAN', got {source!r}.")
+    elif isinstance(source, str) and (
+        '/' in source or Path(source).suffix in DATA or Path(source).exists()
+    ):
+        raise ValueError(
+            'source must be a config whose name ends in .py, or the registered name of a backbone '
+            'such as '
+            f"'mmrednet.VAN', got {source!r}."
+        )
     else:
         cfg = Config(dict(model=dict(source) if isinstance(source, dict) else dict(type=source)))
         cfg.merge_from_dict(options)
     stray = [key for key in options if key.split('.')[0] != 'model']
     if stray:
-        raise ValueError(f"options of a backbone must be below 'model', as in model.depth=26, got {', '.join(stray)}.")
+        raise ValueError(
+            "options of a backbone must be below 'model', as in model.depth=26, got "
+            f'{", ".join(stray)}.'
+        )
     return cfg
 
 
@@ -86,8 +105,11 @@ def _check_type(cfg: Config, source: Any) -> None:
     if kind is None:
         raise ValueError(f'a config must have model.type to be counted, got none in {source!r}.')
     if not isinstance(kind, str):
-        raise TypeError(f"model.type must be a registered name such as 'mmdet.ResNet', got {kind} in {source!r}: "
-                        'configs that import classes are not read here.')
+        raise TypeError(
+            f"model.type must be a registered name such as 'mmdet.ResNet', got {kind} in "
+            f'{source!r}: '
+            'configs that import classes are not read here.'
+        )
 
 
 def _build(cfg: Config, scope: str) -> nn.Module:
@@ -95,7 +117,9 @@ def _build(cfg: Config, scope: str) -> nn.Module:
     with known as registry:
         if registry.get(cfg.model.type) is None:
             ours = ', '.join(f'mmrednet.{name}' for name in backbones.__all__)
-            raise ValueError(f'model.type must be a registered name, as {ours} are, got {cfg.model.type!r}.')
+            raise ValueError(
+                f'model.type must be a registered name, as {ours} are, got {cfg.model.type!r}.'
+            )
         return _built(cfg, registry)
 
 
@@ -103,11 +127,14 @@ def _built(cfg: Config, registry: Registry) -> nn.Module:
     try:
         return registry.build(cfg.model)
     except Exception as error:
-        raise UnrunnableError(f'{cfg.model.type} cannot be built: {" ".join(str(error).split())}') from error
+        raise UnrunnableError(
+            f'{cfg.model.type} cannot be built: {" ".join(str(error).split())}'
+        ) from error
 
 
 def stage_of(module: str, model: nn.Module) -> str:
-    """Return the part of a model that a module belongs to: a stage of its backbone, its neck or a head.
+    """Return the part of a model that a module belongs to: a stage of its backbone, its neck or a
+    head.
 
     Args:
         module: its name in the model.
@@ -117,9 +144,13 @@ def stage_of(module: str, model: nn.Module) -> str:
     parts = module.split('.')
     if backbone is not None and parts[0] != 'backbone':
         return '.'.join(parts[:2] if parts[0] == 'roi_head' else parts[:1])
-    prefix, owner, inner = ('', model, parts) if backbone is None else ('backbone.', backbone, parts[1:])
+    prefix, owner, inner = (
+        ('', model, parts) if backbone is None else ('backbone.', backbone, parts[1:])
+    )
     if isinstance(owner, PyramidBackbone):
-        stages = [index for index, names in enumerate(owner.stage_names, 1) if inner and inner[0] in names]
+        stages = [
+            index for index, names in enumerate(owner.stage_names, 1) if inner and inner[0] in names
+        ]
         return f'{prefix}stage{stages[0]}' if stages else f'{prefix}stem'
     found = STAGE.match('.'.join(inner))
     return prefix + (found.group(0) if found else 'stem')

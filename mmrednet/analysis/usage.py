@@ -11,10 +11,19 @@ from torch.overrides import TorchFunctionMode
 # what asks a tensor about itself
 QUESTIONS = ('size', 'dim', 'numel', 'stride', 'type', 'is_contiguous', 'data_ptr')
 
-# names of modules whose only purpose is a loss: of mmseg's segmenters, of DDRNet's and PIDNet's heads, and the queries
-# of noised boxes in DINO and its kin; AutoAssign's prior
-TRAINING_ALONE = {'auxiliary_head', 'aux_head', 'aux_cls_seg', 'p_head', 'd_head', 'p_cls_seg', 'd_cls_seg',
-                  'dn_query_generator', 'center_prior'}
+# names of modules whose only purpose is a loss: of mmseg's segmenters, of DDRNet's and PIDNet's
+# heads, and the queries of noised boxes in DINO and its kin; AutoAssign's prior
+TRAINING_ALONE = {
+    'auxiliary_head',
+    'aux_head',
+    'aux_cls_seg',
+    'p_head',
+    'd_head',
+    'p_cls_seg',
+    'd_cls_seg',
+    'dn_query_generator',
+    'center_prior',
+}
 
 
 class ParameterUse(TorchFunctionMode):
@@ -24,11 +33,18 @@ class ParameterUse(TorchFunctionMode):
         super().__init__()
         self.taken: set[int] = set()
 
-    def __torch_function__(self, func: Callable, types: Sequence[type], args: Sequence[Any] = (),
-                           kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         """Call a function and note its parameters, unless it only asks for their shape or type."""
         result = func(*args, **(kwargs or {}))
-        if func.__name__ not in QUESTIONS and (func.__name__ != '__get__' or isinstance(result, Tensor)):
+        if func.__name__ not in QUESTIONS and (
+            func.__name__ != '__get__' or isinstance(result, Tensor)
+        ):
             self._note((*args, *(kwargs or {}).values()))
         return result
 
@@ -41,23 +57,30 @@ class ParameterUse(TorchFunctionMode):
 
 
 def never_ran(network: nn.Module, taken: set[int]) -> list[str]:
-    """Return the largest modules none of whose parameters was taken, and single parameters of others, by their names.
+    """Return the largest modules none of whose parameters was taken, and single parameters of
+    others, by their names.
 
     Args:
         network: what ran.
         taken: the ``id`` of each parameter that was.
     """
+
     def look(module: nn.Module, prefix: str) -> list[str]:
         parameters = list(module.parameters())
         if not parameters:
             return []
         if all(id(parameter) not in taken for parameter in parameters):
             return [prefix]
-        own = [name for name, parameter in module.named_parameters(recurse=False) if id(parameter) not in taken]
+        own = [
+            name
+            for name, parameter in module.named_parameters(recurse=False)
+            if id(parameter) not in taken
+        ]
         names = [f'{prefix}.{name}' if prefix else name for name in own]
         for name, child in module.named_children():
             names += look(child, f'{prefix}.{name}' if prefix else name)
         return names
+
     return look(network, '')
 
 

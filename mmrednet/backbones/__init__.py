@@ -14,4 +14,14 @@ from .san import SAN
 from .sasa_resnet import SASAResNet
 from .van import VAN
 
-__all__ = ['MSCAN', 'SAN', 'VAN', 'AxialResNet', 'LRNet', 'PyramidBackbone', 'RedNet', 'SASAResNet', 'SpatialResNet']
+__all__ = [
+    'MSCAN',
+    'SAN',
+    'VAN',
+    'AxialResNet',
+    'LRNet',
+    'PyramidBackbone',
+    'RedNet',
+    'SASAResNet',
+    'SpatialResNet',
+]

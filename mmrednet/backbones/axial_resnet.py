@@ -16,7 +16,8 @@ from .base import CheckpointedBlock, PyramidBackbone
 
 
 class AxialBlock(CheckpointedBlock):
-    """1x1 convolution, attention along the height and along the width, 1x1 convolution, added to the input.
+    """1x1 convolution, attention along the height and along the width, 1x1 convolution, added to
+    the input.
 
     Args:
         in_channels: of the input.
@@ -30,15 +31,28 @@ class AxialBlock(CheckpointedBlock):
 
     expansion = 2
 
-    def __init__(self, in_channels: int, width: int, *, stride: int, table_size: int, attention: dict, norm_cfg: dict,
-                 with_cp: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        stride: int,
+        table_size: int,
+        attention: dict,
+        norm_cfg: dict,
+        with_cp: bool,
+    ) -> None:
         # the last norm starts at zero: every block begins as the identity
         super().__init__(with_cp, dict(type='Constant', val=0, override=dict(name='bn2')))
         out_channels = width * self.expansion
         self.conv_down = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = build_norm_layer(norm_cfg, width)[1]
-        self.height_block = AxialAttention1d(width, width, axis='height', table_size=table_size, **attention)
-        self.width_block = AxialAttention1d(width, width, axis='width', table_size=table_size, **attention)
+        self.height_block = AxialAttention1d(
+            width, width, axis='height', table_size=table_size, **attention
+        )
+        self.width_block = AxialAttention1d(
+            width, width, axis='width', table_size=table_size, **attention
+        )
         self.pool = cell_average(stride)
         self.conv_up = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn2 = build_norm_layer(norm_cfg, out_channels)[1]
@@ -47,7 +61,8 @@ class AxialBlock(CheckpointedBlock):
         if stride > 1 or in_channels != out_channels:
             self.downsample = Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
-                build_norm_layer(norm_cfg, out_channels)[1])
+                build_norm_layer(norm_cfg, out_channels)[1],
+            )
 
     def compute(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, 2 * width, ceil(H / stride), ceil(W / stride))."""
@@ -59,15 +74,18 @@ class AxialBlock(CheckpointedBlock):
 
 @MODELS.register_module()
 class AxialResNet(PyramidBackbone):
-    """ResNet of axial attention for images of any size. Other arguments: see :class:`PyramidBackbone`.
+    """ResNet of axial attention for images of any size. Other arguments: see
+    :class:`PyramidBackbone`.
 
     Args:
         arch: 's', 'm', 'l' or 'xl': all widths times 0.5, 0.75, 1 or 2; or a number.
         depth: 26 or 50.
-        stem: 'conv' (7x7 convolution) or 'axial' (three axial blocks, the first of stride 2), pooled by 2.
+        stem: 'conv' (7x7 convolution) or 'axial' (three axial blocks, the first of stride 2),
+            pooled by 2.
         output_stride: 32, or 16 without the stride of the last stage.
-        input_size: of the images that the tables of relative positions are made for: they tell positions apart up to
-            the length of a stage's map; further ones count as the furthest. 224 in the published files.
+        input_size: of the images that the tables of relative positions are made for: they tell
+            positions apart up to the length of a stage's map; further ones count as the furthest.
+            224 in the published files.
         span: see :class:`mmrednet.layers.AxialAttention1d`; None attends to the whole axis.
         num_heads: of every attention.
         in_channels: of the image.
@@ -81,35 +99,65 @@ class AxialResNet(PyramidBackbone):
     archs: ClassVar[dict[str, float]] = {'s': 0.5, 'm': 0.75, 'l': 1.0, 'xl': 2.0}
     block_counts: ClassVar[dict[int, tuple[int, ...]]] = {26: (1, 2, 4, 1), 50: (3, 4, 6, 3)}
 
-    def __init__(self, arch: str | float = 's', depth: int = 50, *, stem: str = 'conv', output_stride: int = 32,
-                 input_size: int = 224, span: int | None = None, num_heads: int = 8, in_channels: int = 3,
-                 norm_cfg: dict = dict(type='BN'), attention: dict | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        arch: str | float = 's',
+        depth: int = 50,
+        *,
+        stem: str = 'conv',
+        output_stride: int = 32,
+        input_size: int = 224,
+        span: int | None = None,
+        num_heads: int = 8,
+        in_channels: int = 3,
+        norm_cfg: dict = dict(type='BN'),
+        attention: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if isinstance(arch, str) and arch not in self.archs:
             raise ValueError(f'arch must be one of {list(self.archs)} or a number, got {arch!r}.')
-        for name, value, values in (('depth', depth, sorted(self.block_counts)), ('stem', stem, ['conv', 'axial']),
-                                    ('output_stride', output_stride, [16, 32])):
+        for name, value, values in (
+            ('depth', depth, sorted(self.block_counts)),
+            ('stem', stem, ['conv', 'axial']),
+            ('output_stride', output_stride, [16, 32]),
+        ):
             if value not in values:
                 raise ValueError(f'{name} must be one of {values}, got {value!r}.')
         self.check_stages(4)
         factor = self.archs[arch] if isinstance(arch, str) else float(arch)
         block: dict[str, Any] = dict(
-            attention=dict(num_heads=num_heads, span=span, **(attention or {})), norm_cfg=norm_cfg,
-            with_cp=self.with_cp)
+            attention=dict(num_heads=num_heads, span=span, **(attention or {})),
+            norm_cfg=norm_cfg,
+            with_cp=self.with_cp,
+        )
         channels = int(64 * factor)
         size = self.make_stem(stem, in_channels, channels, input_size, block)
         for index, count in enumerate(self.block_counts[depth]):
-            width, stride = int(128 * factor) << index, 1 if index == 0 or (index == 3 and output_stride == 16) else 2
+            width, stride = (
+                int(128 * factor) << index,
+                1 if index == 0 or (index == 3 and output_stride == 16) else 2,
+            )
             stage: list[nn.Module] = []
             for number in range(count):
-                stage.append(AxialBlock(channels, width, stride=stride if number == 0 else 1, table_size=size, **block))
+                stage.append(
+                    AxialBlock(
+                        channels,
+                        width,
+                        stride=stride if number == 0 else 1,
+                        table_size=size,
+                        **block,
+                    )
+                )
                 channels = width * AxialBlock.expansion
                 if number == 0:
                     size = -(-size // stride)
             self.add_stage({f'layer{index + 1}': Sequential(*stage)})
         self._freeze()
 
-    def make_stem(self, stem: str, in_channels: int, channels: int, input_size: int, block: dict) -> int:
+    def make_stem(
+        self, stem: str, in_channels: int, channels: int, input_size: int, block: dict
+    ) -> int:
         """Build the stem and return the length of the map behind it."""
         half = -(-input_size // 2)
         self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
@@ -123,8 +171,12 @@ class AxialResNet(PyramidBackbone):
             self.stem = Sequential(
                 ConvModule(in_channels, width, 1, norm_cfg=block['norm_cfg']),
                 AxialBlock(width, width, stride=2, table_size=input_size, **block),
-                *(AxialBlock(2 * width, width, stride=1, table_size=half, **block) for _ in range(2)),
-                nn.Identity() if 2 * width == channels else nn.Conv2d(2 * width, channels, 1))
+                *(
+                    AxialBlock(2 * width, width, stride=1, table_size=half, **block)
+                    for _ in range(2)
+                ),
+                nn.Identity() if 2 * width == channels else nn.Conv2d(2 * width, channels, 1),
+            )
         return -(-half // 2)
 
     def stem_modules(self) -> Iterable[nn.Module]:
@@ -133,4 +185,6 @@ class AxialResNet(PyramidBackbone):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to the input of the first stage at stride 4."""
-        return self.maxpool(self.stem(x) if hasattr(self, 'stem') else self.relu(self.bn1(self.conv1(x))))
+        return self.maxpool(
+            self.stem(x) if hasattr(self, 'stem') else self.relu(self.bn1(self.conv1(x)))
+        )

@@ -1,4 +1,6 @@
-"""What every backbone shares: chosen outputs, frozen stages, norms in eval mode, checkpoints in published names."""
+"""What every backbone shares: chosen outputs, frozen stages, norms in eval mode, checkpoints in
+published names.
+"""
 
 from __future__ import annotations
 
@@ -46,24 +48,33 @@ class CheckpointedBlock(BaseModule):
 class PyramidBackbone(SafelyPretrained):
     """A stem followed by stages, whose outputs are the pyramid.
 
-    A subclass calls ``add_stage`` for every stage, and defines ``stem_modules`` and ``forward_stem``. Where published
-    files have other names, :mod:`mmrednet.checkpoints.formats` lists them under the name of the class.
+    A subclass calls ``add_stage`` for every stage, and defines ``stem_modules`` and
+    ``forward_stem``. Where published files have other names, :mod:`mmrednet.checkpoints.formats`
+    lists them under the name of the class.
 
     Args:
         out_indices: which stages to return, counted from 0.
-        frozen_stages: with -1 all is trained; with 0 the stem is frozen, with n also the first n stages: no gradient,
-            and norms in eval mode.
+        frozen_stages: with -1 all is trained; with 0 the stem is frozen, with n also the first n
+            stages: no gradient, and norms in eval mode.
         norm_eval: whether batch norms keep their running statistics in training.
         with_cp: whether blocks are computed again in the backward pass, to save memory.
-        init_cfg: see mmengine's BaseModule. A ``Pretrained`` checkpoint may be a published file as it is, see
-            :func:`mmrednet.checkpoints.load_pretrained`, whose ``format`` it may have beside ``prefix``.
+        init_cfg: see mmengine's BaseModule. A ``Pretrained`` checkpoint may be a published file as
+            it is, see :func:`mmrednet.checkpoints.load_pretrained`, whose ``format`` it may have
+            beside ``prefix``.
 
     Raises:
         ValueError: ``out_indices`` or ``frozen_stages`` name a stage that is not there.
     """
 
-    def __init__(self, *, out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1, norm_eval: bool = False,
-                 with_cp: bool = False, init_cfg: dict | list[dict] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
         super().__init__(init_cfg)
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
@@ -74,9 +85,13 @@ class PyramidBackbone(SafelyPretrained):
         self.register_load_state_dict_pre_hook(_rename_keys)
 
     def check_stages(self, count: int) -> None:
-        """Raise a ValueError if ``out_indices`` or ``frozen_stages`` do not fit this number of stages."""
+        """Raise a ValueError if ``out_indices`` or ``frozen_stages`` do not fit this number of
+        stages.
+        """
         if not self.out_indices or not all(0 <= index < count for index in self.out_indices):
-            raise ValueError(f'out_indices must be stages from 0 to {count - 1}, got {self.out_indices}.')
+            raise ValueError(
+                f'out_indices must be stages from 0 to {count - 1}, got {self.out_indices}.'
+            )
         if not -1 <= self.frozen_stages <= count:
             raise ValueError(f'frozen_stages must be from -1 to {count}, got {self.frozen_stages}.')
 
@@ -106,7 +121,9 @@ class PyramidBackbone(SafelyPretrained):
         return tuple(outputs)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode, keep frozen stages and, with ``norm_eval``, batch norms in eval mode, and return self."""
+        """Set the mode, keep frozen stages and, with ``norm_eval``, batch norms in eval mode, and
+        return self.
+        """
         super().train(mode)
         self._freeze()
         if mode and self.norm_eval:
@@ -117,25 +134,33 @@ class PyramidBackbone(SafelyPretrained):
 
     def _freeze(self) -> None:
         frozen: list[nn.Module] = list(self.stem_modules()) if self.frozen_stages >= 0 else []
-        frozen += [getattr(self, name) for names in self.stage_names[:max(0, self.frozen_stages)] for name in names]
+        frozen += [
+            getattr(self, name)
+            for names in self.stage_names[: max(0, self.frozen_stages)]
+            for name in names
+        ]
         for module in frozen:
             module.eval().requires_grad_(False)
 
 
 def _unwrap_keys(backbone: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-    """Strip what training scripts put before the names, when a file is loaded into the backbone itself."""
+    """Strip what training scripts put before the names, when a file is loaded into the backbone
+    itself.
+    """
     if prefix:
         return
     own = {name.split('.')[0] for name in backbone.state_dict()}
     for wrapper in WRAPPER_PREFIXES:
-        inner = {key[len(wrapper):] for key in state_dict if key.startswith(wrapper)}
+        inner = {key[len(wrapper) :] for key in state_dict if key.startswith(wrapper)}
         if {key.split('.')[0] for key in state_dict}.isdisjoint(own) and inner:
             for key in [key for key in state_dict if key.startswith(wrapper)]:
-                state_dict[key[len(wrapper):]] = state_dict.pop(key)
+                state_dict[key[len(wrapper) :]] = state_dict.pop(key)
 
 
-def _rename_keys(backbone: PyramidBackbone, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+def _rename_keys(
+    backbone: PyramidBackbone, state_dict: dict[str, Any], prefix: str, *_: object
+) -> None:
     """Give the names of published files their counterparts here."""
     pairs = legacy_pairs(frozenset(kind.__name__ for kind in type(backbone).__mro__))
     for key in [key for key in state_dict if key.startswith(prefix)]:
-        state_dict[prefix + rename(key[len(prefix):], pairs)] = state_dict.pop(key)
+        state_dict[prefix + rename(key[len(prefix) :], pairs)] = state_dict.pop(key)

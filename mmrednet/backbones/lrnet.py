@@ -16,9 +16,11 @@ from .resnet import SpatialResNet
 
 @MODELS.register_module()
 class LRNet(SpatialResNet):
-    """ResNet with local relation layers in the stem and in every bottleneck. Other arguments: see SpatialResNet.
+    """ResNet with local relation layers in the stem and in every bottleneck. Other arguments: see
+    SpatialResNet.
 
-    The widths of the published networks are known for depth 50 alone, and there by their number of parameters.
+    The widths of the published networks are known for depth 50 alone, and there by their number of
+    parameters.
 
     Args:
         depth: 26 (two blocks in every stage), 50 or 101.
@@ -28,8 +30,14 @@ class LRNet(SpatialResNet):
 
     block_counts = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
-    def __init__(self, depth: int = 50, spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = dict(
-            type='LocalRelation'), *, operator_channels: int | None = 100, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        depth: int = 50,
+        spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = dict(type='LocalRelation'),
+        *,
+        operator_channels: int | None = 100,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(depth, spatial_cfg, operator_channels=operator_channels, **kwargs)
 
     def make_stem(self, channels: int) -> None:
@@ -37,7 +45,9 @@ class LRNet(SpatialResNet):
         self.stem = Sequential(
             ConvModule(self.in_channels, channels, 1, norm_cfg=self.norm_cfg),
             build_spatial(dict(type='LocalRelation'), channels, stride=2),
-            build_norm_layer(self.norm_cfg, channels)[1], nn.ReLU(inplace=True))
+            build_norm_layer(self.norm_cfg, channels)[1],
+            nn.ReLU(inplace=True),
+        )
         self.maxpool = nn.MaxPool2d(3, 2, 1)
 
     def stem_modules(self) -> Iterable[nn.Module]:

@@ -1,4 +1,6 @@
-"""MSCAN, the encoder of SegNeXt (Guo et al., NeurIPS 2022): VAN's stages with multi-scale attention."""
+"""MSCAN, the encoder of SegNeXt (Guo et al., NeurIPS 2022): VAN's stages with multi-scale
+attention.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,20 @@ from .van import VAN, Architecture
 
 
 class TwoConvStem(Sequential):
-    """Two 3x3 convolutions of stride 2, each with a norm, an activation between them; ``proj`` holds them."""
+    """Two 3x3 convolutions of stride 2, each with a norm, an activation between them; ``proj``
+    holds them.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, norm_cfg: dict, act_cfg: dict) -> None:
         super().__init__()
         half = out_channels // 2
         self.proj = Sequential(
-            nn.Conv2d(in_channels, half, 3, 2, 1), build_norm_layer(norm_cfg, half)[1],
-            build_activation_layer(act_cfg), nn.Conv2d(half, out_channels, 3, 2, 1),
-            build_norm_layer(norm_cfg, out_channels)[1])
+            nn.Conv2d(in_channels, half, 3, 2, 1),
+            build_norm_layer(norm_cfg, half)[1],
+            build_activation_layer(act_cfg),
+            nn.Conv2d(half, out_channels, 3, 2, 1),
+            build_norm_layer(norm_cfg, out_channels)[1],
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / 4), ceil(W / 4))."""
@@ -32,17 +39,26 @@ class TwoConvStem(Sequential):
 
 @MODELS.register_module()
 class MSCAN(VAN):
-    """VAN with another stem, multi-scale convolutional attention, and layer norms with 1e-5. Arguments: see VAN.
+    """VAN with another stem, multi-scale convolutional attention, and layer norms with 1e-5.
+    Arguments: see VAN.
 
     Args:
         arch: 'tiny', 'small', 'base' or 'large' (table 2 of the paper), or a dict as in VAN.
     """
 
-    archs = {name: VAN.archs[van] for name, van in (('tiny', 'b0'), ('small', 'b1'), ('base', 'b2'), ('large', 'b3'))}
+    archs = {
+        name: VAN.archs[van]
+        for name, van in (('tiny', 'b0'), ('small', 'b1'), ('base', 'b2'), ('large', 'b3'))
+    }
 
-    def __init__(self, arch: str | Architecture = 'tiny',
-                 spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = dict(type='MultiScaleConvAttention'), *,
-                 stage_norm_eps: float = 1e-5, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        arch: str | Architecture = 'tiny',
+        spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = dict(type='MultiScaleConvAttention'),
+        *,
+        stage_norm_eps: float = 1e-5,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(arch, spatial_cfg, stage_norm_eps=stage_norm_eps, **kwargs)
 
     def make_stem(self, channels: int) -> nn.Module:

@@ -11,7 +11,9 @@ from ..checkpoints.pretrained import load_pretrained
 
 
 def is_pretrained(cfg: dict) -> bool:
-    """Return whether an ``init_cfg`` loads a checkpoint, in whichever scope or module its type is named."""
+    """Return whether an ``init_cfg`` loads a checkpoint, in whichever scope or module its type is
+    named.
+    """
     kind = cfg.get('type')
     if isinstance(kind, type):
         return issubclass(kind, PretrainedInit)
@@ -19,7 +21,9 @@ def is_pretrained(cfg: dict) -> bool:
 
 
 class SafelyPretrained(BaseModule):
-    """A module whose ``Pretrained`` checkpoints may be published files, and are read as tensors alone."""
+    """A module whose ``Pretrained`` checkpoints may be published files, and are read as tensors
+    alone.
+    """
 
     init_cfg: Any
 

@@ -17,17 +17,24 @@ from .resnet import SpatialResNet
 
 @MODELS.register_module()
 class RedNet(SpatialResNet):
-    """ResNet with involution in the stem and in every bottleneck. Other arguments: see :class:`SpatialResNet`.
+    """ResNet with involution in the stem and in every bottleneck. Other arguments: see
+    :class:`SpatialResNet`.
 
     Args:
         depth: 26, 38, 50, 101 or 152.
         spatial_cfg: the operator of the stages; the published one is a 7x7 involution.
-        stem_kernel_size: of the stem's involution: 7 in the published detectors and segmenters, 3 in the published
-            classifiers and so in their checkpoints.
+        stem_kernel_size: of the stem's involution: 7 in the published detectors and segmenters, 3
+            in the published classifiers and so in their checkpoints.
     """
 
-    def __init__(self, depth: int = 50, spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = dict(type='Involution'),
-                 *, stem_kernel_size: int = 7, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        depth: int = 50,
+        spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = dict(type='Involution'),
+        *,
+        stem_kernel_size: int = 7,
+        **kwargs: Any,
+    ) -> None:
         self.stem_kernel_size = stem_kernel_size
         super().__init__(depth, spatial_cfg, **kwargs)
 
@@ -37,8 +44,11 @@ class RedNet(SpatialResNet):
         involution = dict(type='Involution', kernel_size=self.stem_kernel_size)
         self.stem = Sequential(
             ConvModule(self.in_channels, half, 3, stride=2, padding=1, norm_cfg=norm_cfg),
-            build_spatial(involution, half, norm_cfg=norm_cfg), build_norm_layer(norm_cfg, half)[1],
-            nn.ReLU(inplace=True), ConvModule(half, channels, 3, padding=1, norm_cfg=norm_cfg))
+            build_spatial(involution, half, norm_cfg=norm_cfg),
+            build_norm_layer(norm_cfg, half)[1],
+            nn.ReLU(inplace=True),
+            ConvModule(half, channels, 3, padding=1, norm_cfg=norm_cfg),
+        )
         self.maxpool = nn.MaxPool2d(3, 2, 1)
 
     def stem_modules(self) -> Iterable[nn.Module]:

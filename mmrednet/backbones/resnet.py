@@ -1,4 +1,6 @@
-"""Deep Residual Learning (He et al., CVPR 2016), with any spatial operator in place of the 3x3 convolutions."""
+"""Deep Residual Learning (He et al., CVPR 2016), with any spatial operator in place of the 3x3
+convolutions.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,28 @@ class Bottleneck(CheckpointedBlock):
         with_cp: whether the block is computed again in the backward pass.
     """
 
-    def __init__(self, in_channels: int, width: int, out_channels: int, *, stride: int, dilation: int, style: str,
-                 spatial_cfg: SpatialConfig, norm_cfg: dict, plugins: Sequence[dict], with_cp: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        out_channels: int,
+        *,
+        stride: int,
+        dilation: int,
+        style: str,
+        spatial_cfg: SpatialConfig,
+        norm_cfg: dict,
+        plugins: Sequence[dict],
+        with_cp: bool,
+    ) -> None:
         # the last norm starts at zero: every block begins as the identity
         super().__init__(with_cp, dict(type='Constant', val=0, override=dict(name='bn3')))
         first_stride, spatial_stride = (stride, 1) if style == 'caffe' else (1, stride)
         self.conv1 = build_conv_layer(None, in_channels, width, 1, stride=first_stride, bias=False)
         self.bn1 = build_norm_layer(norm_cfg, width)[1]
-        self.conv2 = build_spatial(spatial_cfg, width, stride=spatial_stride, dilation=dilation, norm_cfg=norm_cfg)
+        self.conv2 = build_spatial(
+            spatial_cfg, width, stride=spatial_stride, dilation=dilation, norm_cfg=norm_cfg
+        )
         self.bn2 = build_norm_layer(norm_cfg, width)[1]
         self.conv3 = build_conv_layer(None, width, out_channels, 1, bias=False)
         self.bn3 = build_norm_layer(norm_cfg, out_channels)[1]
@@ -49,7 +65,8 @@ class Bottleneck(CheckpointedBlock):
         if stride > 1 or in_channels != out_channels:
             self.downsample = Sequential(
                 build_conv_layer(None, in_channels, out_channels, 1, stride=stride, bias=False),
-                build_norm_layer(norm_cfg, out_channels)[1])
+                build_norm_layer(norm_cfg, out_channels)[1],
+            )
         self.plugin_names: dict[str, list[str]] = {position: [] for position in PLUGIN_POSITIONS}
         for plugin in plugins:
             self._add_plugin(plugin, out_channels if plugin['position'] == 'after_conv3' else width)
@@ -58,7 +75,9 @@ class Bottleneck(CheckpointedBlock):
         cfg = dict(plugin['cfg'])
         name, layer = build_plugin_layer(cfg, in_channels=channels, postfix=cfg.pop('postfix', ''))
         if hasattr(self, name):
-            raise ValueError(f"plugins.cfg.postfix must tell two plugins of a block apart, got {name!r} twice.")
+            raise ValueError(
+                f'plugins.cfg.postfix must tell two plugins of a block apart, got {name!r} twice.'
+            )
         self.add_module(name, layer)
         self.plugin_names[plugin['position']].append(name)
 
@@ -77,45 +96,74 @@ class Bottleneck(CheckpointedBlock):
             identity = one_pass(x, *self.downsample) if opened else self.downsample(x)
         if self.plugin_names['after_conv3']:
             # a plugin may need its result to differentiate itself
-            return self.relu(self._plug(one_pass(out, self.conv3, self.bn3), 'after_conv3') + identity)
+            return self.relu(
+                self._plug(one_pass(out, self.conv3, self.bn3), 'after_conv3') + identity
+            )
         return one_pass(out, self.conv3, self.bn3, self.relu, added=identity)
 
 
 @MODELS.register_module()
 class SpatialResNet(PyramidBackbone):
-    """ResNet whose 3x3 convolutions may be any spatial operator. Other arguments: see :class:`PyramidBackbone`.
+    """ResNet whose 3x3 convolutions may be any spatial operator. Other arguments: see
+    :class:`PyramidBackbone`.
 
     With ``spatial_cfg=None`` it is mmdet's ResNet, in names and in values.
 
     Args:
         depth: 26, 38, 50, 101 or 152.
-        spatial_cfg: one operator for all stages, or a list with one per stage; None is the 3x3 convolution.
+        spatial_cfg: one operator for all stages, or a list with one per stage; None is the 3x3
+            convolution.
         in_channels: of the image.
-        base_channels: width of the first stage; it doubles from stage to stage, and outputs have 4 times as many.
-        operator_channels: width of the first stage's operators, where it differs from ``base_channels``.
+        base_channels: width of the first stage; it doubles from stage to stage, and outputs have 4
+            times as many.
+        operator_channels: width of the first stage's operators, where it differs from
+            ``base_channels``.
         num_stages: how many stages to build.
         strides: of the stages.
         dilations: of the stages.
         style: 'pytorch' strides in the spatial operator, 'caffe' in the convolution before it.
         norm_cfg: of all norms, those inside the operators included.
-        plugins: layers in every block, as mmdet's ResNet takes them: dicts with ``cfg``, ``position`` ('after_conv1',
-            'after_conv2' or 'after_conv3') and, optionally, ``stages``, one bool for each.
+        plugins: layers in every block, as mmdet's ResNet takes them: dicts with ``cfg``,
+            ``position`` ('after_conv1', 'after_conv2' or 'after_conv3') and, optionally,
+            ``stages``, one bool for each.
 
     Raises:
         ValueError: an argument has no such value, or not one entry per stage.
     """
 
     block_counts: ClassVar[dict[int, tuple[int, ...]]] = {
-        26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+        26: (1, 2, 4, 1),
+        38: (2, 3, 5, 2),
+        50: (3, 4, 6, 3),
+        101: (3, 4, 23, 3),
+        152: (3, 8, 36, 3),
+    }
 
-    def __init__(self, depth: int = 50, spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = None, *,
-                 in_channels: int = 3, base_channels: int = 64, operator_channels: int | None = None,
-                 num_stages: int = 4, strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
-                 style: str = 'pytorch', norm_cfg: dict = dict(type='BN'), plugins: Sequence[dict] | None = None,
-                 init_cfg: dict | list[dict] | None = None, **kwargs: Any) -> None:
-        super().__init__(init_cfg=init_cfg or [
-            dict(type='Kaiming', layer='Conv2d'),
-            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])], **kwargs)
+    def __init__(
+        self,
+        depth: int = 50,
+        spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = None,
+        *,
+        in_channels: int = 3,
+        base_channels: int = 64,
+        operator_channels: int | None = None,
+        num_stages: int = 4,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 1, 1),
+        style: str = 'pytorch',
+        norm_cfg: dict = dict(type='BN'),
+        plugins: Sequence[dict] | None = None,
+        init_cfg: dict | list[dict] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            init_cfg=init_cfg
+            or [
+                dict(type='Kaiming', layer='Conv2d'),
+                dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
+            ],
+            **kwargs,
+        )
         if depth not in self.block_counts:
             raise ValueError(f'depth must be one of {sorted(self.block_counts)}, got {depth}.')
         if style not in ('pytorch', 'caffe'):
@@ -125,28 +173,47 @@ class SpatialResNet(PyramidBackbone):
         spatial_cfgs = per_stage(spatial_cfg, num_stages)
         for name, values in (('strides', strides), ('dilations', dilations)):
             if len(values) != num_stages:
-                raise ValueError(f'{name} must have one entry per stage, {num_stages}, got {values}.')
+                raise ValueError(
+                    f'{name} must have one entry per stage, {num_stages}, got {values}.'
+                )
         self.check_stages(num_stages)
         _check_plugins(plugins or (), num_stages)
         self.in_channels, self.norm_cfg = in_channels, norm_cfg
         self.make_stem(base_channels)
         channels = base_channels
         for index in range(num_stages):
-            width, out_channels = (operator_channels or base_channels) << index, 4 * base_channels << index
+            width, out_channels = (
+                (operator_channels or base_channels) << index,
+                4 * base_channels << index,
+            )
             block: dict[str, Any] = dict(
-                dilation=dilations[index], style=style, spatial_cfg=spatial_cfgs[index], norm_cfg=norm_cfg,
-                plugins=[plugin for plugin in plugins or () if plugin.get('stages', (True,) * num_stages)[index]],
-                with_cp=self.with_cp)
+                dilation=dilations[index],
+                style=style,
+                spatial_cfg=spatial_cfgs[index],
+                norm_cfg=norm_cfg,
+                plugins=[
+                    plugin
+                    for plugin in plugins or ()
+                    if plugin.get('stages', (True,) * num_stages)[index]
+                ],
+                with_cp=self.with_cp,
+            )
             stage = [Bottleneck(channels, width, out_channels, stride=strides[index], **block)]
-            stage += [Bottleneck(out_channels, width, out_channels, stride=1, **block)
-                      for _ in range(1, self.block_counts[depth][index])]
+            stage += [
+                Bottleneck(out_channels, width, out_channels, stride=1, **block)
+                for _ in range(1, self.block_counts[depth][index])
+            ]
             channels = out_channels
             self.add_stage({f'layer{index + 1}': Sequential(*stage)})
         self._freeze()
 
     def make_stem(self, channels: int) -> None:
-        """Build the stem, a 7x7 convolution of stride 2 and a pooling of stride 2, with this many output channels."""
-        self.conv1 = build_conv_layer(None, self.in_channels, channels, 7, stride=2, padding=3, bias=False)
+        """Build the stem, a 7x7 convolution of stride 2 and a pooling of stride 2, with this many
+        output channels.
+        """
+        self.conv1 = build_conv_layer(
+            None, self.in_channels, channels, 7, stride=2, padding=3, bias=False
+        )
         self.bn1 = build_norm_layer(self.norm_cfg, channels)[1]
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
@@ -163,6 +230,11 @@ class SpatialResNet(PyramidBackbone):
 def _check_plugins(plugins: Sequence[dict], stages: int) -> None:
     for plugin in plugins:
         if plugin.get('position') not in PLUGIN_POSITIONS:
-            raise ValueError(f"plugins.position must be one of {PLUGIN_POSITIONS}, got {plugin.get('position')!r}.")
+            raise ValueError(
+                f'plugins.position must be one of {PLUGIN_POSITIONS}, got '
+                f'{plugin.get("position")!r}.'
+            )
         if len(plugin.get('stages', [True] * stages)) != stages:
-            raise ValueError(f"plugins.stages must have one entry per stage, {stages}, got {plugin['stages']}.")
+            raise ValueError(
+                f'plugins.stages must have one entry per stage, {stages}, got {plugin["stages"]}.'
+            )

@@ -1,4 +1,5 @@
-"""The networks of Exploring Self-attention for Image Recognition (Zhao, Jia and Koltun, CVPR 2020)."""
+"""The networks of Exploring Self-attention for Image Recognition (Zhao, Jia and Koltun, CVPR
+2020)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ OPERATORS = {'pairwise': 'SANPairwise', 'patchwise': 'SANPatchwise'}
 
 
 class SANBlock(CheckpointedBlock):
-    """Norm, activation, attention, norm, activation and 1x1 convolution, added to the input (figure 2 of the paper).
+    """Norm, activation, attention, norm, activation and 1x1 convolution, added to the input (figure
+    2 of the paper).
 
     Args:
         channels: C, of the input and of the output; the attention has C / 4 inside.
@@ -26,7 +28,9 @@ class SANBlock(CheckpointedBlock):
         with_cp: whether the block is computed again in the backward pass.
     """
 
-    def __init__(self, channels: int, *, spatial_cfg: SpatialConfig, norm_cfg: dict, with_cp: bool) -> None:
+    def __init__(
+        self, channels: int, *, spatial_cfg: SpatialConfig, norm_cfg: dict, with_cp: bool
+    ) -> None:
         super().__init__(with_cp)
         inner = channels
         if spatial_cfg is not None and spatial_cfg['type'] in OPERATORS.values():
@@ -48,13 +52,14 @@ class SANBlock(CheckpointedBlock):
 class SAN(PyramidBackbone):
     """Self-attention network. Other arguments: see :class:`PyramidBackbone`.
 
-    Five stages of 64, 256, 512, 1024 and 2048 channels at strides 2, 4, 8, 16 and 32; each begins with a 2x2 max
-    pooling and a 1x1 convolution.
+    Five stages of 64, 256, 512, 1024 and 2048 channels at strides 2, 4, 8, 16 and 32; each begins
+    with a 2x2 max pooling and a 1x1 convolution.
 
     Args:
         depth: 10, 15 or 19.
         relation: 'pairwise' or 'patchwise'.
-        spatial_cfg: operators in place of the relation's, one or one per stage; by default the published ones.
+        spatial_cfg: operators in place of the relation's, one or one per stage; by default the
+            published ones.
         kernel_sizes: of the published operators, one per stage.
         in_channels: of the image.
         base_channels: of the first stage, 64.
@@ -65,12 +70,24 @@ class SAN(PyramidBackbone):
     """
 
     block_counts: ClassVar[dict[int, tuple[int, ...]]] = {
-        10: (2, 1, 2, 4, 1), 15: (3, 2, 3, 5, 2), 19: (3, 3, 4, 6, 3)}
+        10: (2, 1, 2, 4, 1),
+        15: (3, 2, 3, 5, 2),
+        19: (3, 3, 4, 6, 3),
+    }
 
-    def __init__(self, depth: int = 10, relation: str = 'pairwise', *,
-                 spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = None,
-                 kernel_sizes: Sequence[int] = (3, 7, 7, 7, 7), in_channels: int = 3, base_channels: int = 64,
-                 norm_cfg: dict = dict(type='BN'), out_indices: Sequence[int] = (1, 2, 3, 4), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        depth: int = 10,
+        relation: str = 'pairwise',
+        *,
+        spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = None,
+        kernel_sizes: Sequence[int] = (3, 7, 7, 7, 7),
+        in_channels: int = 3,
+        base_channels: int = 64,
+        norm_cfg: dict = dict(type='BN'),
+        out_indices: Sequence[int] = (1, 2, 3, 4),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(out_indices=out_indices, **kwargs)
         if depth not in self.block_counts:
             raise ValueError(f'depth must be one of {sorted(self.block_counts)}, got {depth}.')
@@ -78,7 +95,9 @@ class SAN(PyramidBackbone):
             raise ValueError(f'relation must be one of {list(OPERATORS)}, got {relation!r}.')
         counts = self.block_counts[depth]
         if len(kernel_sizes) != len(counts):
-            raise ValueError(f'kernel_sizes must have one entry per stage, {len(counts)}, got {kernel_sizes}.')
+            raise ValueError(
+                f'kernel_sizes must have one entry per stage, {len(counts)}, got {kernel_sizes}.'
+            )
         self.check_stages(len(counts))
         published = [dict(type=OPERATORS[relation], kernel_size=size) for size in kernel_sizes]
         operators = published if spatial_cfg is None else per_stage(spatial_cfg, len(counts))
@@ -88,14 +107,22 @@ class SAN(PyramidBackbone):
         self.relu = nn.ReLU(inplace=True)
         for index, (count, operator) in enumerate(zip(counts, operators, strict=True)):
             width = base_channels if index == 0 else base_channels << (index + 1)
-            self.add_stage({
-                f'pool{index}': nn.MaxPool2d(2, ceil_mode=True),
-                f'conv{index}': nn.Conv2d(channels, width, 1, bias=False),
-                f'layer{index}': Sequential(*(
-                    SANBlock(width, spatial_cfg=operator, norm_cfg=norm_cfg, with_cp=self.with_cp)
-                    for _ in range(count))),
-                f'bn{index}': build_norm_layer(norm_cfg, width)[1],
-                f'relu{index}': nn.ReLU(inplace=True)})
+            self.add_stage(
+                {
+                    f'pool{index}': nn.MaxPool2d(2, ceil_mode=True),
+                    f'conv{index}': nn.Conv2d(channels, width, 1, bias=False),
+                    f'layer{index}': Sequential(
+                        *(
+                            SANBlock(
+                                width, spatial_cfg=operator, norm_cfg=norm_cfg, with_cp=self.with_cp
+                            )
+                            for _ in range(count)
+                        )
+                    ),
+                    f'bn{index}': build_norm_layer(norm_cfg, width)[1],
+                    f'relu{index}': nn.ReLU(inplace=True),
+                }
+            )
             channels = width
         self._freeze()
 

@@ -1,4 +1,5 @@
-"""The ResNets of Stand-Alone Self-Attention in Vision Models (Ramachandran et al., NeurIPS 2019)."""
+"""The ResNets of Stand-Alone Self-Attention in Vision Models (Ramachandran et al., NeurIPS
+2019)."""
 
 from __future__ import annotations
 
@@ -15,20 +16,27 @@ from .resnet import SpatialResNet
 
 @MODELS.register_module()
 class SASAResNet(SpatialResNet):
-    """ResNet with attention in place of its 3x3 convolutions. Other arguments: see :class:`SpatialResNet`.
+    """ResNet with attention in place of its 3x3 convolutions. Other arguments: see
+    :class:`SpatialResNet`.
 
     Args:
         depth: 26, 38 or 50 in the paper.
-        spatial_cfg: attention in every stage; ``[None, None, attention, attention]`` convolves in the first two
-            stages, as in table 3 of the paper.
+        spatial_cfg: attention in every stage; ``[None, None, attention, attention]`` convolves in
+            the first two stages, as in table 3 of the paper.
         stem: 'conv' (the best networks of the paper) or 'attention' (full attention).
 
     Raises:
         ValueError: there is no such stem.
     """
 
-    def __init__(self, depth: int = 50, spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = dict(
-            type='StandAloneSelfAttention'), *, stem: str = 'conv', **kwargs: Any) -> None:
+    def __init__(
+        self,
+        depth: int = 50,
+        spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = dict(type='StandAloneSelfAttention'),
+        *,
+        stem: str = 'conv',
+        **kwargs: Any,
+    ) -> None:
         if stem not in ('conv', 'attention'):
             raise ValueError(f"stem must be 'conv' or 'attention', got {stem!r}.")
         self.stem_kind = stem

@@ -1,4 +1,6 @@
-"""Visual Attention Network (Guo et al., CVM 2023): stages of convolutional attention behind overlapping patches."""
+"""Visual Attention Network (Guo et al., CVM 2023): stages of convolutional attention behind
+overlapping patches.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise every position by the mean and the variance of its channels."""
-        return F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+        return F.layer_norm(
+            x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps
+        ).movedim(-1, 1)
 
 
 class PatchEmbedding(BaseModule):
@@ -52,7 +56,9 @@ class PatchEmbedding(BaseModule):
 
 
 class GatedAttention(BaseModule):
-    """1x1 convolution, activation, spatial operator, 1x1 convolution, added to the input (figure 3d of the paper)."""
+    """1x1 convolution, activation, spatial operator, 1x1 convolution, added to the input (figure 3d
+    of the paper).
+    """
 
     def __init__(self, channels: int, spatial_cfg: SpatialConfig, act_cfg: dict) -> None:
         super().__init__()
@@ -83,22 +89,35 @@ class ConvFeedForward(BaseModule):
 
 
 class VANBlock(CheckpointedBlock):
-    """Attention, then a feed-forward network: each behind a norm, scaled per channel, dropped by chance, and added.
+    """Attention, then a feed-forward network: each behind a norm, scaled per channel, dropped by
+    chance, and added.
 
     Args:
         channels: of the input and of the output.
         mlp_ratio: hidden channels of the feed-forward network over ``channels``.
         spatial_cfg: the operator of the attention, see :func:`mmrednet.layers.build_spatial`.
         drop_rate: of the feed-forward network.
-        drop_path_rate: the chance that an image skips the attention, and that it skips the feed-forward network.
+        drop_path_rate: the chance that an image skips the attention, and that it skips the
+            feed-forward network.
         layer_scale: what the scales start from.
         norm_cfg: of both norms.
         act_cfg: of the activations.
         with_cp: whether the block is computed again in the backward pass.
     """
 
-    def __init__(self, channels: int, *, mlp_ratio: float, spatial_cfg: SpatialConfig, drop_rate: float,
-                 drop_path_rate: float, layer_scale: float, norm_cfg: dict, act_cfg: dict, with_cp: bool) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        mlp_ratio: float,
+        spatial_cfg: SpatialConfig,
+        drop_rate: float,
+        drop_path_rate: float,
+        layer_scale: float,
+        norm_cfg: dict,
+        act_cfg: dict,
+        with_cp: bool,
+    ) -> None:
         super().__init__(with_cp)
         self.norm1 = build_norm_layer(norm_cfg, channels)[1]
         self.attn = GatedAttention(channels, spatial_cfg, act_cfg)
@@ -119,8 +138,10 @@ class VAN(PyramidBackbone):
     """Visual Attention Network. Other arguments: see :class:`PyramidBackbone`.
 
     Args:
-        arch: 'b0' to 'b6' (table 5 of the paper), or a dict with embed_dims, depths and mlp_ratios, one per stage.
-        spatial_cfg: the operator of the attention, or a list with one per stage; published: large kernel attention.
+        arch: 'b0' to 'b6' (table 5 of the paper), or a dict with embed_dims, depths and mlp_ratios,
+            one per stage.
+        spatial_cfg: the operator of the attention, or a list with one per stage; published: large
+            kernel attention.
         in_channels: of the image.
         drop_rate: of the feed-forward networks.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
@@ -134,17 +155,32 @@ class VAN(PyramidBackbone):
     """
 
     archs: ClassVar[dict[str, Architecture]] = {
-        name: dict(embed_dims=embed_dims, depths=depths, mlp_ratios=(8, 8, 4, 4)) for name, embed_dims, depths in (
-            ('b0', (32, 64, 160, 256), (3, 3, 5, 2)), ('b1', (64, 128, 320, 512), (2, 2, 4, 2)),
-            ('b2', (64, 128, 320, 512), (3, 3, 12, 3)), ('b3', (64, 128, 320, 512), (3, 5, 27, 3)),
-            ('b4', (64, 128, 320, 512), (3, 6, 40, 3)), ('b5', (96, 192, 480, 768), (3, 3, 24, 3)),
-            ('b6', (96, 192, 384, 768), (6, 6, 90, 6)))}
+        name: dict(embed_dims=embed_dims, depths=depths, mlp_ratios=(8, 8, 4, 4))
+        for name, embed_dims, depths in (
+            ('b0', (32, 64, 160, 256), (3, 3, 5, 2)),
+            ('b1', (64, 128, 320, 512), (2, 2, 4, 2)),
+            ('b2', (64, 128, 320, 512), (3, 3, 12, 3)),
+            ('b3', (64, 128, 320, 512), (3, 5, 27, 3)),
+            ('b4', (64, 128, 320, 512), (3, 6, 40, 3)),
+            ('b5', (96, 192, 480, 768), (3, 3, 24, 3)),
+            ('b6', (96, 192, 384, 768), (6, 6, 90, 6)),
+        )
+    }
 
-    def __init__(self, arch: str | Architecture = 'b0',
-                 spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = dict(type='LargeKernelAttention'), *,
-                 in_channels: int = 3, drop_rate: float = 0.0, drop_path_rate: float = 0.1, layer_scale: float = 1e-2,
-                 stage_norm_eps: float = 1e-6, norm_cfg: dict = dict(type='BN'), act_cfg: dict = dict(type='GELU'),
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        arch: str | Architecture = 'b0',
+        spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = dict(type='LargeKernelAttention'),
+        *,
+        in_channels: int = 3,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        layer_scale: float = 1e-2,
+        stage_norm_eps: float = 1e-6,
+        norm_cfg: dict = dict(type='BN'),
+        act_cfg: dict = dict(type='GELU'),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.arch = self._architecture(arch)
         dims, depths = self.arch['embed_dims'], self.arch['depths']
@@ -153,15 +189,35 @@ class VAN(PyramidBackbone):
         self.patch_embed1 = self.make_stem(dims[0])
         drops = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
         for index, operator in enumerate(per_stage(spatial_cfg, len(dims))):
-            number, block = index + 1, dict[str, Any](
-                mlp_ratio=self.arch['mlp_ratios'][index], spatial_cfg=operator, drop_rate=drop_rate,
-                layer_scale=layer_scale, norm_cfg=norm_cfg, act_cfg=act_cfg, with_cp=self.with_cp)
-            patches = {f'patch_embed{number}': PatchEmbedding(dims[index - 1], dims[index], STRIDES[index], norm_cfg)}
-            self.add_stage({
-                **(patches if index else {}),
-                f'block{number}': Sequential(*(VANBlock(dims[index], drop_path_rate=next(drops), **block)
-                                               for _ in range(depths[index]))),
-                f'norm{number}': ChannelNorm(dims[index], eps=stage_norm_eps)})
+            number, block = (
+                index + 1,
+                dict[str, Any](
+                    mlp_ratio=self.arch['mlp_ratios'][index],
+                    spatial_cfg=operator,
+                    drop_rate=drop_rate,
+                    layer_scale=layer_scale,
+                    norm_cfg=norm_cfg,
+                    act_cfg=act_cfg,
+                    with_cp=self.with_cp,
+                ),
+            )
+            patches = {
+                f'patch_embed{number}': PatchEmbedding(
+                    dims[index - 1], dims[index], STRIDES[index], norm_cfg
+                )
+            }
+            self.add_stage(
+                {
+                    **(patches if index else {}),
+                    f'block{number}': Sequential(
+                        *(
+                            VANBlock(dims[index], drop_path_rate=next(drops), **block)
+                            for _ in range(depths[index])
+                        )
+                    ),
+                    f'norm{number}': ChannelNorm(dims[index], eps=stage_norm_eps),
+                }
+            )
         self._freeze()
 
     def _architecture(self, arch: str | Architecture) -> Architecture:
@@ -170,10 +226,16 @@ class VAN(PyramidBackbone):
                 raise ValueError(f'arch must be one of {list(self.archs)} or a dict, got {arch!r}.')
             return self.archs[arch]
         names = ('embed_dims', 'depths', 'mlp_ratios')
-        if set(arch) != set(names) or len({len(arch[name]) for name in names}) != 1 or not (
-                1 <= len(arch['depths']) <= len(STRIDES)):
-            raise ValueError(f'arch must have the keys {names} with one entry for each of 1 to {len(STRIDES)} stages, '
-                             f'got {dict(arch)}.')
+        if (
+            set(arch) != set(names)
+            or len({len(arch[name]) for name in names}) != 1
+            or not (1 <= len(arch['depths']) <= len(STRIDES))
+        ):
+            raise ValueError(
+                f'arch must have the keys {names} with one entry for each of 1 to {len(STRIDES)} '
+                'stages, '
+                f'got {dict(arch)}.'
+            )
         return dict(arch)
 
     def make_stem(self, channels: int) -> nn.Module:
@@ -181,7 +243,9 @@ class VAN(PyramidBackbone):
         return PatchEmbedding(self.in_channels, channels, STRIDES[0], self.norm_cfg)
 
     def init_weights(self) -> None:
-        """Draw convolutions as the authors do, N(0, 2 / fan-out), unless ``init_cfg`` says otherwise."""
+        """Draw convolutions as the authors do, N(0, 2 / fan-out), unless ``init_cfg`` says
+        otherwise.
+        """
         if self.init_cfg is not None:
             super().init_weights()
             return

@@ -10,6 +10,26 @@ from .pretrained import load_pretrained
 from .reading import Checkpoint, read_checkpoint, sha256_of
 from .writing import write_checkpoint
 
-__all__ = ['FORMATS', 'Checkpoint', 'CheckpointError', 'Converted', 'Format', 'Match', 'Reversal', 'backbone_config',
-           'build_backbone', 'choose', 'convert_file', 'detect', 'load_pretrained', 'match', 'read_checkpoint',
-           'reverse_file', 'sha256_of', 'shapes_of', 'to_ours', 'to_theirs', 'write_checkpoint']
+__all__ = [
+    'FORMATS',
+    'Checkpoint',
+    'CheckpointError',
+    'Converted',
+    'Format',
+    'Match',
+    'Reversal',
+    'backbone_config',
+    'build_backbone',
+    'choose',
+    'convert_file',
+    'detect',
+    'load_pretrained',
+    'match',
+    'read_checkpoint',
+    'reverse_file',
+    'sha256_of',
+    'shapes_of',
+    'to_ours',
+    'to_theirs',
+    'write_checkpoint',
+]

@@ -11,11 +11,20 @@ import torch
 # names for stand-ins are understood from this version on
 _KNOWS_NAMES = tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:2]) >= (2, 6)
 
-# mmengine's history of logged numbers, with the names of its methods; numpy's numbers; the options of timm's scripts
+# mmengine's history of logged numbers, with the names of its methods; numpy's numbers; the options
+# of timm's scripts
 IGNORED = (
-    'mmengine.logging.history_buffer.HistoryBuffer', 'builtins.getattr', 'argparse.Namespace', 'numpy.ndarray',
-    'numpy.dtype', *(f'numpy.{module}.multiarray.{name}' for module in ('core', '_core')
-                     for name in ('_reconstruct', 'scalar')))
+    'mmengine.logging.history_buffer.HistoryBuffer',
+    'builtins.getattr',
+    'argparse.Namespace',
+    'numpy.ndarray',
+    'numpy.dtype',
+    *(
+        f'numpy.{module}.multiarray.{name}'
+        for module in ('core', '_core')
+        for name in ('_reconstruct', 'scalar')
+    ),
+)
 
 
 class Ignored:
@@ -33,10 +42,11 @@ class Ignored:
 
 @contextlib.contextmanager
 def ignoring() -> Iterator[None]:
-    """Let ``torch.load(weights_only=True)`` put stand-ins in place of ``IGNORED``, and refuse all other classes.
+    """Let ``torch.load(weights_only=True)`` put stand-ins in place of ``IGNORED``, and refuse all
+    other classes.
 
-    What the process has allowed elsewhere, as mmengine's classes to resume a run, is refused as well. Before torch 2.6,
-    which knows no stand-ins, files with such objects are refused.
+    What the process has allowed elsewhere, as mmengine's classes to resume a run, is refused as
+    well. Before torch 2.6, which knows no stand-ins, files with such objects are refused.
     """
     if not _KNOWS_NAMES:
         yield

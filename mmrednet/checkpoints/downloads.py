@@ -17,8 +17,9 @@ from .reading import check_hash, hash_in_name, read_checkpoint
 def local_path(checkpoint: str, stack: ExitStack | None = None) -> Path:
     """Return where a checkpoint lies on this machine, after a download where it is elsewhere.
 
-    Nothing is unpickled on the way. Downloads over HTTP are kept in torch's folder for checkpoints; where the name ends
-    in digits of a SHA-256, the file must have it, and other names are kept apart by URL.
+    Nothing is unpickled on the way. Downloads over HTTP are kept in torch's folder for checkpoints;
+    where the name ends in digits of a SHA-256, the file must have it, and other names are kept
+    apart by URL.
 
     Args:
         checkpoint: see :func:`mmrednet.checkpoints.load_pretrained`.
@@ -26,7 +27,8 @@ def local_path(checkpoint: str, stack: ExitStack | None = None) -> Path:
 
     Raises:
         ValueError: a name is unknown, or a URL ends in none.
-        CheckpointError: what a URL gives is no file of weights, or has another SHA-256 than its name states.
+        CheckpointError: what a URL gives is no file of weights, or has another SHA-256 than its
+            name states.
     """
     scheme, _, name = checkpoint.partition('://')
     if not name:
@@ -38,17 +40,24 @@ def local_path(checkpoint: str, stack: ExitStack | None = None) -> Path:
     from mmengine.fileio import get_local_path
 
     if stack is None:
-        raise ValueError(f'a checkpoint of {scheme}:// needs a stack to keep it, got {checkpoint!r}.')
+        raise ValueError(
+            f'a checkpoint of {scheme}:// needs a stack to keep it, got {checkpoint!r}.'
+        )
     return Path(stack.enter_context(get_local_path(checkpoint)))
 
 
 def _named_url(scheme: str, name: str) -> str:
     from mmengine.runner import checkpoint
 
-    known = (checkpoint.get_torchvision_models() if scheme in ('torchvision', 'modelzoo')
-             else checkpoint.get_external_models())
+    known = (
+        checkpoint.get_torchvision_models()
+        if scheme in ('torchvision', 'modelzoo')
+        else checkpoint.get_external_models()
+    )
     if name not in known:
-        raise ValueError(f'{scheme}:// must name one of mmengine\'s {len(known)} models, got {name!r}.')
+        raise ValueError(
+            f"{scheme}:// must name one of mmengine's {len(known)} models, got {name!r}."
+        )
     return known[name]
 
 
@@ -67,12 +76,18 @@ def _downloaded(url: str) -> Path:
 
 
 def _kept_at(url: str) -> Path:
-    """Return where a download is kept: by its name where that has a hash, else under digits of the whole URL."""
+    """Return where a download is kept: by its name where that has a hash, else under digits of the
+    whole URL.
+    """
     name = unquote(urlparse(url).path).rpartition('/')[2]
     if name in ('', '.', '..'):
         raise ValueError(f'the path of a URL must end in the name of a file, got {url!r}.')
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    return folder / name if hash_in_name(name) else folder / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    return (
+        folder / name
+        if hash_in_name(name)
+        else folder / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    )
 
 
 def _fetch(url: str, target: Path) -> None:

@@ -2,4 +2,6 @@
 
 
 class CheckpointError(ValueError):
-    """A file of weights cannot be read safely, is in no known format, or fits nothing of the network."""
+    """A file of weights cannot be read safely, is in no known format, or fits nothing of the
+    network.
+    """

@@ -1,4 +1,6 @@
-"""Values whose sizes depend on an option of the network, brought to its sizes where the function stays the same."""
+"""Values whose sizes depend on an option of the network, brought to its sizes where the function
+stays the same.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,12 @@ def stem_kernel_size(state: Mapping[str, Tensor]) -> int | None:
 
 
 def fit(state: dict[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """Return a backbone's tensors with those resized whose function has another size in the network.
+    """Return a backbone's tensors with those resized whose function has another size in the
+    network.
 
-    The stem of a RedNet classifier generates 3x3 kernels, that of a detector 7x7 ones: smaller kernels become larger
-    ones with zeros around them. Tables of relative positions (axial attention) count positions beyond their ends as
+    The stem of a RedNet classifier generates 3x3 kernels, that of a detector 7x7 ones: smaller
+        kernels become larger ones with zeros around them. Tables of relative positions (axial
+        attention) count positions beyond their ends as
     their ends: longer ones repeat them, shorter ones leave out what only longer maps look up.
     """
     result, size = dict(state), stem_kernel_size(state)
@@ -43,19 +47,21 @@ def fit(state: dict[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str,
 
 
 def _enlarge_kernels(value: Tensor, size: int, taps: float) -> Tensor:
-    """Put zeros around the kernels, whose taps are rows of ``value``, unless the new size is not larger and odd."""
+    """Put zeros around the kernels, whose taps are rows of ``value``, unless the new size is not
+    larger and odd.
+    """
     target = math.isqrt(int(taps))
     border = (target - size) // 2
     if target * target != taps or border < 1 or size + 2 * border != target:
         return value
     kernels = value.reshape(-1, size, size, *value.shape[1:])
     larger = kernels.new_zeros(len(kernels), target, target, *value.shape[1:])
-    larger[:, border:border + size, border:border + size] = kernels
+    larger[:, border : border + size, border : border + size] = kernels
     return larger.reshape(-1, *value.shape[1:])
 
 
 def _resize_table(value: Tensor, length: int) -> Tensor:
     border = (length - value.shape[1]) // 2
     if border < 0:
-        return value[:, -border:value.shape[1] + border].contiguous()
+        return value[:, -border : value.shape[1] + border].contiguous()
     return torch.cat([value[:, :1].expand(-1, border), value, value[:, -1:].expand(-1, border)], 1)

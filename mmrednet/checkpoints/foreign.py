@@ -11,15 +11,22 @@ HEAD = 512
 STARTS = (
     (0, b'<', 'a web page: the download gave a page instead of the file'),
     (0, b'version https://git-lfs', 'a pointer of Git LFS: the file itself was not fetched'),
-    (0, b'\x89HDF\r\n\x1a\n', "an HDF5 file, as Keras writes: save its arrays by name with numpy's savez"),
+    (
+        0,
+        b'\x89HDF\r\n\x1a\n',
+        "an HDF5 file, as Keras writes: save its arrays by name with numpy's savez",
+    ),
     (0, b'\x1f\x8b', 'a gzip file, as .tar.gz: unpack it, and give the file of weights in it'),
-    (257, b'ustar', 'a tar archive: unpack it, and give the file of weights in it'))
+    (257, b'ustar', 'a tar archive: unpack it, and give the file of weights in it'),
+)
 # an index of all parts of a large model is smaller
 MAX_INDEX = 16 << 20
 
 
 def what_else(path: Path, head: bytes) -> str:
-    """Return what a file is that holds no weights of a format that is read here, '' if that is not known."""
+    """Return what a file is that holds no weights of a format that is read here, '' if that is not
+    known.
+    """
     text = head.lstrip()
     for place, start, what in STARTS:
         if (head[place:] if place else text).startswith(start):
@@ -34,5 +41,8 @@ def _json(path: Path) -> str:
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return 'a JSON file'
     more = f' and {len(files) - 5} more' if len(files) > 5 else ''
-    return (f'the index of a model in {len(files)} files: give one that has the weights wanted, {files[:5]}{more}, or '
-            'join them in one')
+    return (
+        f'the index of a model in {len(files)} files: give one that has the weights wanted, '
+        f'{files[:5]}{more}, or '
+        'join them in one'
+    )

@@ -1,6 +1,7 @@
 """Pairs of name fragments, theirs and ours, that are read in both directions.
 
-In a fragment ``{n}`` stands for a number, a leading ``^`` for the start of the name and a trailing ``$`` for its end.
+In a fragment ``{n}`` stands for a number, a leading ``^`` for the start of the name and a trailing
+``$`` for its end.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ Pairs = tuple[tuple[str, str], ...]
 @functools.cache
 def _compiled(fragment: str, replacement: str) -> tuple[re.Pattern[str], str]:
     start, end = '^' * fragment.startswith('^'), '$' * fragment.endswith('$')
-    body = re.sub(r'\\{(\w+)\\}', r'(?P<\1>\\d+)', re.escape(fragment.removeprefix('^').removesuffix('$')))
+    body = re.sub(
+        r'\\{(\w+)\\}', r'(?P<\1>\\d+)', re.escape(fragment.removeprefix('^').removesuffix('$'))
+    )
     template = re.sub(r'{(\w+)}', r'\\g<\1>', replacement.removeprefix('^').removesuffix('$'))
     return re.compile(f'{start}{body}{end}'), template
 

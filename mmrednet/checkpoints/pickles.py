@@ -1,7 +1,9 @@
-"""Pickles looked through before torch unpickles them: what they name, and how much they would build.
+"""Pickles looked through before torch unpickles them: what they name, and how much they would
+build.
 
-What torch allows under ``weights_only`` can still fill the memory or never end: ``bytearray(10**12)``, or a tuple of
-twice a tuple of twice a tuple, as a key. Here every instruction is followed, and of each value only its size is kept.
+What torch allows under ``weights_only`` can still fill the memory or never end:
+    ``bytearray(10**12)``, or a tuple of twice a tuple of twice a tuple, as a key. Here every
+    instruction is followed, and of each value only its size is kept.
 """
 
 from __future__ import annotations
@@ -17,13 +19,23 @@ from typing import Any, BinaryIO
 from .allowed import IGNORED
 
 # what state dicts are made of, and what training scripts keep beside them
-ALLOWED = re.compile('|'.join((
-    r'collections\.(OrderedDict|Counter)', r'_codecs\.encode', r'torch\.\w+Storage', r'torch\.(Size|device)',
-    r'torch\.(float|bfloat|int|uint|bool|complex|per_)\w*', r'torch\.nn\.parameter\.Parameter',
-    r'torch\.serialization\._get_layout',
-    r'torch\._utils\._rebuild_(tensor|tensor_v2|parameter|parameter_with_state|sparse_tensor|qtensor)',
-    *map(re.escape, IGNORED))))
-# how many values and characters, every use of a value counted, a pickle may build: per byte of its own, and at least
+ALLOWED = re.compile(
+    '|'.join(
+        (
+            r'collections\.(OrderedDict|Counter)',
+            r'_codecs\.encode',
+            r'torch\.\w+Storage',
+            r'torch\.(Size|device)',
+            r'torch\.(float|bfloat|int|uint|bool|complex|per_)\w*',
+            r'torch\.nn\.parameter\.Parameter',
+            r'torch\.serialization\._get_layout',
+            r'torch\._utils\._rebuild_(tensor|tensor_v2|parameter|parameter_with_state|sparse_tensor|qtensor)',
+            *map(re.escape, IGNORED),
+        )
+    )
+)
+# how many values and characters, every use of a value counted, a pickle may build: per byte of its
+# own, and at least
 EXPANSION = 100
 LEAST = 1 << 20
 DEPTH = 100
@@ -51,7 +63,8 @@ def check_pickles(path: Path) -> None:
     """Look through all that torch would unpickle of a file, an archive or one of the older format.
 
     Raises:
-        pickle.UnpicklingError: torch did not write the file, it names what weights do not need, or builds too much.
+        pickle.UnpicklingError: torch did not write the file, it names what weights do not need, or
+            builds too much.
         ValueError, LookupError, OSError: it is broken.
     """
     with path.open('rb') as file:
@@ -65,7 +78,9 @@ def check_pickles(path: Path) -> None:
             return
         file.seek(0)
         if not MAGIC.match(file.read(64)):
-            raise pickle.UnpicklingError('torch did not write it (for .pdparams, see docs/pretrained.md).')
+            raise pickle.UnpicklingError(
+                'torch did not write it (for .pdparams, see docs/pretrained.md).'
+            )
         file.seek(0)
         for _ in range(PICKLES_OF_A_FILE):
             check_pickle(file)
@@ -91,9 +106,15 @@ def check_pickle(stream: BinaryIO) -> None:
         else:
             value, added = _step(stack, opcode, argument)
             built += added
-            if built > LEAST + EXPANSION * ((position or 0) - start) or value and value.depth > DEPTH:
-                raise pickle.UnpicklingError(f'it builds more than {EXPANSION} times its own size, or deeper than '
-                                             f'{DEPTH} values in each other.')
+            if (
+                built > LEAST + EXPANSION * ((position or 0) - start)
+                or value
+                and value.depth > DEPTH
+            ):
+                raise pickle.UnpicklingError(
+                    f'it builds more than {EXPANSION} times its own size, or deeper than '
+                    f'{DEPTH} values in each other.'
+                )
 
 
 def _step(stack: list[_Value | None], opcode: Any, argument: Any) -> tuple[_Value | None, int]:
@@ -106,7 +127,7 @@ def _step(stack: list[_Value | None], opcode: Any, argument: Any) -> tuple[_Valu
     if pickletools.markobject in opcode.stack_before:
         while (part := stack.pop()) is not None:
             taken.append(part)
-    for _ in opcode.stack_before[:_outside(opcode)]:
+    for _ in opcode.stack_before[: _outside(opcode)]:
         taken.append(stack.pop())  # type: ignore[arg-type]
     if not opcode.stack_after:
         return None, 0
@@ -125,7 +146,9 @@ def _step(stack: list[_Value | None], opcode: Any, argument: Any) -> tuple[_Valu
 
 
 def _outside(opcode: Any) -> int:
-    """Return how many values an instruction takes from below the mark, or at all where it needs none."""
+    """Return how many values an instruction takes from below the mark, or at all where it needs
+    none.
+    """
     before = opcode.stack_before
     return before.index(pickletools.markobject) if pickletools.markobject in before else len(before)
 

@@ -1,4 +1,6 @@
-"""Which tensors of a file can be weights: finite floating point numbers, beside counters and tables of places."""
+"""Which tensors of a file can be weights: finite floating point numbers, beside counters and tables
+of places.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,29 @@ def check_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
     """
     wrong = {name: str(value.dtype) for name, value in state.items() if _is_no_float(name, value)}
     if wrong:
-        raise CheckpointError(f'{path}: weights must be floating point, got {len(wrong)} other tensors: '
-                              f'{dict(list(wrong.items())[:5])}.')
+        raise CheckpointError(
+            f'{path}: weights must be floating point, got {len(wrong)} other tensors: '
+            f'{dict(list(wrong.items())[:5])}.'
+        )
     broken = [name for name, value in state.items() if _is_not_finite(value)]
     if broken:
-        raise CheckpointError(f'{path}: weights must be finite, got NaN or infinity in {len(broken)} of {len(state)} '
-                              f'tensors: {broken[:5]}.')
+        raise CheckpointError(
+            f'{path}: weights must be finite, got NaN or infinity in {len(broken)} of {len(state)} '
+            f'tensors: {broken[:5]}.'
+        )
 
 
 def unfit_among(unused: Mapping[str, Tensor]) -> list[str]:
     """Return a line that names the tensors which are no weights, none if all are."""
-    names = [name for name, value in unused.items() if _is_no_float(name, value) or _is_not_finite(value)]
+    names = [
+        name for name, value in unused.items() if _is_no_float(name, value) or _is_not_finite(value)
+    ]
     more = f' and {len(names) - 5} more' if len(names) > 5 else ''
-    return [f'not used, and not finite or no floating point numbers: {", ".join(names[:5])}{more}'] if names else []
+    return (
+        [f'not used, and not finite or no floating point numbers: {", ".join(names[:5])}{more}']
+        if names
+        else []
+    )
 
 
 def _is_no_float(name: str, value: Tensor) -> bool:

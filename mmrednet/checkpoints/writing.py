@@ -34,8 +34,14 @@ def check_target(path: str | Path, *, force: bool = False) -> Path:
     return path
 
 
-def write_checkpoint(path: str | Path, state: dict[str, Tensor], *, metadata: dict[str, str] | None = None,
-                     container: tuple[str, ...] = ('state_dict',), force: bool = False) -> None:
+def write_checkpoint(
+    path: str | Path,
+    state: dict[str, Tensor],
+    *,
+    metadata: dict[str, str] | None = None,
+    container: tuple[str, ...] = ('state_dict',),
+    force: bool = False,
+) -> None:
     """Write tensors in the format that the ending names.
 
     The file appears when it is complete: a failure leaves nothing, or what was there.
@@ -43,7 +49,8 @@ def write_checkpoint(path: str | Path, state: dict[str, Tensor], *, metadata: di
     Args:
         path: ending in one of ``ENDINGS``.
         state: the tensors.
-        metadata: texts: beside the tensors of a ``.safetensors`` file, under 'meta' in torch's; an ``.npz`` has none.
+        metadata: texts: beside the tensors of a ``.safetensors`` file, under 'meta' in torch's; an
+            ``.npz`` has none.
         container: keys around the tensors in torch's files, () for none.
         force: whether an existing file is overwritten.
 
@@ -65,8 +72,13 @@ def write_checkpoint(path: str | Path, state: dict[str, Tensor], *, metadata: di
         partial.unlink(missing_ok=True)
 
 
-def _write(file: BinaryIO, ending: str, state: dict[str, Tensor], metadata: dict[str, str],
-           container: tuple[str, ...]) -> None:
+def _write(
+    file: BinaryIO,
+    ending: str,
+    state: dict[str, Tensor],
+    metadata: dict[str, str],
+    container: tuple[str, ...],
+) -> None:
     if ending == '.safetensors':
         safetensors.save(file, state, metadata)
     elif ending == '.npz':

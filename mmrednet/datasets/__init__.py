@@ -6,6 +6,18 @@ from .folder_format import write_image_folder
 from .shapes import CLASSES, Scene, make_scene, scene_generator
 from .streets import Street, StreetObject, make_street
 
-__all__ = ['CLASSES', 'LABELS', 'Scene', 'Street', 'StreetObject', 'label_maps', 'make_scene', 'make_street',
-           'mask_to_polygons', 'scene_generator', 'write_cityscapes', 'write_coco',
-           'write_image_folder']
+__all__ = [
+    'CLASSES',
+    'LABELS',
+    'Scene',
+    'Street',
+    'StreetObject',
+    'label_maps',
+    'make_scene',
+    'make_street',
+    'mask_to_polygons',
+    'scene_generator',
+    'write_cityscapes',
+    'write_coco',
+    'write_image_folder',
+]

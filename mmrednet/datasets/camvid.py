@@ -1,4 +1,6 @@
-"""CamVid, road scenes seen from a car (Brostow, Fauqueur and Cipolla, 2009), with the eleven classes of SegNet."""
+"""CamVid, road scenes seen from a car (Brostow, Fauqueur and Cipolla, 2009), with the eleven
+classes of SegNet.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,35 @@ class CamVidDataset(BaseSegDataset):
     """
 
     METAINFO = dict(
-        classes=('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car', 'pedestrian',
-                 'bicyclist'),
-        palette=[[128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [0, 0, 192], [128, 128, 0],
-                 [192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192]])
+        classes=(
+            'sky',
+            'building',
+            'pole',
+            'road',
+            'pavement',
+            'tree',
+            'sign',
+            'fence',
+            'car',
+            'pedestrian',
+            'bicyclist',
+        ),
+        palette=[
+            [128, 128, 128],
+            [128, 0, 0],
+            [192, 192, 128],
+            [128, 64, 128],
+            [0, 0, 192],
+            [128, 128, 0],
+            [192, 128, 128],
+            [64, 64, 128],
+            [64, 0, 128],
+            [64, 64, 0],
+            [0, 128, 192],
+        ],
+    )
 
-    def __init__(self, img_suffix: str = '.png', seg_map_suffix: str = '.png', **kwargs: Any) -> None:
+    def __init__(
+        self, img_suffix: str = '.png', seg_map_suffix: str = '.png', **kwargs: Any
+    ) -> None:
         super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **kwargs)

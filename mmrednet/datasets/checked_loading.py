@@ -26,12 +26,13 @@ class LoadCheckedAnnotations(LoadAnnotations):
     """mmseg's LoadAnnotations, with errors that name the file.
 
     Args:
-        num_classes: labels, after ``reduce_zero_label`` and the choice of classes, must be below this or 255.
+        num_classes: labels, after ``reduce_zero_label`` and the choice of classes, must be below
+            this or 255.
         **kwargs: see mmseg's LoadAnnotations.
 
     Raises:
-        ValueError: a label image cannot be read, has several channels or more than 8 bits, another size than its
-            image, or a label that is no class.
+        ValueError: a label image cannot be read, has several channels or more than 8 bits, another
+            size than its image, or a label that is no class.
     """
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
@@ -45,8 +46,11 @@ class LoadCheckedAnnotations(LoadAnnotations):
             if Path(path).is_file():
                 with Image.open(path) as image:
                     if image.mode not in LABEL_MODES:
-                        raise ValueError(f'label image must have one channel of 8 bits, got mode {image.mode!r} in '
-                                         f'{path}')
+                        raise ValueError(
+                            f'label image must have one channel of 8 bits, got mode {image.mode!r} '
+                            'in '
+                            f'{path}'
+                        )
             super()._load_seg_map(results)
         except (UnidentifiedImageError, OSError, SyntaxError, AttributeError) as error:
             if isinstance(error, FileNotFoundError):
@@ -54,10 +58,15 @@ class LoadCheckedAnnotations(LoadAnnotations):
             raise ValueError(f'label image must be readable, got {path}: {error}') from error
         labels = results['gt_seg_map']
         if 'ori_shape' in results and labels.shape != tuple(results['ori_shape'][:2]):
-            raise ValueError(f'label image must have the size of its image, got {labels.shape} in {path} and '
-                             f"{tuple(results['ori_shape'][:2])} in {results.get('img_path')}")
+            raise ValueError(
+                f'label image must have the size of its image, got {labels.shape} in {path} and '
+                f'{tuple(results["ori_shape"][:2])} in {results.get("img_path")}'
+            )
         present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
         wrong = present[(present >= self.num_classes) & (present != IGNORED)].tolist()
         if wrong:
-            raise ValueError(f'labels must be from 0 to {self.num_classes - 1}, or {IGNORED} where nothing is asked, '
-                             f'got {wrong} in {path} (after reduce_zero_label={self.reduce_zero_label}).')
+            raise ValueError(
+                f'labels must be from 0 to {self.num_classes - 1}, or {IGNORED} where nothing is '
+                'asked, '
+                f'got {wrong} in {path} (after reduce_zero_label={self.reduce_zero_label}).'
+            )

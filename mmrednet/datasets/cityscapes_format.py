@@ -1,4 +1,5 @@
-"""Streets as a Cityscapes data set: leftImg8bit and gtFine, with the official names, ids and files."""
+"""Streets as a Cityscapes data set: leftImg8bit and gtFine, with the official names, ids and
+files."""
 
 from __future__ import annotations
 
@@ -29,14 +30,25 @@ class Label(NamedTuple):
 
 # of the official table, the labels that streets have
 LABELS = {
-    'ego vehicle': Label(1, 255), 'road': Label(7, 0), 'sidewalk': Label(8, 1), 'building': Label(11, 2),
-    'pole': Label(17, 5), 'traffic sign': Label(20, 7), 'vegetation': Label(21, 8), 'terrain': Label(22, 9),
-    'sky': Label(23, 10), 'person': Label(24, 11, True), 'car': Label(26, 13, True),
+    'ego vehicle': Label(1, 255),
+    'road': Label(7, 0),
+    'sidewalk': Label(8, 1),
+    'building': Label(11, 2),
+    'pole': Label(17, 5),
+    'traffic sign': Label(20, 7),
+    'vegetation': Label(21, 8),
+    'terrain': Label(22, 9),
+    'sky': Label(23, 10),
+    'person': Label(24, 11, True),
+    'car': Label(26, 13, True),
 }
 
 
-def write_cityscapes(folder: Path, split: str, streets: Iterable[Street], *, city: str = 'elsewhere') -> None:
-    """Write ``leftImg8bit/split/city/*_leftImg8bit.png`` and the four files of each in ``gtFine/split/city``.
+def write_cityscapes(
+    folder: Path, split: str, streets: Iterable[Street], *, city: str = 'elsewhere'
+) -> None:
+    """Write ``leftImg8bit/split/city/*_leftImg8bit.png`` and the four files of each in
+    ``gtFine/split/city``.
 
     These are ``labelIds.png``, ``labelTrainIds.png``, ``instanceIds.png`` and ``polygons.json``.
 
@@ -57,9 +69,13 @@ def write_cityscapes(folder: Path, split: str, streets: Iterable[Street], *, cit
             # 16 bits where instances need them, as in the official files
             depth = np.uint16 if kind == 'instanceIds' else np.uint8
             Image.fromarray(values.astype(depth)).save(truth / f'{name}_gtFine_{kind}.png')
-        objects = [dict(label=item.label, polygon=[list(point) for point in item.polygon]) for item in street.objects]
+        objects = [
+            dict(label=item.label, polygon=[list(point) for point in item.polygon])
+            for item in street.objects
+        ]
         (truth / f'{name}_gtFine_polygons.json').write_text(
-            json.dumps(dict(imgHeight=size[0], imgWidth=size[1], objects=objects)))
+            json.dumps(dict(imgHeight=size[0], imgWidth=size[1], objects=objects))
+        )
 
 
 def label_maps(street: Street) -> dict[str, np.ndarray]:
@@ -74,7 +90,10 @@ def label_maps(street: Street) -> dict[str, np.ndarray]:
     values = {
         'labelIds': [LABELS[item.label].id for item in street.objects],
         'labelTrainIds': [LABELS[item.label].train_id for item in street.objects],
-        'instanceIds': instances}
+        'instanceIds': instances,
+    }
     backgrounds = {'labelIds': 0, 'labelTrainIds': 255, 'instanceIds': 0}
-    return {kind: draw_polygons(list(zip(polygons, numbers, strict=True)), size, backgrounds[kind])
-            for kind, numbers in values.items()}
+    return {
+        kind: draw_polygons(list(zip(polygons, numbers, strict=True)), size, backgrounds[kind])
+        for kind, numbers in values.items()
+    }

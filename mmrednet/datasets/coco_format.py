@@ -17,8 +17,9 @@ Point = tuple[int, int]
 def mask_to_polygons(mask: np.ndarray) -> list[list[int]]:
     """Return polygons [x0, y0, x1, y1, ...] that pycocotools decodes to exactly this mask.
 
-    They run along the edges of pixels, one per group of pixels that touch. COCO knows no holes, so the outline of a
-    hole is joined to the outer one by a seam that is walked there and back and encloses nothing.
+    They run along the edges of pixels, one per group of pixels that touch. COCO knows no holes, so
+    the outline of a hole is joined to the outer one by a seam that is walked there and back and
+    encloses nothing.
 
     Args:
         mask: (H, W) bool.
@@ -36,7 +37,9 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[int]]:
 
 
 def _loops(mask: np.ndarray) -> list[list[Point]]:
-    """Return the outlines of one connected group of pixels, the outer one first, as corners with x and y."""
+    """Return the outlines of one connected group of pixels, the outer one first, as corners with x
+    and y.
+    """
     edges = _directed_edges(mask)
     loops = []
     while edges:
@@ -61,12 +64,17 @@ def _loops(mask: np.ndarray) -> list[list[Point]]:
 
 
 def _directed_edges(mask: np.ndarray) -> dict[Point, list[Point]]:
-    """Return, for every corner of a pixel on the outline, the directions in which the mask lies to the right."""
+    """Return, for every corner of a pixel on the outline, the directions in which the mask lies to
+    the right.
+    """
     padded = np.pad(mask, 1)
     inside = padded[1:-1, 1:-1]
     sides = {  # direction: the neighbour outside, the corner of the pixel that the edge starts from
-        (1, 0): (padded[:-2, 1:-1], (0, 0)), (0, 1): (padded[1:-1, 2:], (1, 0)),
-        (-1, 0): (padded[2:, 1:-1], (1, 1)), (0, -1): (padded[1:-1, :-2], (0, 1))}
+        (1, 0): (padded[:-2, 1:-1], (0, 0)),
+        (0, 1): (padded[1:-1, 2:], (1, 0)),
+        (-1, 0): (padded[2:, 1:-1], (1, 1)),
+        (0, -1): (padded[1:-1, :-2], (0, 1)),
+    }
     edges: dict[Point, list[Point]] = {}
     for direction, (outside, (x, y)) in sides.items():
         for row, column in np.argwhere(inside & ~outside).tolist():
@@ -94,9 +102,17 @@ def write_coco(folder: Path, split: str, scenes: Iterable[Scene], classes: Seque
         images.append(dict(id=image_id, file_name=name, height=height, width=width))
         for index, kind in enumerate(scene.classes, start=1):
             mask = scene.instances == index
-            annotations.append(dict(
-                id=len(annotations) + 1, image_id=image_id, category_id=kind + 1, iscrowd=0, area=int(mask.sum()),
-                bbox=_box(mask), segmentation=mask_to_polygons(mask)))
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image_id,
+                    category_id=kind + 1,
+                    iscrowd=0,
+                    area=int(mask.sum()),
+                    bbox=_box(mask),
+                    segmentation=mask_to_polygons(mask),
+                )
+            )
     categories = [dict(id=index, name=name) for index, name in enumerate(classes, start=1)]
     contents = dict(images=images, annotations=annotations, categories=categories)
     (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(contents))
@@ -105,4 +121,9 @@ def write_coco(folder: Path, split: str, scenes: Iterable[Scene], classes: Seque
 def _box(mask: np.ndarray) -> list[int]:
     """Return [x, y, width, height] of the smallest box around the mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
+    return [
+        int(columns[0]),
+        int(rows[0]),
+        int(columns[-1] - columns[0] + 1),
+        int(rows[-1] - rows[0] + 1),
+    ]

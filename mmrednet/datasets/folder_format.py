@@ -10,7 +10,9 @@ import cv2
 from .shapes import Scene
 
 
-def write_image_folder(folder: Path, split: str, scenes: Iterable[Scene], classes: Sequence[str]) -> None:
+def write_image_folder(
+    folder: Path, split: str, scenes: Iterable[Scene], classes: Sequence[str]
+) -> None:
     """Write each scene's image to ``<folder>/<split>/<class of its first object>/``.
 
     Args:

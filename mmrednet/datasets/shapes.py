@@ -1,6 +1,7 @@
 """Scenes of textured shapes that hide each other, made from a seed.
 
-Which pixel belongs to which object is known exactly, so every annotation format can be written from a :class:`Scene`.
+Which pixel belongs to which object is known exactly, so every annotation format can be written from
+a :class:`Scene`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-# fractions of the shorter image side: more than a factor of eight between the smallest and the largest diameter
+# fractions of the shorter image side: more than a factor of eight between the smallest and the
+# largest diameter
 DIAMETERS = (0.1, 0.85)
 # an object is in the scene only while this fraction and this many of its pixels are seen
 MIN_VISIBLE_FRACTION, MIN_VISIBLE_PIXELS = 0.6, 25
@@ -40,7 +42,9 @@ class Scene:
 
 
 def _regular(corners: int, radii: tuple[float, ...] = (1.0,), *, turn: float = 0) -> np.ndarray:
-    """Return a polygon (corners, 2) around the origin whose corners cycle through these radii, the first on top."""
+    """Return a polygon (corners, 2) around the origin whose corners cycle through these radii, the
+    first on top.
+    """
     angles = 2 * np.pi * (np.arange(corners) + turn) / corners
     return np.resize(radii, corners)[:, None] * np.stack([np.sin(angles), -np.cos(angles)], 1)
 
@@ -62,19 +66,25 @@ CLASSES = tuple(OUTLINES)
 
 
 def scene_generator(seed: int, split: str, index: int) -> np.random.Generator:
-    """Return the random numbers of one image: they depend on nothing but its data set, split and index."""
+    """Return the random numbers of one image: they depend on nothing but its data set, split and
+    index.
+    """
     return np.random.default_rng([seed, *split.encode(), index])
 
 
-def make_scene(rng: np.random.Generator, size: tuple[int, int] = (128, 128), *,
-               objects: tuple[int, int] = (2, 5)) -> Scene:
+def make_scene(
+    rng: np.random.Generator,
+    size: tuple[int, int] = (128, 128),
+    *,
+    objects: tuple[int, int] = (2, 5),
+) -> Scene:
     """Draw objects one upon another on a textured background, in a common light.
 
     Args:
         rng: the source of all that is random.
         size: (H, W) in pixels.
-        objects: the least and the greatest number of objects to place; one for which no place is found where enough
-            of everything stays visible is left out.
+        objects: the least and the greatest number of objects to place; one for which no place is
+            found where enough of everything stays visible is left out.
 
     Raises:
         ValueError: the image is too small, or ``objects`` is no range.
@@ -82,7 +92,9 @@ def make_scene(rng: np.random.Generator, size: tuple[int, int] = (128, 128), *,
     if min(size) < MIN_SIDE:
         raise ValueError(f'size must be at least {MIN_SIDE} x {MIN_SIDE}, got {size=}.')
     if not 1 <= objects[0] <= objects[1]:
-        raise ValueError(f'objects must be (least, greatest) with 1 <= least <= greatest, got {objects=}.')
+        raise ValueError(
+            f'objects must be (least, greatest) with 1 <= least <= greatest, got {objects=}.'
+        )
     background = rng.uniform(40, 215, 3)
     image = background + random_texture(rng, size, amplitude=rng.uniform(4, 18))
     instances, areas, classes = np.zeros(size, np.int32), [0], []
@@ -94,15 +106,21 @@ def make_scene(rng: np.random.Generator, size: tuple[int, int] = (128, 128), *,
         classes.append(kind)
         areas.append(int(mask.sum()))
         instances[mask] = len(classes)
-        paint = _colour(rng, kind, background) + random_texture(rng, size, amplitude=rng.uniform(0, 20))
+        paint = _colour(rng, kind, background) + random_texture(
+            rng, size, amplitude=rng.uniform(0, 20)
+        )
         image[mask] = paint[mask]
     seen = np.bincount(instances.ravel(), minlength=len(areas))
     hidden = tuple(1 - seen[index] / areas[index] for index in range(1, len(areas)))
     return Scene(add_light(rng, image), instances, tuple(classes), hidden)
 
 
-def _place(rng: np.random.Generator, instances: np.ndarray, areas: list[int], outline: np.ndarray) -> np.ndarray | None:
-    """Return the mask of an object at a place where it and all before it stay visible; None if none was found."""
+def _place(
+    rng: np.random.Generator, instances: np.ndarray, areas: list[int], outline: np.ndarray
+) -> np.ndarray | None:
+    """Return the mask of an object at a place where it and all before it stay visible; None if none
+    was found.
+    """
     height, width = instances.shape
     low, high = np.log(np.array(DIAMETERS) * min(height, width) / 2)
     for _ in range(PLACEMENTS_TRIED):
@@ -120,9 +138,16 @@ def _place(rng: np.random.Generator, instances: np.ndarray, areas: list[int], ou
     return None
 
 
-def _colour(rng: np.random.Generator, kind: int, background: np.ndarray, *, spread: float = 25,
-            distance: float = 130) -> np.ndarray:
-    """Return a colour that a class prefers, as things do: hues of the classes overlap, and differ from the background.
+def _colour(
+    rng: np.random.Generator,
+    kind: int,
+    background: np.ndarray,
+    *,
+    spread: float = 25,
+    distance: float = 130,
+) -> np.ndarray:
+    """Return a colour that a class prefers, as things do: hues of the classes overlap, and differ
+    from the background.
 
     Args:
         rng: the source of all that is random.
@@ -139,14 +164,19 @@ def _colour(rng: np.random.Generator, kind: int, background: np.ndarray, *, spre
             return colour
 
 
-def random_texture(rng: np.random.Generator, size: tuple[int, int], *, amplitude: float) -> np.ndarray:
+def random_texture(
+    rng: np.random.Generator, size: tuple[int, int], *, amplitude: float
+) -> np.ndarray:
     """Return (H, W, 3) of a random pattern between -amplitude and amplitude in random colours."""
-    rows, columns = np.mgrid[:size[0], :size[1]]
+    rows, columns = np.mgrid[: size[0], : size[1]]
     angle, period = rng.uniform(0, np.pi), rng.uniform(5, 24)
     along = 2 * np.pi / period * (np.cos(angle) * columns + np.sin(angle) * rows)
     across = 2 * np.pi / period * (-np.sin(angle) * columns + np.cos(angle) * rows)
     patterns: list[Callable[[], np.ndarray]] = [
-        lambda: _noise(rng, size), lambda: np.sin(along), lambda: np.sign(np.sin(along) * np.sin(across))]
+        lambda: _noise(rng, size),
+        lambda: np.sin(along),
+        lambda: np.sign(np.sin(along) * np.sin(across)),
+    ]
     pattern = patterns[rng.integers(len(patterns))]()
     return amplitude * pattern[..., None] * rng.uniform(-1, 1, 3)
 
@@ -161,9 +191,15 @@ def _noise(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 
 def add_light(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Return the image under a light that falls off in one direction, with the noise of a camera, as uint8."""
+    """Return the image under a light that falls off in one direction, with the noise of a camera,
+    as uint8.
+    """
     height, width = image.shape[:2]
     angle = rng.uniform(0, 2 * np.pi)
-    ramp = np.linspace(-1, 1, height)[:, None] * np.sin(angle) + np.linspace(-1, 1, width) * np.cos(angle)
+    ramp = np.linspace(-1, 1, height)[:, None] * np.sin(angle) + np.linspace(-1, 1, width) * np.cos(
+        angle
+    )
     light = rng.uniform(0.75, 1.1) * (1 + 0.2 * ramp)
-    return np.clip(np.round(image * light[..., None] + rng.normal(0, 4, image.shape)), 0, 255).astype(np.uint8)
+    return np.clip(
+        np.round(image * light[..., None] + rng.normal(0, 4, image.shape)), 0, 255
+    ).astype(np.uint8)

@@ -10,6 +10,17 @@ from .label_check import check_labels_when_loaded
 from .options import TrainParser, apply_test_options, apply_train_options
 from .pretrained_check import check_pretrained
 
-__all__ = ['HOSTS', 'TrainParser', 'allow_checkpoint_globals', 'apply_test_options', 'apply_train_options',
-           'build_runner', 'check_classes', 'check_labels_when_loaded', 'check_pretrained', 'load_config',
-           'read_config', 'scope_of']
+__all__ = [
+    'HOSTS',
+    'TrainParser',
+    'allow_checkpoint_globals',
+    'apply_test_options',
+    'apply_train_options',
+    'build_runner',
+    'check_classes',
+    'check_labels_when_loaded',
+    'check_pretrained',
+    'load_config',
+    'read_config',
+    'scope_of',
+]

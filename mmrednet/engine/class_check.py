@@ -1,4 +1,6 @@
-"""Do the classes of a config stand in its annotation files? Asked before training starts, not after it has failed."""
+"""Do the classes of a config stand in its annotation files? Asked before training starts, not after
+it has failed.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,21 @@ CLASS_HEADS = ('bbox_head', 'mask_head', 'decode_head')
 
 
 def check_classes(cfg: Config) -> None:
-    """Compare the classes of every COCO-format data set of a config with its annotation file, and with the heads.
+    """Compare the classes of every COCO-format data set of a config with its annotation file, and
+    with the heads.
 
-    A file may have more classes than the config uses, as when a detector is trained on some of them: that is logged.
-    Data sets in other formats, remote ones, and those that learn their classes only when they are built are left out.
+    A file may have more classes than the config uses, as when a detector is trained on some of
+        them: that is logged. Data sets in other formats, remote ones, and those that learn their
+        classes only when they are built are left out.
 
     Args:
         cfg: of mmdet or mmseg.
 
     Raises:
         FileNotFoundError: an annotation file is missing.
-        ValueError: the config names a class that its annotation file lacks, names classes in a way that mmdet would
-            misread, or a head has another number of classes than the training data.
+        ValueError: the config names a class that its annotation file lacks, names classes in a way
+            that mmdet would misread, or a head has another number of classes than the training
+            data.
     """
     present: dict[Path, list[str] | None] = {}
     warnings: dict[tuple[Path, tuple[str, ...]], str] = {}
@@ -40,12 +45,18 @@ def check_classes(cfg: Config) -> None:
                 continue
             if path not in present:
                 present[path] = _present_classes(key, path)
-            classes, names = classes_of(key, dataset, cfg.get('default_scope')).get('classes'), present[path]
+            classes, names = (
+                classes_of(key, dataset, cfg.get('default_scope')).get('classes'),
+                present[path],
+            )
             if classes and names is not None:
                 _refuse_unknown(key, path, classes, names)
                 if set(names) - set(classes):
-                    warnings.setdefault((path, tuple(classes)), f'{key}.metainfo.classes uses {classes}, a part of the '
-                                        f'classes in {path}: {names}. Objects of the others count as background.')
+                    warnings.setdefault(
+                        (path, tuple(classes)),
+                        f'{key}.metainfo.classes uses {classes}, a part of the '
+                        f'classes in {path}: {names}. Objects of the others count as background.',
+                    )
     for message in warnings.values():
         print_log(message, 'current', level=logging.WARNING)
     _check_heads(cfg)
@@ -64,7 +75,9 @@ def datasets_of(cfg: Any, key: str) -> Iterator[tuple[str, dict]]:
 
 
 def _annotation_path(dataset: dict) -> Path | None:
-    """Return the path of a data set's JSON annotations, None for other formats and for remote files."""
+    """Return the path of a data set's JSON annotations, None for other formats and for remote
+    files.
+    """
     path, root = dataset.get('ann_file'), dataset.get('data_root') or ''
     if not isinstance(path, str) or not path.endswith('.json'):
         return None
@@ -73,18 +86,25 @@ def _annotation_path(dataset: dict) -> Path | None:
 
 
 def classes_of(key: str, dataset: dict, scope: str | None) -> dict[str, list[str]]:
-    """Return the 'classes' and the 'thing_classes' that a data set will have, as far as its config tells."""
+    """Return the 'classes' and the 'thing_classes' that a data set will have, as far as its config
+    tells.
+    """
     kind = dataset.get('type')
     if isinstance(kind, str):
         with DATASETS.switch_scope_and_registry(scope) as registry:
             kind = registry.get(kind)
     given = dataset.get('metainfo') or {}
     if 'CLASSES' in given and 'classes' not in given:
-        raise ValueError(f"{key}.metainfo must name the classes under 'classes', got them under 'CLASSES' "
-                         f"({given['CLASSES']}), which is not read.")
+        raise ValueError(
+            f"{key}.metainfo must name the classes under 'classes', got them under 'CLASSES' "
+            f'({given["CLASSES"]}), which is not read.'
+        )
     merged = {**getattr(kind, 'METAINFO', {}), **given}
-    return {name: _names(f'{key}.metainfo.{name}', merged[name])
-            for name in ('classes', 'thing_classes') if merged.get(name)}
+    return {
+        name: _names(f'{key}.metainfo.{name}', merged[name])
+        for name in ('classes', 'thing_classes')
+        if merged.get(name)
+    }
 
 
 def _names(key: str, value: Any) -> list[str]:
@@ -92,21 +112,26 @@ def _names(key: str, value: Any) -> list[str]:
         return list(value)
     # a string is a file of names for mmengine, and its parts would match for mmdet
     if not Path(value).is_file():
-        raise ValueError(f'{key} must be a sequence of names or an existing file with one name per line, '
-                         f'got {value!r}. A sequence of one name is ({value!r}, ).')
+        raise ValueError(
+            f'{key} must be a sequence of names or an existing file with one name per line, '
+            f'got {value!r}. A sequence of one name is ({value!r}, ).'
+        )
     return Path(value).read_text(encoding='utf-8').splitlines()
 
 
 def _present_classes(key: str, path: Path) -> list[str] | None:
     """Return the names in an annotation file, None if it is not in COCO format."""
     if not path.is_file():
-        raise FileNotFoundError(f'{key}.ann_file must be an existing file, got {str(path)!r}. README says where data '
-                                f'sets are expected and how one is made.')
+        raise FileNotFoundError(
+            f'{key}.ann_file must be an existing file, got {str(path)!r}. README says where data '
+            f'sets are expected and how one is made.'
+        )
     with path.open(encoding='utf-8') as file:
         try:
             content = json.load(file)
         except json.JSONDecodeError:
-            # one object per line, as the data sets of phrases have; a broken file is for the data set to report
+            # one object per line, as the data sets of phrases have; a broken file is for the data
+            # set to report
             return None
     if not isinstance(content, dict) or not {'images', 'categories'} & set(content):
         return None
@@ -117,23 +142,32 @@ def _refuse_unknown(key: str, path: Path, configured: list[str], present: list[s
     unknown = [name for name in configured if name not in present]
     if unknown:
         raise ValueError(
-            f'{key}.metainfo.classes must be names that {path} has.\n  the config has: {configured}\n'
+            f'{key}.metainfo.classes must be names that {path} has.\n  the config has: '
+            f'{configured}\n'
             f'  the file has:   {present}\n  only in the config: {unknown}\n'
-            f'Set {key}.metainfo.classes (and num_classes of the heads) to the names in the file.')
+            f'Set {key}.metainfo.classes (and num_classes of the heads) to the names in the file.'
+        )
 
 
 def _check_heads(cfg: Config) -> None:
-    """Check that heads have as many classes as the training data, if all of it has the same, known classes."""
-    found = [classes_of(key, dataset, cfg.get('default_scope'))
-             for key, dataset in datasets_of(cfg.get('train_dataloader'), 'train_dataloader')]
+    """Check that heads have as many classes as the training data, if all of it has the same, known
+    classes.
+    """
+    found = [
+        classes_of(key, dataset, cfg.get('default_scope'))
+        for key, dataset in datasets_of(cfg.get('train_dataloader'), 'train_dataloader')
+    ]
     if not found or any(not classes.get('classes') or classes != found[0] for classes in found):
         return
     # boxes and masks of a panoptic network are those of things
     names = found[0].get('thing_classes') or found[0]['classes']
     for key, head in _heads(cfg.get('model'), 'model'):
         if head['num_classes'] != len(names):
-            raise ValueError(f'{key}.num_classes must be {len(names)}, the number of classes of the training data '
-                             f"{names}, got {head['num_classes']}.")
+            raise ValueError(
+                f'{key}.num_classes must be {len(names)}, the number of classes of the training '
+                'data '
+                f'{names}, got {head["num_classes"]}.'
+            )
 
 
 def _heads(cfg: Any, key: str) -> Iterator[tuple[str, dict]]:
@@ -141,8 +175,11 @@ def _heads(cfg: Any, key: str) -> Iterator[tuple[str, dict]]:
     if not isinstance(cfg, dict):
         return
     for name, value in cfg.items():
-        for suffix, inner in [(f'.{index}', item) for index, item in enumerate(value)] if isinstance(
-                value, (list, tuple)) else [('', value)]:
+        for suffix, inner in (
+            [(f'.{index}', item) for index, item in enumerate(value)]
+            if isinstance(value, (list, tuple))
+            else [('', value)]
+        ):
             if name in CLASS_HEADS and isinstance(inner, dict) and 'num_classes' in inner:
                 yield f'{key}.{name}{suffix}', inner
             elif name != 'rpn_head':

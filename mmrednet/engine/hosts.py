@@ -1,4 +1,6 @@
-"""Whose models we train: mmdet's, mmseg's, or classifiers by mmengine alone, as the config's ``default_scope`` says."""
+"""Whose models we train: mmdet's, mmseg's, or classifiers by mmengine alone, as the config's
+``default_scope`` says.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,11 @@ def scope_of(cfg: Config) -> str:
     """
     scope = cfg.get('default_scope')
     if scope not in (*HOSTS, ALONE):
-        raise ValueError(f'default_scope must be one of {(*HOSTS, ALONE)}, got {scope!r} in {cfg.filename}. Configs '
-                         f"that inherit 'mmdet::...' have it; others state default_scope = 'mmdet'.")
+        raise ValueError(
+            f'default_scope must be one of {(*HOSTS, ALONE)}, got {scope!r} in {cfg.filename}. '
+            'Configs '
+            f"that inherit 'mmdet::...' have it; others state default_scope = 'mmdet'."
+        )
     return scope
 
 
@@ -48,7 +53,8 @@ def read_config(path: str, *, options: dict[str, Any] | None = None) -> Config:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImportError: a framework that it inherits from is not installed; the message says how to get it.
+        ImportError: a framework that it inherits from is not installed; the message says how to get
+            it.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'config must be an existing file, got {path!r}.')
@@ -65,14 +71,21 @@ def read_config(path: str, *, options: dict[str, Any] | None = None) -> Config:
     return cfg
 
 
-def load_config(path: str, *, options: dict[str, Any] | None = None, work_dir: str | None = None,
-                launcher: str = 'none') -> Config:
-    """Read a config, merge the options of the command line, and prepare the framework that it is for.
+def load_config(
+    path: str,
+    *,
+    options: dict[str, Any] | None = None,
+    work_dir: str | None = None,
+    launcher: str = 'none',
+) -> Config:
+    """Read a config, merge the options of the command line, and prepare the framework that it is
+    for.
 
     Args:
         path: of the config.
         options: what ``--cfg-options`` gives: dotted keys and values.
-        work_dir: for logs and checkpoints; by default that of the config, else ``work_dirs/<name of the config>``.
+        work_dir: for logs and checkpoints; by default that of the config, else ``work_dirs/<name of
+            the config>``.
         launcher: of distributed jobs: 'none', 'pytorch', 'slurm' or 'mpi'.
 
     Raises:
@@ -92,7 +105,9 @@ def load_config(path: str, *, options: dict[str, Any] | None = None, work_dir: s
 
 
 def _know_distributions() -> None:
-    """Let mmengine find configs named 'mmseg::...' in the distribution of mmseg that its table does not know."""
+    """Let mmengine find configs named 'mmseg::...' in the distribution of mmseg that its table does
+    not know.
+    """
     for host in HOSTS:
         if not is_installed(MODULE2PACKAGE[host]) and is_installed(host):
             MODULE2PACKAGE[host] = host
@@ -110,22 +125,32 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def _join_cpu_processes(cfg: Config) -> None:
-    """Do what mmengine does for processes with a GPU each: its own code would set the device of torch.cuda."""
+    """Do what mmengine does for processes with a GPU each: its own code would set the device of
+    torch.cuda.
+    """
     backend = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('backend', 'nccl')
     if backend != 'gloo':
-        raise ValueError(f"env_cfg.dist_cfg.backend must be 'gloo' on a machine without GPU, got {backend!r}.")
+        raise ValueError(
+            f"env_cfg.dist_cfg.backend must be 'gloo' on a machine without GPU, got {backend!r}."
+        )
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group(backend)
         atexit.register(_leave_cpu_processes)
     # torch's norms over several processes run on a GPU alone
     cfg.sync_bn = None
     if cfg.get('model_wrapper_cfg') is None:
-        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-                                     find_unused_parameters=cfg.get('find_unused_parameters', False))
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
 
 
 def _leave_cpu_processes() -> None:
-    """End gloo's threads: those that outlive the interpreter abort the process, after its work is done."""
+    """End gloo's threads: those that outlive the interpreter abort the process, after its work is
+    done.
+    """
     # a wrapped model, part of a cycle of references, keeps the group and its threads alive
     gc.collect()
     if torch.distributed.is_initialized():
@@ -133,24 +158,41 @@ def _leave_cpu_processes() -> None:
 
 
 def allow_checkpoint_globals() -> None:
-    """Let torch read mmengine's own checkpoints with ``weights_only=True``, torch's default since 2.6.
+    """Let torch read mmengine's own checkpoints with ``weights_only=True``, torch's default since
+    2.6.
 
-    Beside tensors they hold the history of logged numbers: buffers of numpy arrays, and the names of the buffers'
+    Beside tensors they hold the history of logged numbers: buffers of numpy arrays, and the names
+        of the buffers'
     methods. Only these are allowed; before torch 2.6 there is nothing to do.
     """
     if digit_version(torch.__version__) < digit_version('2.6'):
         return
-    # how numpy's arrays and scalars are pickled; the modules of these functions differ between its versions
+    # how numpy's arrays and scalars are pickled; the modules of these functions differ between its
+    # versions
     rebuild = [np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]]
     codes = np.typecodes['AllInteger'] + np.typecodes['Float'] + '?'
     dtypes = {type(np.dtype(code)) for code in codes}
-    allowed: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, *rebuild, *dtypes,
-                          (_history_method, 'builtins.getattr')]
+    allowed: list[Any] = [
+        HistoryBuffer,
+        np.ndarray,
+        np.dtype,
+        *rebuild,
+        *dtypes,
+        (_history_method, 'builtins.getattr'),
+    ]
     torch.serialization.add_safe_globals(allowed)
 
 
 def _history_method(owner: Any, name: str) -> Any:
-    """Stand in for ``getattr``, by which methods are pickled: all else that it reaches stays out of reach."""
-    if owner is not HistoryBuffer or name.startswith('_') or not callable(vars(HistoryBuffer).get(name)):
-        raise UnpicklingError(f'a checkpoint may name public methods of HistoryBuffer, got {name!r} of {owner!r}.')
+    """Stand in for ``getattr``, by which methods are pickled: all else that it reaches stays out of
+    reach.
+    """
+    if (
+        owner is not HistoryBuffer
+        or name.startswith('_')
+        or not callable(vars(HistoryBuffer).get(name))
+    ):
+        raise UnpicklingError(
+            f'a checkpoint may name public methods of HistoryBuffer, got {name!r} of {owner!r}.'
+        )
     return vars(HistoryBuffer)[name]

@@ -1,4 +1,6 @@
-"""Label images of segmentation data that are wrong: found when they are loaded, with the name of the file."""
+"""Label images of segmentation data that are wrong: found when they are loaded, with the name of
+the file.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ PLAIN = ('LoadAnnotations', 'mmseg.LoadAnnotations')
 
 
 def check_labels_when_loaded(cfg: Config) -> None:
-    """Let every data set of a segmentation config load its labels by ``mmrednet.LoadCheckedAnnotations``.
+    """Let every data set of a segmentation config load its labels by
+    ``mmrednet.LoadCheckedAnnotations``.
 
     Data sets that learn their classes only when they are built keep mmseg's LoadAnnotations.
 
@@ -26,4 +29,7 @@ def check_labels_when_loaded(cfg: Config) -> None:
                 continue
             dataset['pipeline'] = [
                 ConfigDict(step, type='mmrednet.LoadCheckedAnnotations', num_classes=len(classes))
-                if step.get('type') in PLAIN else step for step in dataset.get('pipeline', [])]
+                if step.get('type') in PLAIN
+                else step
+                for step in dataset.get('pipeline', [])
+            ]

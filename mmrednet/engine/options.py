@@ -13,23 +13,49 @@ from mmengine.config import Config, ConfigDict, DictAction
 from .hosts import scope_of
 
 DETECTION_TTA_MODEL = dict(
-    type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-FLIP_META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+    type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+)
+FLIP_META_KEYS = (
+    'img_id',
+    'img_path',
+    'ori_shape',
+    'img_shape',
+    'scale_factor',
+    'flip',
+    'flip_direction',
+)
 
 
 class TrainParser(argparse.ArgumentParser):
-    """The options of every script that trains; launchers find the process's number in the environment."""
+    """The options of every script that trains; launchers find the process's number in the
+    environment.
+    """
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description)
         self.add_argument('config', help='path of the config')
         self.add_argument('--work-dir', help='for logs and checkpoints')
         self.add_argument('--amp', action='store_true', help='train in mixed precision')
-        self.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
-        self.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT', help='continue from this '
-                          'checkpoint, without a value from the latest in the work directory')
-        self.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                          help='override parts of the config, as model.backbone.depth=26')
+        self.add_argument(
+            '--auto-scale-lr',
+            action='store_true',
+            help='scale the learning rate with the batch size',
+        )
+        self.add_argument(
+            '--resume',
+            nargs='?',
+            const='auto',
+            metavar='CHECKPOINT',
+            help='continue from this '
+            'checkpoint, without a value from the latest in the work directory',
+        )
+        self.add_argument(
+            '--cfg-options',
+            nargs='+',
+            action=DictAction,
+            metavar='KEY=VALUE',
+            help='override parts of the config, as model.backbone.depth=26',
+        )
         self.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
         self.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
@@ -40,8 +66,9 @@ class TrainParser(argparse.ArgumentParser):
         return parsed
 
 
-def apply_train_options(cfg: Config, *, amp: bool = False, auto_scale_lr: bool = False,
-                        resume: str | None = None) -> None:
+def apply_train_options(
+    cfg: Config, *, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None
+) -> None:
     """Switch a config to mixed precision, a scaled learning rate, or the continuation of a run.
 
     Args:
@@ -51,26 +78,40 @@ def apply_train_options(cfg: Config, *, amp: bool = False, auto_scale_lr: bool =
         resume: 'auto' for the latest checkpoint in the work directory, or the path of one.
 
     Raises:
-        ValueError: the config has no ``auto_scale_lr.base_batch_size``, or an optimizer wrapper without autocast.
+        ValueError: the config has no ``auto_scale_lr.base_batch_size``, or an optimizer wrapper
+            without autocast.
     """
     if amp:
         kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
         if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-            raise ValueError(f"--amp needs optim_wrapper.type to be 'OptimWrapper' or 'AmpOptimWrapper', got {kind!r}.")
+            raise ValueError(
+                "--amp needs optim_wrapper.type to be 'OptimWrapper' or 'AmpOptimWrapper', got "
+                f'{kind!r}.'
+            )
         cfg.optim_wrapper.update(type='AmpOptimWrapper')
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise ValueError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size in the config, '
-                             f"got auto_scale_lr={cfg.get('auto_scale_lr')}.")
+            raise ValueError(
+                f'--auto-scale-lr needs auto_scale_lr.base_batch_size in the config, '
+                f'got auto_scale_lr={cfg.get("auto_scale_lr")}.'
+            )
         cfg.auto_scale_lr.enable = True
     if resume:
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
 
 
-def apply_test_options(cfg: Config, *, checkpoint: str, out: str | None = None, show: bool = False,
-                       show_dir: str | None = None, wait_time: float = 2, tta: bool = False) -> Callable | None:
+def apply_test_options(
+    cfg: Config,
+    *,
+    checkpoint: str,
+    out: str | None = None,
+    show: bool = False,
+    show_dir: str | None = None,
+    wait_time: float = 2,
+    tta: bool = False,
+) -> Callable | None:
     """Switch a config to test a checkpoint, draw or keep its predictions, or augment at test time.
 
     Args:
@@ -91,8 +132,10 @@ def apply_test_options(cfg: Config, *, checkpoint: str, out: str | None = None, 
     cfg.load_from = checkpoint
     if show or show_dir:
         if 'visualization' not in cfg.get('default_hooks', {}):
-            raise ValueError('--show and --show-dir need default_hooks.visualization in the config, got '
-                             f"default_hooks={list(cfg.get('default_hooks', {}))}.")
+            raise ValueError(
+                '--show and --show-dir need default_hooks.visualization in the config, got '
+                f'default_hooks={list(cfg.get("default_hooks", {}))}.'
+            )
         cfg.default_hooks.visualization.update(draw=True, show=show, wait_time=wait_time)
         if show_dir and scope_of(cfg) == 'mmdet':
             cfg.default_hooks.visualization.test_out_dir = show_dir
@@ -103,7 +146,9 @@ def apply_test_options(cfg: Config, *, checkpoint: str, out: str | None = None, 
     if out is not None and scope_of(cfg) == 'mmdet':
         return _dump_detections(out)
     if out is not None:
-        evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+        evaluators = (
+            cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+        )
         for evaluator in evaluators:
             evaluator.update(output_dir=out, keep_results=True)
     return None
@@ -113,14 +158,20 @@ def _apply_tta(cfg: Config) -> None:
     detection = scope_of(cfg) == 'mmdet'
     missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
     if missing and not detection:
-        raise ValueError(f'--tta needs tta_model and tta_pipeline in a segmentation config, {missing} not found.')
+        raise ValueError(
+            f'--tta needs tta_model and tta_pipeline in a segmentation config, {missing} not found.'
+        )
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
     cfg.model = ConfigDict(cfg.get('tta_model', DETECTION_TTA_MODEL), module=cfg.model)
-    flips = dict(type='TestTimeAug', transforms=[
-        [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
-        [dict(type='PackDetInputs', meta_keys=FLIP_META_KEYS)]])
+    flips = dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
+            [dict(type='PackDetInputs', meta_keys=FLIP_META_KEYS)],
+        ],
+    )
     dataset.pipeline = cfg.get('tta_pipeline', [*deepcopy(dataset.pipeline[:-1]), flips])
 
 
@@ -130,4 +181,3 @@ def _dump_detections(out: str) -> Callable:
     from mmdet.evaluation import DumpDetResults
 
     return lambda runner: runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
-

@@ -12,24 +12,40 @@ from ..layers.spatial import SpatialConfig, build_spatial
 
 
 class SpatialFCNMaskHead(FCNMaskHead):
-    """Mask head whose 3x3 convolutions are spatial operators, involution by default as in RedNet's detectors.
+    """Mask head whose 3x3 convolutions are spatial operators, involution by default as in RedNet's
+    detectors.
 
     Args:
-        in_channels: of the RoI features; an operator keeps their number, so it must equal ``conv_out_channels``.
+        in_channels: of the RoI features; an operator keeps their number, so it must equal
+            ``conv_out_channels``.
         conv_out_channels: of the features.
-        spatial_cfg: the operator, see :func:`mmrednet.layers.build_spatial`; each is followed by a ReLU.
+        spatial_cfg: the operator, see :func:`mmrednet.layers.build_spatial`; each is followed by a
+            ReLU.
         **kwargs: see mmdet's FCNMaskHead.
 
     Raises:
         ValueError: ``in_channels`` and ``conv_out_channels`` differ.
     """
 
-    def __init__(self, in_channels: int = 256, conv_out_channels: int = 256, *,
-                 spatial_cfg: SpatialConfig = dict(type='Involution'), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        in_channels: int = 256,
+        conv_out_channels: int = 256,
+        *,
+        spatial_cfg: SpatialConfig = dict(type='Involution'),
+        **kwargs: Any,
+    ) -> None:
         if in_channels != conv_out_channels:
-            raise ValueError(f'in_channels and conv_out_channels must be equal: a spatial operator keeps the channels, '
-                             f'got {in_channels=}, {conv_out_channels=}.')
+            raise ValueError(
+                'in_channels and conv_out_channels must be equal: a spatial operator keeps the '
+                'channels, '
+                f'got {in_channels=}, {conv_out_channels=}.'
+            )
         super().__init__(in_channels=in_channels, conv_out_channels=conv_out_channels, **kwargs)
         self.convs = ModuleList(
-            Sequential(build_spatial(spatial_cfg, conv_out_channels, norm_cfg=self.norm_cfg, bias=True), nn.ReLU())
-            for _ in range(self.num_convs))
+            Sequential(
+                build_spatial(spatial_cfg, conv_out_channels, norm_cfg=self.norm_cfg, bias=True),
+                nn.ReLU(),
+            )
+            for _ in range(self.num_convs)
+        )

@@ -10,25 +10,40 @@ from ..layers.spatial import SpatialConfig, build_spatial
 
 
 class SpatialRPNHead(RPNHead):
-    """RPN head whose 3x3 convolution is a spatial operator, involution by default as in RedNet's detectors.
+    """RPN head whose 3x3 convolution is a spatial operator, involution by default as in RedNet's
+    detectors.
 
     Args:
-        in_channels: of the maps; an operator keeps their number, so it must equal ``feat_channels``.
+        in_channels: of the maps; an operator keeps their number, so it must equal
+            ``feat_channels``.
         feat_channels: of the shared features.
-        spatial_cfg: the operator, see :func:`mmrednet.layers.build_spatial`; None is the 3x3 convolution.
+        spatial_cfg: the operator, see :func:`mmrednet.layers.build_spatial`; None is the 3x3
+            convolution.
         **kwargs: see mmdet's RPNHead.
 
     Raises:
-        ValueError: ``in_channels`` and ``feat_channels`` differ, or there is more than one convolution.
+        ValueError: ``in_channels`` and ``feat_channels`` differ, or there is more than one
+            convolution.
     """
 
-    def __init__(self, in_channels: int, feat_channels: int = 256, *,
-                 spatial_cfg: SpatialConfig = dict(type='Involution'), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        feat_channels: int = 256,
+        *,
+        spatial_cfg: SpatialConfig = dict(type='Involution'),
+        **kwargs: Any,
+    ) -> None:
         if in_channels != feat_channels:
-            raise ValueError(f'in_channels and feat_channels must be equal: a spatial operator keeps the channels, '
-                             f'got {in_channels=}, {feat_channels=}.')
+            raise ValueError(
+                'in_channels and feat_channels must be equal: a spatial operator keeps the '
+                'channels, '
+                f'got {in_channels=}, {feat_channels=}.'
+            )
         if kwargs.get('num_convs', 1) != 1:
-            raise ValueError(f"num_convs must be 1 with a spatial operator, got num_convs={kwargs['num_convs']}.")
+            raise ValueError(
+                f'num_convs must be 1 with a spatial operator, got num_convs={kwargs["num_convs"]}.'
+            )
         self.spatial_cfg = spatial_cfg
         super().__init__(in_channels=in_channels, feat_channels=feat_channels, **kwargs)
 

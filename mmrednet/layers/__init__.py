@@ -16,6 +16,24 @@ from .san import SANPairwise, SANPatchwise
 from .sasa import AttentionStem, StandAloneSelfAttention
 from .spatial import OperatorChain, build_spatial
 
-__all__ = ['CBAM', 'DCN', 'SE', 'AttentionStem', 'AxialAttention', 'AxialAttention1d', 'DCNv2', 'Hamburger',
-           'Involution', 'LargeKernelAttention', 'LocalRelation', 'MultiScaleConvAttention', 'OperatorChain',
-           'OperatorConv', 'SANPairwise', 'SANPatchwise', 'SpatialConv', 'StandAloneSelfAttention', 'build_spatial']
+__all__ = [
+    'CBAM',
+    'DCN',
+    'SE',
+    'AttentionStem',
+    'AxialAttention',
+    'AxialAttention1d',
+    'DCNv2',
+    'Hamburger',
+    'Involution',
+    'LargeKernelAttention',
+    'LocalRelation',
+    'MultiScaleConvAttention',
+    'OperatorChain',
+    'OperatorConv',
+    'SANPairwise',
+    'SANPatchwise',
+    'SpatialConv',
+    'StandAloneSelfAttention',
+    'build_spatial',
+]

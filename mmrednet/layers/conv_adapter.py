@@ -1,4 +1,6 @@
-"""Operators where a stock model builds a convolution, through ``conv_cfg`` or ``dcn`` with ``stage_with_dcn``."""
+"""Operators where a stock model builds a convolution, through ``conv_cfg`` or ``dcn`` with
+``stage_with_dcn``.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,22 @@ class OperatorConv(BaseModule):
     transposed = False
     output_padding = (0, 0)
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int], stride: int, dilation: int,
-                 bias: bool, spatial_cfg: dict) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        stride: int,
+        dilation: int,
+        bias: bool,
+        spatial_cfg: dict,
+    ) -> None:
         super().__init__()
-        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+        self.in_channels, self.out_channels, self.kernel_size = (
+            in_channels,
+            out_channels,
+            kernel_size,
+        )
         self.stride, self.dilation, self.groups = (stride, stride), (dilation, dilation), 1
         self.padding = (dilation * (kernel_size[0] // 2), dilation * (kernel_size[1] // 2))
         self.project = None
@@ -43,13 +57,25 @@ class OperatorConv(BaseModule):
 
 
 @MODELS.register_module()
-def SpatialConv(in_channels: int, out_channels: int, kernel_size: IntPair, stride: IntPair = 1,  # noqa: N802
-                padding: IntPair | str = 0, dilation: IntPair = 1, groups: int = 1, bias: bool = True, *,
-                spatial_cfg: SpatialConfig = dict(type='Involution'), replaces: int = 3) -> nn.Module:
-    """Build an operator in place of a convolution, or the convolution where its kernel has another size.
+def SpatialConv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: IntPair,
+    stride: IntPair = 1,  # noqa: N802
+    padding: IntPair | str = 0,
+    dilation: IntPair = 1,
+    groups: int = 1,
+    bias: bool = True,
+    *,
+    spatial_cfg: SpatialConfig = dict(type='Involution'),
+    replaces: int = 3,
+) -> nn.Module:
+    """Build an operator in place of a convolution, or the convolution where its kernel has another
+    size.
 
-    ``conv_cfg=dict(type='mmrednet.SpatialConv', spatial_cfg=dict(type='Involution'))`` replaces the 3x3 convolutions of
-    a stock model and leaves the others as they are; so does ``dcn=dict(...)`` with ``stage_with_dcn``.
+    ``conv_cfg=dict(type='mmrednet.SpatialConv', spatial_cfg=dict(type='Involution'))`` replaces the
+    3x3 convolutions of a stock model and leaves the others as they are; so does ``dcn=dict(...)``
+    with ``stage_with_dcn``.
 
     Args:
         in_channels: of the input.
@@ -64,23 +90,44 @@ def SpatialConv(in_channels: int, out_channels: int, kernel_size: IntPair, strid
         replaces: the kernel size that is replaced.
 
     Raises:
-        ValueError: the convolution has groups, or no counterpart of its stride, dilation or padding.
+        ValueError: the convolution has groups, or no counterpart of its stride, dilation or
+            padding.
     """
-    kernel, strides, dilations = (to_pair('kernel_size', kernel_size, 1), to_pair('stride', stride, 1),
-                                  to_pair('dilation', dilation, 1))
+    kernel, strides, dilations = (
+        to_pair('kernel_size', kernel_size, 1),
+        to_pair('stride', stride, 1),
+        to_pair('dilation', dilation, 1),
+    )
     if kernel != (replaces, replaces) or spatial_cfg is None:
-        return nn.Conv2d(in_channels, out_channels, kernel, strides, padding, dilations, groups, bias)
-    where = f"conv_cfg.spatial_cfg={spatial_cfg} (or dcn.spatial_cfg)"
+        return nn.Conv2d(
+            in_channels, out_channels, kernel, strides, padding, dilations, groups, bias
+        )
+    where = f'conv_cfg.spatial_cfg={spatial_cfg} (or dcn.spatial_cfg)'
     if groups != 1:
-        raise ValueError(f'{where} cannot replace a convolution with groups: groups must be 1, got {groups=}, '
-                         f'{in_channels=}.')
+        raise ValueError(
+            f'{where} cannot replace a convolution with groups: groups must be 1, got {groups=}, '
+            f'{in_channels=}.'
+        )
     if strides[0] != strides[1] or dilations[0] != dilations[1]:
-        raise ValueError(f'{where} needs one number for both directions, got {stride=}, {dilation=}.')
+        raise ValueError(
+            f'{where} needs one number for both directions, got {stride=}, {dilation=}.'
+        )
     same = (dilations[0] * (kernel[0] // 2),) * 2
-    if not isinstance(padding, str) and to_pair('padding', padding, 0) != same or padding == 'valid':
-        raise ValueError(f'{where} keeps the size of a map: padding must be {same[0]}, got {padding=}, {kernel_size=}, '
-                         f'{dilation=}.')
+    if (
+        not isinstance(padding, str)
+        and to_pair('padding', padding, 0) != same
+        or padding == 'valid'
+    ):
+        raise ValueError(
+            f'{where} keeps the size of a map: padding must be {same[0]}, got {padding=}, '
+            f'{kernel_size=}, '
+            f'{dilation=}.'
+        )
     try:
-        return OperatorConv(in_channels, out_channels, kernel, strides[0], dilations[0], bias, spatial_cfg)
+        return OperatorConv(
+            in_channels, out_channels, kernel, strides[0], dilations[0], bias, spatial_cfg
+        )
     except (TypeError, ValueError) as error:
-        raise type(error)(f'{where} cannot stand for a {in_channels} to {out_channels} convolution: {error}') from error
+        raise type(error)(
+            f'{where} cannot stand for a {in_channels} to {out_channels} convolution: {error}'
+        ) from error

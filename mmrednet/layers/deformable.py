@@ -1,4 +1,6 @@
-"""Deformable convolution, versions 1 and 2 (Dai et al., ICCV 2017; Zhu et al., CVPR 2019), by mmcv's operators."""
+"""Deformable convolution, versions 1 and 2 (Dai et al., ICCV 2017; Zhu et al., CVPR 2019), by
+mmcv's operators.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ from .spatial import spatial_operator
 class DeformableConv(BaseModule):
     """A convolution whose taps move by offsets that another convolution makes of the input.
 
-    Names are those of mmcv and mmdet: ``weight``, ``conv_offset.weight`` and ``conv_offset.bias``, which start at zero.
-    mmcv's compiled operators are imported when the first one is built. Under autocast they run in float32.
+    Names are those of mmcv and mmdet: ``weight``, ``conv_offset.weight`` and ``conv_offset.bias``,
+        which start at zero. mmcv's compiled operators are imported when the first one is built.
+        Under autocast they run in float32.
 
     Args:
         channels: C, of the input and of the output.
@@ -38,22 +41,39 @@ class DeformableConv(BaseModule):
     operator: str
     offsets: int
 
-    def __init__(self, channels: int, *, kernel_size: int = 3, stride: int = 1, dilation: int = 1,
-                 deform_groups: int = 1, init_cfg: dict | list[dict] | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        deform_groups: int = 1,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
         super().__init__(init_cfg)
         if kernel_size % 2 == 0:
             raise ValueError(f'kernel_size must be odd, got {kernel_size=}.')
         try:
             from mmcv import ops
         except ImportError as error:
-            raise ImportError(f'{type(self).__name__} needs the compiled operators of mmcv, which cannot be imported: '
-                              f'{error}. Install the full mmcv, not mmcv-lite.') from error
+            raise ImportError(
+                f'{type(self).__name__} needs the compiled operators of mmcv, which cannot be '
+                'imported: '
+                f'{error}. Install the full mmcv, not mmcv-lite.'
+            ) from error
         self.function = getattr(ops, self.operator)
         self.stride, self.dilation, self.deform_groups = stride, dilation, deform_groups
         self.padding = dilation * (kernel_size // 2)
         self.weight = nn.Parameter(torch.empty(channels, channels, kernel_size, kernel_size))
-        self.conv_offset = nn.Conv2d(channels, deform_groups * self.offsets * kernel_size**2, kernel_size, stride,
-                                     self.padding, dilation)
+        self.conv_offset = nn.Conv2d(
+            channels,
+            deform_groups * self.offsets * kernel_size**2,
+            kernel_size,
+            stride,
+            self.padding,
+            dilation,
+        )
         nn.init.kaiming_uniform_(self.weight, nonlinearity='relu')
         self.start_still()
 
@@ -77,7 +97,7 @@ class DeformableConv(BaseModule):
         dtype = torch.promote_types(x.dtype, torch.float32)
         with full_precision(x.device.type):
             result = self.convolve(x.to(dtype), offset.to(dtype)).to(offset.dtype)
-        return result[..., :-(-height // self.stride), :-(-width // self.stride)]
+        return result[..., : -(-height // self.stride), : -(-width // self.stride)]
 
     @abstractmethod
     def convolve(self, x: Tensor, offset: Tensor) -> Tensor:
@@ -92,7 +112,9 @@ class DCN(DeformableConv):
 
     def convolve(self, x: Tensor, offset: Tensor) -> Tensor:
         """Apply mmcv's operator to the input and the offsets (y, x) of every tap."""
-        return self.function(x, offset, self.weight, self.stride, self.padding, self.dilation, 1, self.deform_groups)
+        return self.function(
+            x, offset, self.weight, self.stride, self.padding, self.dilation, 1, self.deform_groups
+        )
 
 
 @spatial_operator
@@ -102,7 +124,19 @@ class DCNv2(DeformableConv):
     operator, offsets = 'modulated_deform_conv2d', 3
 
     def convolve(self, x: Tensor, offset: Tensor) -> Tensor:
-        """Apply mmcv's operator to the input, the offsets (y, x) of every tap and the sigmoid of its weight."""
+        """Apply mmcv's operator to the input, the offsets (y, x) of every tap and the sigmoid of
+        its weight.
+        """
         first, second, mask = offset.chunk(3, 1)
-        return self.function(x, torch.cat([first, second], 1), mask.sigmoid(), self.weight, None, self.stride,
-                             self.padding, self.dilation, 1, self.deform_groups)
+        return self.function(
+            x,
+            torch.cat([first, second], 1),
+            mask.sigmoid(),
+            self.weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            1,
+            self.deform_groups,
+        )

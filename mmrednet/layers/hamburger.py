@@ -1,4 +1,6 @@
-"""Hamburger: matrix decomposition as global attention (Geng et al., ICLR 2021), as the decoder of SegNeXt uses it."""
+"""Hamburger: matrix decomposition as global attention (Geng et al., ICLR 2021), as the decoder of
+SegNeXt uses it.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,15 @@ from .precision import full_precision
 class NMF2D(nn.Module):
     r"""Replace a non-negative map by its low-rank approximation, found by multiplicative updates.
 
-    The map X (D, N), with D = C / S channels and N = H * W positions, is approximated by :math:`B C^T` with the bases
-    B (D, R) and the coefficients C (N, R), which start from :math:`\mathrm{softmax}(X^T B)` and are updated in turn:
+    The map X (D, N), with D = C / S channels and N = H * W positions, is approximated by :math:`B
+    C^T` with the bases B (D, R) and the coefficients C (N, R), which start from
+    :math:`\mathrm{softmax}(X^T B)` and are updated in turn:
 
     .. math:: C \leftarrow C \odot \frac{X^T B}{C B^T B + \epsilon}, \qquad
               B \leftarrow B \odot \frac{X C}{B C^T C + \epsilon}
 
-    (algorithm 2 of the paper; :math:`\epsilon` is 1e-6). The sums are taken in float32 or wider. Every image is
-    decomposed on its own.
+    (algorithm 2 of the paper; :math:`\epsilon` is 1e-6). The sums are taken in float32 or wider.
+    Every image is decomposed on its own.
 
     Args:
         channels: C, of the input and of the output.
@@ -31,8 +34,9 @@ class NMF2D(nn.Module):
         MD_R: R, the rank.
         train_steps: updates in training mode.
         eval_steps: updates in eval mode.
-        rand_init: whether every forward draws new bases to start from. The published code does, so that its answer
-            for an image differs from call to call. By default they are drawn once, and kept in the state dict.
+        rand_init: whether every forward draws new bases to start from. The published code does, so
+            that its answer for an image differs from call to call. By default they are drawn once,
+            and kept in the state dict.
         seed: of the bases that are drawn once.
 
     Raises:
@@ -42,8 +46,17 @@ class NMF2D(nn.Module):
     epsilon = 1e-6
     bases: Tensor
 
-    def __init__(self, channels: int, *, MD_S: int = 1, MD_R: int = 64, train_steps: int = 6,  # noqa: N803
-                 eval_steps: int = 7, rand_init: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        MD_S: int = 1,
+        MD_R: int = 64,
+        train_steps: int = 6,  # noqa: N803
+        eval_steps: int = 7,
+        rand_init: bool = False,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         if MD_S < 1 or channels % MD_S:
             raise ValueError(f'MD_S must divide channels, got {channels=}, {MD_S=}.')
@@ -67,7 +80,9 @@ class NMF2D(nn.Module):
         return coefficients * (x.mT @ bases) / (coefficients @ (bases.mT @ bases) + self.epsilon)
 
     def _new_bases(self, x: Tensor, bases: Tensor, coefficients: Tensor) -> Tensor:
-        return bases * (x @ coefficients) / (bases @ (coefficients.mT @ coefficients) + self.epsilon)
+        return (
+            bases * (x @ coefficients) / (bases @ (coefficients.mT @ coefficients) + self.epsilon)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the non-negative (B, C, H, W) to its approximation."""
@@ -98,7 +113,9 @@ class Hamburger(BaseModule):
         ham_kwargs: arguments of :class:`NMF2D`.
     """
 
-    def __init__(self, channels: int, *, norm_cfg: dict | None = None, ham_kwargs: dict | None = None) -> None:
+    def __init__(
+        self, channels: int, *, norm_cfg: dict | None = None, ham_kwargs: dict | None = None
+    ) -> None:
         super().__init__()
         self.ham_in = ConvModule(channels, channels, 1, act_cfg=None)
         self.ham = NMF2D(channels, **(ham_kwargs or {}))

@@ -39,7 +39,8 @@ class ConvolutionalAttention(BaseModule):
 class DepthWiseConv2d(nn.Conv2d):
     """Depth-wise convolution of stride 1 that keeps the size of its input.
 
-    On a CPU one with dilation d, for which there is no fast kernel, becomes one without on the d x d maps that its taps
+    On a CPU one with dilation d, for which there is no fast kernel, becomes one without on the d x
+    d maps that its taps
     see apart: positions whose distance is a multiple of d. A trace records the convolution itself.
 
     Args:
@@ -50,13 +51,21 @@ class DepthWiseConv2d(nn.Conv2d):
 
     def __init__(self, channels: int, kernel_size: tuple[int, int], dilation: int = 1) -> None:
         padding = (dilation * (kernel_size[0] - 1) // 2, dilation * (kernel_size[1] - 1) // 2)
-        super().__init__(channels, channels, kernel_size, padding=padding, dilation=dilation, groups=channels)
+        super().__init__(
+            channels, channels, kernel_size, padding=padding, dilation=dilation, groups=channels
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         step = self.dilation[0]
         even = any(size % 2 == 0 for size in self.kernel_size)
-        if step == 1 or even or x.device.type != 'cpu' or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if (
+            step == 1
+            or even
+            or x.device.type != 'cpu'
+            or torch.jit.is_tracing()
+            or torch.compiler.is_compiling()
+        ):
             return super().forward(x)
         height, width = x.shape[-2:]
         parts = _apart(F.pad(x, (0, -width % step, 0, -height % step)), step)
@@ -70,7 +79,9 @@ def _channels_last(x: Tensor) -> bool:
 
 
 def _apart(x: Tensor, step: int) -> Tensor:
-    """Return the maps (B * step * step, C, H / step, W / step) that a map consists of, laid out as it is."""
+    """Return the maps (B * step * step, C, H / step, W / step) that a map consists of, laid out as
+    it is.
+    """
     cells = x.unflatten(3, (-1, step)).unflatten(2, (-1, step))
     if _channels_last(x):
         return cells.permute(0, 3, 5, 2, 4, 1).flatten(0, 2).movedim(-1, 1)
@@ -91,9 +102,9 @@ class LargeKernelAttention(ConvolutionalAttention):
 
     .. math:: y = \mathrm{Conv}_{1 \times 1}(\mathrm{DW\text{-}D}(\mathrm{DW}(x))) \odot x
 
-    (equations 2 and 3 of the paper): a K x K kernel becomes a depth-wise one of 2d - 1, a depth-wise one of ceil(K / d)
-    with dilation d, and a 1x1 convolution. K = 21 and d = 3 are the published ones; table 10 of the paper compares
-    (7, 2), (14, 3), (21, 3) and (28, 4).
+    (equations 2 and 3 of the paper): a K x K kernel becomes a depth-wise one of 2d - 1, a
+    depth-wise one of ceil(K / d) with dilation d, and a 1x1 convolution. K = 21 and d = 3 are the
+    published ones; table 10 of the paper compares (7, 2), (14, 3), (21, 3) and (28, 4).
 
     Args:
         channels: C, of the input and of the output.
@@ -107,16 +118,28 @@ class LargeKernelAttention(ConvolutionalAttention):
         ValueError: K and d leave a kernel without a centre.
     """
 
-    def __init__(self, channels: int, *, kernel_size: int = 21, kernel_dilation: int = 3, stride: int = 1,
-                 dilation: int = 1, init_cfg: dict | list[dict] | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 21,
+        kernel_dilation: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
         super().__init__(stride, init_cfg)
         if kernel_dilation < 1 or kernel_size < 1:
-            raise ValueError(f'kernel_size and kernel_dilation must be positive, got {kernel_size=}, '
-                             f'{kernel_dilation=}.')
+            raise ValueError(
+                f'kernel_size and kernel_dilation must be positive, got {kernel_size=}, '
+                f'{kernel_dilation=}.'
+            )
         near, far = 2 * kernel_dilation - 1, -(-kernel_size // kernel_dilation)
         if dilation * kernel_dilation * (far - 1) % 2:
-            raise ValueError(f'ceil(kernel_size / kernel_dilation) must be odd or kernel_dilation even, '
-                             f'got {kernel_size=}, {kernel_dilation=}.')
+            raise ValueError(
+                f'ceil(kernel_size / kernel_dilation) must be odd or kernel_dilation even, '
+                f'got {kernel_size=}, {kernel_dilation=}.'
+            )
         # the names in the published checkpoints
         self.conv0 = DepthWiseConv2d(channels, (near, near), dilation)
         self.conv_spatial = DepthWiseConv2d(channels, (far, far), dilation * kernel_dilation)
@@ -131,9 +154,11 @@ class LargeKernelAttention(ConvolutionalAttention):
 class MultiScaleConvAttention(ConvolutionalAttention):
     r"""Multi-scale convolutional attention of SegNeXt (Guo et al., NeurIPS 2022).
 
-    .. math:: y = \mathrm{Conv}_{1 \times 1}\Big(\sum_{i=0}^{n} \mathrm{Scale}_i(\mathrm{DW}(x))\Big) \odot x
+    .. math:: y = \mathrm{Conv}_{1 \times 1}\Big(\sum_{i=0}^{n}
+    \mathrm{Scale}_i(\mathrm{DW}(x))\Big) \odot x
 
-    (equations 1 and 2 of the paper): Scale 0 is the identity, each other is two depth-wise strips, 1 x k and k x 1.
+    (equations 1 and 2 of the paper): Scale 0 is the identity, each other is two depth-wise strips,
+    1 x k and k x 1.
 
     Args:
         channels: C, of the input and of the output.
@@ -147,14 +172,25 @@ class MultiScaleConvAttention(ConvolutionalAttention):
         ValueError: a size is even, or there is no strip.
     """
 
-    def __init__(self, channels: int, *, kernel_size: int = 5, strip_sizes: Sequence[int] = (7, 11, 21),
-                 stride: int = 1, dilation: int = 1, init_cfg: dict | list[dict] | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 5,
+        strip_sizes: Sequence[int] = (7, 11, 21),
+        stride: int = 1,
+        dilation: int = 1,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
         super().__init__(stride, init_cfg)
         if not strip_sizes or any(size % 2 == 0 for size in (kernel_size, *strip_sizes)):
-            raise ValueError(f'kernel_size and strip_sizes must be odd, with at least one strip, '
-                             f'got {kernel_size=}, {strip_sizes=}.')
+            raise ValueError(
+                f'kernel_size and strip_sizes must be odd, with at least one strip, '
+                f'got {kernel_size=}, {strip_sizes=}.'
+            )
         self.strips = len(strip_sizes)
-        # the names in the published checkpoints, where the 1x1 convolution after three pairs of strips is conv3
+        # the names in the published checkpoints, where the 1x1 convolution after three pairs of
+        # strips is conv3
         self.conv0 = DepthWiseConv2d(channels, (kernel_size, kernel_size), dilation)
         for index, size in enumerate(strip_sizes):
             self.add_module(f'conv{index}_1', DepthWiseConv2d(channels, (1, size), dilation))

@@ -20,18 +20,19 @@ class LocalRelation(BaseModule):
 
     .. math:: y_i = W \sum_j \mathrm{softmax}_j\big(\Phi(q_i, k_j) + f(j - i)\big) \, x_j
 
-    (equations 1 and 2 of the paper), one query and one key for each group of m channels; f is the geometry prior, a
-    small network over relative positions, and W a 1x1 convolution. Neighbours outside the map get no weight.
+    (equations 1 and 2 of the paper), one query and one key for each group of m channels; f is the
+    geometry prior, a small network over relative positions, and W a 1x1 convolution. Neighbours
+    outside the map get no weight.
 
     Args:
         channels: C, of the input and of the output.
         kernel_size: odd size of the neighbourhood.
         stride: distance of neighbouring outputs.
         dilation: distance of neighbouring taps.
-        group_channels: m, how many neighbouring channels share their weights; if it does not divide C, the last group
-            has fewer.
-        relation: Phi: 'product' (q k), 'squared_difference' (-(q - k)^2), 'absolute_difference' (-|q - k|) or 'key'
-            (k alone).
+        group_channels: m, how many neighbouring channels share their weights; if it does not divide
+            C, the last group has fewer.
+        relation: Phi: 'product' (q k), 'squared_difference' (-(q - k)^2), 'absolute_difference'
+            (-|q - k|) or 'key' (k alone).
         prior_channels: hidden width of the geometry prior; 0 leaves the prior out.
         init_cfg: see mmengine's BaseModule.
 
@@ -39,9 +40,18 @@ class LocalRelation(BaseModule):
         ValueError: ``group_channels`` is not positive, or there is no such relation.
     """
 
-    def __init__(self, channels: int, *, kernel_size: int = 7, stride: int = 1, dilation: int = 1,
-                 group_channels: int = 8, relation: str = 'product', prior_channels: int = 16,
-                 init_cfg: dict | list[dict] | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 7,
+        stride: int = 1,
+        dilation: int = 1,
+        group_channels: int = 8,
+        relation: str = 'product',
+        prior_channels: int = 16,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
         super().__init__(init_cfg)
         if group_channels < 1:
             raise ValueError(f'group_channels must be at least 1, got {group_channels=}.')
@@ -52,26 +62,37 @@ class LocalRelation(BaseModule):
         self.window = Window(kernel_size, stride, dilation)
         self.query = None if relation == 'key' else nn.Conv2d(channels, self.groups, 1)
         self.key = nn.Conv2d(channels, self.groups, 1)
-        self.prior = GeometryPrior(self.groups, prior_channels, self.window.kernel) if prior_channels else None
+        self.prior = (
+            GeometryPrior(self.groups, prior_channels, self.window.kernel)
+            if prior_channels
+            else None
+        )
         self.project = nn.Conv2d(channels, channels, 1, bias=False)
 
     def _pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return vectors (B, G, D, Ho, Wo) and (B, G, D, H, W) whose products are the relation."""
         key = self.key(x)
         if self.query is None:
-            ones = torch.ones_like(key[..., ::self.stride, ::self.stride])
+            ones = torch.ones_like(key[..., :: self.stride, :: self.stride])
             return ones.unsqueeze(2), key.unsqueeze(2)
-        query = self.query(x[..., ::self.stride, ::self.stride])
+        query = self.query(x[..., :: self.stride, :: self.stride])
         if self.relation == 'squared_difference':
-            # -(q - k)^2 without its -q^2, which is the same for all neighbours and so nothing to the softmax
-            return torch.stack([2 * query, -torch.ones_like(query)], 2), torch.stack([key, key.square()], 2)
+            # -(q - k)^2 without its -q^2, which is the same for all neighbours and so nothing to
+            # the softmax
+            return torch.stack([2 * query, -torch.ones_like(query)], 2), torch.stack(
+                [key, key.square()], 2
+            )
         return query.unsqueeze(2), key.unsqueeze(2)
 
     def _neighbours(self, key: Tensor) -> Tensor:
-        """Return (B, G, K, Ho, Wo): keys are one channel per group, so a copy for every tap is small."""
+        """Return (B, G, K, Ho, Wo): keys are one channel per group, so a copy for every tap is
+        small.
+        """
         window = self.window
         columns = F.unfold(key, window.kernel, window.dilation, window.padding, window.stride)
-        return columns.unflatten(1, (self.groups, window.taps)).unflatten(3, window.output_size(*key.shape[-2:]))
+        return columns.unflatten(1, (self.groups, window.taps)).unflatten(
+            3, window.output_size(*key.shape[-2:])
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
@@ -87,4 +108,4 @@ class LocalRelation(BaseModule):
         else:
             result = local_attention(query, key, value, self.window, bias=prior)
         result = result.flatten(1, 2)
-        return self.project(result[:, :x.shape[1]])
+        return self.project(result[:, : x.shape[1]])

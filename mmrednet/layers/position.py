@@ -9,7 +9,8 @@ from ..ops.attention import relative_logits
 
 
 class RelativeEmbedding(nn.Module):
-    r"""Learned embeddings of the row and of the column of a neighbour, each one half of a head's channels.
+    r"""Learned embeddings of the row and of the column of a neighbour, each one half of a head's
+    channels.
 
     .. math:: l_{ij} = q_i^T r_{j - i}, \qquad r_{(u, v)} = [\mathrm{row}_u, \mathrm{column}_v]
 
@@ -25,9 +26,14 @@ class RelativeEmbedding(nn.Module):
     def __init__(self, num_heads: int, channels: int, kernel: tuple[int, int]) -> None:
         super().__init__()
         if channels % 2:
-            raise ValueError(f'channels / num_heads must be even, half for rows and half for columns, got {channels}.')
+            raise ValueError(
+                'channels / num_heads must be even, half for rows and half for columns, got '
+                f'{channels}.'
+            )
         self.rows = nn.Parameter(torch.randn(num_heads, channels // 2, kernel[0]) * channels**-0.5)
-        self.columns = nn.Parameter(torch.randn(num_heads, channels // 2, kernel[1]) * channels**-0.5)
+        self.columns = nn.Parameter(
+            torch.randn(num_heads, channels // 2, kernel[1]) * channels**-0.5
+        )
 
     def forward(self, query: Tensor) -> Tensor:
         """Map the queries (B, N, D, H, W) to logits (B, N, K, H, W)."""
@@ -35,23 +41,30 @@ class RelativeEmbedding(nn.Module):
 
 
 def absolute_embedding(x: Tensor) -> Tensor:
-    """Return sines and cosines (C, H, W) of the rows, in the first half of the channels, and of the columns.
+    """Return sines and cosines (C, H, W) of the rows, in the first half of the channels, and of the
+    columns.
 
-    Wavelengths grow geometrically from 2 pi to 10000 * 2 pi pixels (Vaswani et al., NeurIPS 2017, section 3.5).
+    Wavelengths grow geometrically from 2 pi to 10000 * 2 pi pixels (Vaswani et al., NeurIPS 2017,
+    section 3.5).
     """
     channels, height, width = x.shape[1:]
     half = channels // 2
     parts = []
     for length, count in ((height, half), (width, channels - half)):
-        frequency = 10000.0 ** (-torch.arange(0, count, 2, device=x.device, dtype=torch.float32) / count)
+        frequency = 10000.0 ** (
+            -torch.arange(0, count, 2, device=x.device, dtype=torch.float32) / count
+        )
         angle = frequency[:, None] * torch.arange(length, device=x.device, dtype=torch.float32)
         parts.append(torch.stack([angle.sin(), angle.cos()], 1).flatten(0, 1)[:count])
     rows, columns = parts
-    return torch.cat([rows[:, :, None].expand(-1, -1, width), columns[:, None].expand(-1, height, -1)]).to(x.dtype)
+    return torch.cat(
+        [rows[:, :, None].expand(-1, -1, width), columns[:, None].expand(-1, height, -1)]
+    ).to(x.dtype)
 
 
 class GeometryPrior(nn.Module):
-    """What a relative position alone is worth to each group: a network of two layers over (dx, dy) in taps.
+    """What a relative position alone is worth to each group: a network of two layers over (dx, dy)
+    in taps.
 
     Args:
         groups: G.
@@ -67,7 +80,9 @@ class GeometryPrior(nn.Module):
     def forward(self) -> Tensor:
         """Return logits (G, K)."""
         parameter = next(self.layers.parameters())
-        axes = [torch.arange(size, device=parameter.device, dtype=parameter.dtype) - (size - 1) / 2
-                for size in self.kernel]
+        axes = [
+            torch.arange(size, device=parameter.device, dtype=parameter.dtype) - (size - 1) / 2
+            for size in self.kernel
+        ]
         rows, columns = torch.meshgrid(*axes, indexing='ij')
         return self.layers(torch.stack([columns, rows], -1).flatten(0, 1)).T

@@ -6,5 +6,14 @@ from .involution import local_involution
 from .local import active_kernels, local_aggregate, local_correlate, local_scatter
 from .window import Window
 
-__all__ = ['Window', 'active_kernels', 'attend', 'axial_attention', 'local_aggregate', 'local_attention',
-           'local_correlate', 'local_involution', 'local_scatter']
+__all__ = [
+    'Window',
+    'active_kernels',
+    'attend',
+    'axial_attention',
+    'local_aggregate',
+    'local_attention',
+    'local_correlate',
+    'local_involution',
+    'local_scatter',
+]

@@ -1,4 +1,6 @@
-"""The compiled CPU kernels, where they were built: loading them gives the CPU its implementations. See csrc/."""
+"""The compiled CPU kernels, where they were built: loading them gives the CPU its implementations.
+See csrc/.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ def _load() -> str | None:
     candidates = [Path(__file__).with_name(f'_C{suffix}') for suffix in EXTENSION_SUFFIXES]
     found = [path for path in candidates if path.is_file()]
     if not found:
-        return 'not built: python setup.py build_ext --inplace, or pip install --no-build-isolation, needs a compiler'
+        return (
+            'not built: python setup.py build_ext --inplace, or pip install --no-build-isolation, '
+            'needs a compiler'
+        )
     try:
         torch.ops.load_library(str(found[0]))
     except OSError as error:
@@ -30,12 +35,18 @@ MISSING = _load()
 
 @functools.cache
 def _say_missing() -> None:
-    warnings.warn('mmrednet: plain torch computes on the CPU, several times slower than the compiled kernels, which '
-                  f'are missing ({MISSING}).', stacklevel=2)
+    warnings.warn(
+        'mmrednet: plain torch computes on the CPU, several times slower than the compiled '
+        'kernels, which '
+        f'are missing ({MISSING}).',
+        stacklevel=2,
+    )
 
 
 def notice_missing(tensor: Tensor) -> None:
-    """Warn, once, that plain torch computes on the CPU: pip does not show what a build without a compiler says."""
+    """Warn, once, that plain torch computes on the CPU: pip does not show what a build without a
+    compiler says.
+    """
     if MISSING and tensor.device.type == 'cpu':
         _say_missing()
 

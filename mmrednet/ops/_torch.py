@@ -1,7 +1,8 @@
 """The kernels in plain torch: one tap at a time, on any device and in any dtype.
 
-Each tap is a strided slice of the input times a slice of the weights, so nothing is unfolded and nothing is padded:
-memory stays at inputs and outputs, plus one product of the output's size in ``correlate``.
+Each tap is a strided slice of the input times a slice of the weights, so nothing is unfolded and
+nothing is padded: memory stays at inputs and outputs, plus one product of the output's size in
+``correlate``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def sum_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def empty_in_layout_of(like: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised dense tensor whose dimensions lie in memory in the order of those of ``like``.
+    """Return an uninitialised dense tensor whose dimensions lie in memory in the order of those of
+    ``like``.
 
     Channels-last input thus gives channels-last output, and interleaved groups stay interleaved.
     """
@@ -33,7 +35,9 @@ def empty_in_layout_of(like: Tensor, size: Sequence[int], dtype: torch.dtype) ->
 
 
 def in_layout_of(like: Tensor, tensor: Tensor) -> Tensor:
-    """Return a tensor with the strides that :func:`empty_in_layout_of` gives, without a copy where it has them."""
+    """Return a tensor with the strides that :func:`empty_in_layout_of` gives, without a copy where
+    it has them.
+    """
     if tensor.permute(_memory_order(like)).is_contiguous():
         return tensor
     return empty_in_layout_of(like, tensor.shape, tensor.dtype).copy_(tensor)
@@ -44,7 +48,9 @@ def _memory_order(tensor: Tensor) -> list[int]:
     return sorted(range(tensor.dim()), key=lambda dim: -strides[dim])
 
 
-def _axis_slices(tap: int, stride: int, dilation: int, padding: int, size: int, out: int) -> tuple[slice, slice]:
+def _axis_slices(
+    tap: int, stride: int, dilation: int, padding: int, size: int, out: int
+) -> tuple[slice, slice]:
     """Return the outputs that see an input through this tap, and those inputs, along one axis."""
     offset = tap * dilation - padding
     first = max(0, -(offset // stride))
@@ -57,13 +63,17 @@ def _axis_slices(tap: int, stride: int, dilation: int, padding: int, size: int, 
     return slice(first, last), slice(start, start + (last - first - 1) * step + 1, step)
 
 
-def _tap_slices(window: Window, size: Sequence[int], out: Sequence[int]) -> Iterator[tuple[int, tuple, tuple]]:
+def _tap_slices(
+    window: Window, size: Sequence[int], out: Sequence[int]
+) -> Iterator[tuple[int, tuple, tuple]]:
     """Yield (tap, index of the outputs, index of the inputs) for the taps that fall on the map."""
     kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, padding_h, padding_w = window
     for row in range(kernel_h):
         rows_out, rows_in = _axis_slices(row, stride_h, dilation_h, padding_h, size[0], out[0])
         for column in range(kernel_w):
-            columns_out, columns_in = _axis_slices(column, stride_w, dilation_w, padding_w, size[1], out[1])
+            columns_out, columns_in = _axis_slices(
+                column, stride_w, dilation_w, padding_w, size[1], out[1]
+            )
             yield row * kernel_w + column, (..., rows_out, columns_out), (..., rows_in, columns_in)
 
 
@@ -90,7 +100,9 @@ def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Window) -
 def correlate(query: Tensor, key: Tensor, window: Window) -> Tensor:
     """See :func:`mmrednet.ops.local_correlate`."""
     dtype = sum_dtype(query, key)
-    result = empty_in_layout_of(query, (*query.shape[:2], window.taps, *query.shape[-2:]), query.dtype).zero_()
+    result = empty_in_layout_of(
+        query, (*query.shape[:2], window.taps, *query.shape[-2:]), query.dtype
+    ).zero_()
     wide_query, wide_key = query.to(dtype), key.to(dtype)
     for tap, outputs, inputs in _tap_slices(window, key.shape[-2:], query.shape[-2:]):
         result[:, :, tap][outputs] = (wide_query[outputs] * wide_key[inputs]).sum(2)

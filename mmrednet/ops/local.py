@@ -2,13 +2,15 @@
 
     T(q, k, w) = sum over b, g, d, i, j of  w[b, g, j, i] * q[b, g, d, i] * k[b, g, d, i + j]
 
-``local_correlate`` is dT/dw, ``local_aggregate`` is dT/dq and ``local_scatter`` is dT/dk, so that the gradient of each
-is made of the other two. In the shapes B is the batch, G the groups, D the channels of a group, K the taps of the
-window, (H, W) the map and (Ho, Wo) the output positions. Tensors may have any strides: a view of contiguous channels
-is ``x.unflatten(1, (G, D))``, one of interleaved channels ``x.unflatten(1, (D, G)).transpose(1, 2)``.
+``local_correlate`` is dT/dw, ``local_aggregate`` is dT/dq and ``local_scatter`` is dT/dk, so that
+the gradient of each is made of the other two. In the shapes B is the batch, G the groups, D the
+channels of a group, K the taps of the window, (H, W) the map and (Ho, Wo) the output positions.
+Tensors may have any strides: a view of contiguous channels is ``x.unflatten(1, (G, D))``, one of
+interleaved channels ``x.unflatten(1, (D, G)).transpose(1, 2)``.
 
-Sums are taken in float32 or wider and returned in the dtype and the memory layout of the first argument. Under
-autocast float32 arguments are cast to the autocast dtype, as those of a convolution are.
+Sums are taken in float32 or wider and returned in the dtype and the memory layout of the first
+argument. Under autocast float32 arguments are cast to the autocast dtype, as those of a convolution
+are.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ def local_correlate(query: Tensor, key: Tensor, window: Window) -> Tensor:
 
 
 def local_scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Window) -> Tensor:
-    """Add every position to its neighbours, each time with its own weight: the adjoint of ``local_aggregate``.
+    """Add every position to its neighbours, each time with its own weight: the adjoint of
+    ``local_aggregate``.
 
         result[b, g, d, i + j]  +=  weight[b, g, j, i] * grad[b, g, d, i]        for every i and j
 
@@ -127,7 +130,11 @@ _triton.register('local', aggregate=aggregate, correlate=correlate, scatter=scat
 def active_kernels() -> dict[str, str]:
     """Say which kernels the primitives use on each kind of device, and why not others."""
     plain = 'plain torch, one tap at a time'
-    native = f'native, {_native.capability()}' if _native.MISSING is None else f'{plain} (native: {_native.MISSING})'
+    native = (
+        f'native, {_native.capability()}'
+        if _native.MISSING is None
+        else f'{plain} (native: {_native.MISSING})'
+    )
     return {'cpu': native, 'cuda': _triton.state(), 'other devices': plain}
 
 
@@ -148,7 +155,9 @@ def _(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[int]) 
 
 
 def _widened(first: Tensor, result_like: Tensor) -> Tensor:
-    """Return ``first`` in a dtype that holds ``result_like`` too: an op rounds its sums to the dtype of its first."""
+    """Return ``first`` in a dtype that holds ``result_like`` too: an op rounds its sums to the
+    dtype of its first.
+    """
     return first.to(torch.promote_types(first.dtype, result_like.dtype))
 
 
@@ -192,12 +201,15 @@ correlate.register_autograd(_correlate_grad, setup_context=_setup_context)
 scatter.register_autograd(_scatter_grad, setup_context=_setup_context)
 
 
-# two per multiply-add, as torch counts: without them its counter would report nothing for these operators
+# two per multiply-add, as torch counts: without them its counter would report nothing for these
+# operators
 @register_flop_formula([torch.ops.mmrednet.aggregate, torch.ops.mmrednet.scatter])
 def _flops_with_weight(value: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
     return 2 * multiply_adds.aggregate(value, weight)
 
 
 @register_flop_formula(torch.ops.mmrednet.correlate)
-def _flops_of_correlate(query: Sequence[int], key: Sequence[int], window: Sequence[int], **_: Any) -> int:
+def _flops_of_correlate(
+    query: Sequence[int], key: Sequence[int], window: Sequence[int], **_: Any
+) -> int:
     return 2 * multiply_adds.correlate(query, window[0] * window[1])

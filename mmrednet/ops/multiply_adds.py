@@ -10,7 +10,9 @@ Shape = Sequence[int]
 
 
 def aggregate(value: Shape, weight: Shape) -> int:
-    """Return B * G * K * Ho * Wo * D for values (B, G, D, ...) and weights (B, G, K, Ho, Wo); of scatter as well."""
+    """Return B * G * K * Ho * Wo * D for values (B, G, D, ...) and weights (B, G, K, Ho, Wo); of
+    scatter as well.
+    """
     return math.prod(weight) * value[2]
 
 
@@ -20,7 +22,8 @@ def correlate(query: Shape, taps: int) -> int:
 
 
 def involution(value: Shape, hidden: Shape, weight: Shape) -> Counter[str]:
-    """Count involution with its kernels made inside, as the 1x1 convolution and the aggregation that it equals.
+    """Count involution with its kernels made inside, as the 1x1 convolution and the aggregation
+    that it equals.
 
     Args:
         value: (B, G, D, H, W).
@@ -31,8 +34,11 @@ def involution(value: Shape, hidden: Shape, weight: Shape) -> Counter[str]:
     return Counter(conv=kernels * hidden[1], aggregate=kernels * value[2])
 
 
-def attention(query: Shape, value: Shape, rows: Shape | None, columns: Shape | None, taps: int) -> Counter[str]:
-    """Count local attention as the correlation, the products with embeddings and the aggregation that it equals.
+def attention(
+    query: Shape, value: Shape, rows: Shape | None, columns: Shape | None, taps: int
+) -> Counter[str]:
+    """Count local attention as the correlation, the products with embeddings and the aggregation
+    that it equals.
 
     Args:
         query: (B, N, D, Ho, Wo).
@@ -42,7 +48,9 @@ def attention(query: Shape, value: Shape, rows: Shape | None, columns: Shape | N
         taps: K.
     """
     positions = query[0] * math.prod(query[3:])
-    counts = Counter(correlate=correlate(query, taps), aggregate=positions * query[1] * taps * value[2])
+    counts = Counter(
+        correlate=correlate(query, taps), aggregate=positions * query[1] * taps * value[2]
+    )
     if rows is not None and columns is not None:
         counts['einsum'] = positions * (math.prod(rows) + math.prod(columns))
     return counts
@@ -57,5 +65,5 @@ def axial_attention(query: Shape, value: Shape, terms: int, value_position: bool
         terms: of the logits.
         value_position: whether positions are added to the values.
     """
-    pairs = query[0] * query[1] * query[3]**2
+    pairs = query[0] * query[1] * query[3] ** 2
     return Counter(einsum=pairs * (terms * query[2] + (1 + value_position) * value[2]))

@@ -9,5 +9,13 @@ from .classifier import ImageClassifier
 from .image_folder import ImageFolder, check_batches, use_image_folders
 from .transforms import PackImage, RandomErasing, RandomResizedCrop
 
-__all__ = ['Accuracy', 'ImageClassifier', 'ImageFolder', 'PackImage', 'RandomErasing', 'RandomResizedCrop',
-           'check_batches', 'use_image_folders']
+__all__ = [
+    'Accuracy',
+    'ImageClassifier',
+    'ImageFolder',
+    'PackImage',
+    'RandomErasing',
+    'RandomResizedCrop',
+    'check_batches',
+    'use_image_folders',
+]

@@ -13,7 +13,8 @@ from ..registry import METRICS
 
 @METRICS.register_module()
 class Accuracy(BaseMetric):
-    """Percentage of images whose class is among the k with the highest scores, as ``accuracy/top<k>``.
+    """Percentage of images whose class is among the k with the highest scores, as
+    ``accuracy/top<k>``.
 
     Args:
         topk: the numbers k; one that exceeds the number of classes is left out.
@@ -29,7 +30,8 @@ class Accuracy(BaseMetric):
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Keep for every image the place of its class: 0 if it has the highest score.
 
-        Of equal scores the class with the lowest number is the first, as in ``argmax``, and what is no number stands
+        Of equal scores the class with the lowest number is the first, as in ``argmax``, and what is
+        no number stands
         before everything: a network that gives equal scores or NaN knows no class.
         """
         for sample in data_samples:
@@ -41,4 +43,8 @@ class Accuracy(BaseMetric):
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Return the percentages."""
         places = torch.tensor([place for place, _ in results])
-        return {f'top{k}': 100 * float((places < k).double().mean()) for k in self.topk if k <= results[0][1]}
+        return {
+            f'top{k}': 100 * float((places < k).double().mean())
+            for k in self.topk
+            if k <= results[0][1]
+        }

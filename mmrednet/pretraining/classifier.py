@@ -17,32 +17,44 @@ from ..registry import MODELS
 class ImageClassifier(SafelyPretrained, BaseModel):
     """Mean of the last map, one linear layer, cross entropy.
 
-    Its names, ``backbone.`` and ``head.fc.``, are those of mmpretrain, and a detector's ``init_cfg`` takes the backbone
-    from its checkpoints as they are.
+    Its names, ``backbone.`` and ``head.fc.``, are those of mmpretrain, and a detector's
+    ``init_cfg`` takes the backbone from its checkpoints as they are.
 
     Args:
         backbone: config of the backbone.
         num_classes: of the data.
         channels: of the backbone's last map.
         label_smoothing: the share of the target that is spread over all classes.
-        mixup: alpha of the Beta distribution by which two images are blended (Zhang et al., ICLR 2018); 0 for none.
-        cutmix: alpha for a rectangle of one image put into another (Yun et al., ICCV 2019); 0 for none. With both,
-            each batch gets one of them, by equal chance.
+        mixup: alpha of the Beta distribution by which two images are blended (Zhang et al., ICLR
+            2018); 0 for none.
+        cutmix: alpha for a rectangle of one image put into another (Yun et al., ICCV 2019); 0 for
+            none. With both, each batch gets one of them, by equal chance.
         data_preprocessor: see mmengine's BaseModel.
-        init_cfg: see mmengine's BaseModule. A ``Pretrained`` checkpoint is a published or our own classifier, see
-            :func:`mmrednet.checkpoints.load_pretrained`.
+        init_cfg: see mmengine's BaseModule. A ``Pretrained`` checkpoint is a published or our own
+            classifier, see :func:`mmrednet.checkpoints.load_pretrained`.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
-    def __init__(self, backbone: dict, num_classes: int, *, channels: int, label_smoothing: float = 0.0,
-                 mixup: float = 0.0, cutmix: float = 0.0, data_preprocessor: dict | None = None,
-                 init_cfg: dict | list[dict] | None = None) -> None:
+    def __init__(
+        self,
+        backbone: dict,
+        num_classes: int,
+        *,
+        channels: int,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
         super().__init__(data_preprocessor, init_cfg)
         if num_classes < 2 or not 0 <= label_smoothing < 1 or min(mixup, cutmix) < 0:
-            raise ValueError(f'num_classes must be at least 2, label_smoothing in [0, 1), mixup and cutmix not '
-                             f'negative, got {num_classes=}, {label_smoothing=}, {mixup=}, {cutmix=}.')
+            raise ValueError(
+                f'num_classes must be at least 2, label_smoothing in [0, 1), mixup and cutmix not '
+                f'negative, got {num_classes=}, {label_smoothing=}, {mixup=}, {cutmix=}.'
+            )
         self.backbone = MODELS.build(backbone)
         linear = nn.Linear(channels, num_classes)
         nn.init.normal_(linear.weight, std=0.01)
@@ -51,16 +63,28 @@ class ImageClassifier(SafelyPretrained, BaseModel):
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
         self.mixup, self.cutmix = mixup, cutmix
 
-    def forward(self, inputs: Tensor, data_samples: list[Tensor] | None = None, mode: str = 'tensor') -> Any:
-        """Map images (B, 3, H, W) to logits, with mode 'loss' to the loss, with 'predict' to scores and labels."""
+    def forward(
+        self, inputs: Tensor, data_samples: list[Tensor] | None = None, mode: str = 'tensor'
+    ) -> Any:
+        """Map images (B, 3, H, W) to logits, with mode 'loss' to the loss, with 'predict' to scores
+        and labels.
+        """
         if mode == 'loss':
-            target = F.one_hot(torch.stack(list(data_samples or ())), self.num_classes).to(inputs.dtype)
+            target = F.one_hot(torch.stack(list(data_samples or ())), self.num_classes).to(
+                inputs.dtype
+            )
             inputs, target = self._mix(inputs, target)
-            return dict(loss=F.cross_entropy(self.logits(inputs), target, label_smoothing=self.label_smoothing))
+            return dict(
+                loss=F.cross_entropy(
+                    self.logits(inputs), target, label_smoothing=self.label_smoothing
+                )
+            )
         logits = self.logits(inputs)
         if mode == 'predict':
-            return [dict(scores=row, label=label)
-                    for row, label in zip(logits.softmax(1), data_samples or (), strict=True)]
+            return [
+                dict(scores=row, label=label)
+                for row, label in zip(logits.softmax(1), data_samples or (), strict=True)
+            ]
         return logits
 
     def logits(self, inputs: Tensor) -> Tensor:
@@ -80,8 +104,10 @@ class ImageClassifier(SafelyPretrained, BaseModel):
         else:
             height, width = inputs.shape[2:]
             sides = [int(size * (1 - share) ** 0.5) for size in (height, width)]
-            top, left = (int(torch.randint(size - side + 1, ())) for size, side in zip((height, width), sides,
-                                                                                      strict=True))
+            top, left = (
+                int(torch.randint(size - side + 1, ()))
+                for size, side in zip((height, width), sides, strict=True)
+            )
             rows, columns = slice(top, top + sides[0]), slice(left, left + sides[1])
             inputs = inputs.clone()
             inputs[:, :, rows, columns] = inputs.flip(0)[:, :, rows, columns].clone()

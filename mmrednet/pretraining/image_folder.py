@@ -19,7 +19,8 @@ ENDINGS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.webp')
 
 @DATASETS.register_module()
 class ImageFolder(BaseDataset):
-    """Images of ``<data_root>/<split>/<class>/``, at any depth below; classes are numbered by the order of their names.
+    """Images of ``<data_root>/<split>/<class>/``, at any depth below; classes are numbered by the
+    order of their names.
 
     Args:
         split: the folder below ``data_root``.
@@ -41,7 +42,9 @@ class ImageFolder(BaseDataset):
         for label, name in enumerate(classes):
             found = images_in(root / name)
             if not found:
-                raise FileNotFoundError(f'{root / name} must hold images that end in one of {ENDINGS}, got none.')
+                raise FileNotFoundError(
+                    f'{root / name} must hold images that end in one of {ENDINGS}, got none.'
+                )
             images += [dict(img_path=str(path), gt_label=label) for path in found]
         return images
 
@@ -57,9 +60,15 @@ def classes_of(root: Path) -> tuple[str, ...]:
     Raises:
         FileNotFoundError: there is no such folder, or fewer than two classes in it.
     """
-    names = tuple(sorted(path.name for path in root.iterdir() if path.is_dir())) if root.is_dir() else ()
+    names = (
+        tuple(sorted(path.name for path in root.iterdir() if path.is_dir()))
+        if root.is_dir()
+        else ()
+    )
     if len(names) < 2:
-        raise FileNotFoundError(f'{root} must be a folder with one folder per class, two at least, got {list(names)}.')
+        raise FileNotFoundError(
+            f'{root} must be a folder with one folder per class, two at least, got {list(names)}.'
+        )
     return names
 
 
@@ -87,7 +96,8 @@ def use_image_folders(cfg: Config, root: str | None = None) -> None:
 
 
 def check_batches(cfg: Config) -> None:
-    """Check that the images for training fill one batch of every process, where smaller batches are dropped.
+    """Check that the images for training fill one batch of every process, where smaller batches are
+    dropped.
 
     Raises:
         ValueError: they do not, so that there is nothing to train on.
@@ -96,6 +106,9 @@ def check_batches(cfg: Config) -> None:
     folder = Path(loader.dataset.data_root) / loader.dataset.split
     images, processes = len(images_in(folder)), get_world_size()
     if loader.get('drop_last') and math.ceil(images / processes) < loader.batch_size:
-        raise ValueError(f'train_dataloader.batch_size must be at most the number of images in {folder} for each '
-                         f'process, {images} for {processes}, got {loader.batch_size}: give a smaller one by '
-                         '--cfg-options train_dataloader.batch_size=N.')
+        raise ValueError(
+            f'train_dataloader.batch_size must be at most the number of images in {folder} for '
+            'each '
+            f'process, {images} for {processes}, got {loader.batch_size}: give a smaller one by '
+            '--cfg-options train_dataloader.batch_size=N.'
+        )

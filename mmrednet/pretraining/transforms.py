@@ -28,17 +28,25 @@ class RandomResizedCrop(BaseTransform):
         ValueError: a range is empty.
     """
 
-    def __init__(self, size: int, area: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3)) -> None:
+    def __init__(
+        self,
+        size: int,
+        area: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+    ) -> None:
         if size < 1 or not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(f'size must be positive, area in (0, 1] and ratio positive, each from least to greatest, '
-                             f'got {size=}, {area=}, {ratio=}.')
+            raise ValueError(
+                'size must be positive, area in (0, 1] and ratio positive, each from least to '
+                'greatest, '
+                f'got {size=}, {area=}, {ratio=}.'
+            )
         self.size, self.area, self.ratio = size, area, ratio
 
     def transform(self, results: dict) -> dict:
         """Replace the image."""
         image = results['img']
         top, left, height, width = self.rectangle(*image.shape[:2])
-        crop = image[top:top + height, left:left + width]
+        crop = image[top : top + height, left : left + width]
         results['img'] = cv2.resize(crop, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
         results['img_shape'] = (self.size, self.size)
         return results
@@ -50,8 +58,12 @@ class RandomResizedCrop(BaseTransform):
             ratio = math.exp(np.random.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
             new_width, new_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < new_width <= width and 0 < new_height <= height:
-                return (np.random.randint(height - new_height + 1), np.random.randint(width - new_width + 1),
-                        new_height, new_width)
+                return (
+                    np.random.randint(height - new_height + 1),
+                    np.random.randint(width - new_width + 1),
+                    new_height,
+                    new_width,
+                )
         side = min(height, width)
         return (height - side) // 2, (width - side) // 2, side, side
 
@@ -66,8 +78,12 @@ class RandomErasing(BaseTransform):
         ratio: least and greatest height over width.
     """
 
-    def __init__(self, prob: float = 0.25, area: Sequence[float] = (0.02, 1 / 3), ratio: Sequence[float] = (
-            0.3, 10 / 3)) -> None:
+    def __init__(
+        self,
+        prob: float = 0.25,
+        area: Sequence[float] = (0.02, 1 / 3),
+        ratio: Sequence[float] = (0.3, 10 / 3),
+    ) -> None:
         self.prob = prob
         self.crop = RandomResizedCrop(1, area, [1 / ratio[1], 1 / ratio[0]])
 
@@ -76,7 +92,7 @@ class RandomErasing(BaseTransform):
         if np.random.uniform() < self.prob:
             image = results['img'].copy()
             top, left, height, width = self.crop.rectangle(*image.shape[:2])
-            patch = image[top:top + height, left:left + width]
+            patch = image[top : top + height, left : left + width]
             # of the mean and deviation that normalised images have
             patch[:] = np.clip(np.random.normal(120, 58, patch.shape), 0, 255)
             results['img'] = image

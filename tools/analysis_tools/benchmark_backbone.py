@@ -1,7 +1,7 @@
 """Time backbones against stock mmdet ResNet-50 in the same process, as ratios from one run.
 
-Each contestant runs in its better layout, contiguous or channels-last, plain and with batch norms folded into
-convolutions by mmcv's fuse_conv_bn.
+Each contestant runs in its better layout, contiguous or channels-last, plain and with batch norms
+folded into convolutions by mmcv's fuse_conv_bn.
 """
 
 import argparse
@@ -28,28 +28,49 @@ BACKBONES = {
     'SASA-50, conv stem': dict(type='mmrednet.SASAResNet', depth=50),
     'VAN-b1': dict(type='mmrednet.VAN', arch='b1'),
     'mmseg MSCAN-small': dict(
-        type='mmseg.MSCAN', embed_dims=[64, 128, 320, 512], mlp_ratios=[8, 8, 4, 4], depths=[2, 2, 4, 2],
-        drop_path_rate=0.1, norm_cfg=dict(type='BN')),
+        type='mmseg.MSCAN',
+        embed_dims=[64, 128, 320, 512],
+        mlp_ratios=[8, 8, 4, 4],
+        depths=[2, 2, 4, 2],
+        drop_path_rate=0.1,
+        norm_cfg=dict(type='BN'),
+    ),
     'MSCAN-small': dict(type='mmrednet.MSCAN', arch='small'),
     'mmseg MSCAN-tiny': dict(
-        type='mmseg.MSCAN', embed_dims=[32, 64, 160, 256], mlp_ratios=[8, 8, 4, 4], depths=[3, 3, 5, 2],
-        drop_path_rate=0.1, norm_cfg=dict(type='BN')),
+        type='mmseg.MSCAN',
+        embed_dims=[32, 64, 160, 256],
+        mlp_ratios=[8, 8, 4, 4],
+        depths=[3, 3, 5, 2],
+        drop_path_rate=0.1,
+        norm_cfg=dict(type='BN'),
+    ),
     'MSCAN-tiny': dict(type='mmrednet.MSCAN', arch='tiny'),
     # what its strips take
     'MSCAN-tiny, strips of 1': dict(
-        type='mmrednet.MSCAN', arch='tiny', spatial_cfg=dict(type='MultiScaleConvAttention', strip_sizes=(1, ))),
+        type='mmrednet.MSCAN',
+        arch='tiny',
+        spatial_cfg=dict(type='MultiScaleConvAttention', strip_sizes=(1,)),
+    ),
 }
 LAYOUTS = {'contiguous': torch.contiguous_format, 'channels-last': torch.channels_last}
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--backbones', nargs='+', choices=list(BACKBONES),
-                        default=[BASELINE, 'SpatialResNet-50', 'RedNet-50'],
-                        help='the first is what the others are compared with')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        '--backbones',
+        nargs='+',
+        choices=list(BACKBONES),
+        default=[BASELINE, 'SpatialResNet-50', 'RedNet-50'],
+        help='the first is what the others are compared with',
+    )
     parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'))
     parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--train', action='store_true', help='forward and backward in training mode, not inference')
+    parser.add_argument(
+        '--train', action='store_true', help='forward and backward in training mode, not inference'
+    )
     parser.add_argument('--rounds', type=int, default=9)
     return parser.parse_args()
 
@@ -73,6 +94,7 @@ def step(model, x, train):
         else:
             with torch.inference_mode():
                 model(x)
+
     return run
 
 
@@ -82,10 +104,16 @@ def contestants(args):
     for name in args.backbones:
         model = build(BACKBONES[name])
         model.train(args.train)
-        forms = {'plain': model} if args.train else {'plain': model, 'folded': fuse_conv_bn(copy.deepcopy(model))}
+        forms = (
+            {'plain': model}
+            if args.train
+            else {'plain': model, 'folded': fuse_conv_bn(copy.deepcopy(model))}
+        )
         for form, network in forms.items():
             for layout, memory_format in LAYOUTS.items():
-                image = torch.randn(args.batch, 3, *args.shape).contiguous(memory_format=memory_format)
+                image = torch.randn(args.batch, 3, *args.shape).contiguous(
+                    memory_format=memory_format
+                )
                 moved = copy.deepcopy(network).to(memory_format=memory_format)
                 result[name, form, layout] = step(moved, image, args.train)
     return result
@@ -95,14 +123,23 @@ def main():
     args = parse_args()
     torch.manual_seed(0)
     seconds = medians(contestants(args), args.rounds)
-    print(f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32, batch '
-          f'{args.batch}, {args.shape[0]} x {args.shape[1]}, {"training step" if args.train else "inference"}; '
-          f'{active_kernels()["cpu"]}\n')
-    print(f'| backbone | batch norms | contiguous, ms | channels-last, ms | better / better of {args.backbones[0]} |\n'
-          '|---|---|---|---|---|')
+    print(
+        f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, '
+        'float32, batch '
+        f'{args.batch}, {args.shape[0]} x {args.shape[1]}, '
+        f'{"training step" if args.train else "inference"}; '
+        f'{active_kernels()["cpu"]}\n'
+    )
+    print(
+        '| backbone | batch norms | contiguous, ms | channels-last, ms | better / better of '
+        f'{args.backbones[0]} |\n'
+        '|---|---|---|---|---|'
+    )
     forms = dict.fromkeys(form for _, form, _ in seconds)
     for form in forms:
-        best = {name: min(seconds[name, form, layout] for layout in LAYOUTS) for name in args.backbones}
+        best = {
+            name: min(seconds[name, form, layout] for layout in LAYOUTS) for name in args.backbones
+        }
         for name in args.backbones:
             times = ' | '.join(f'{1e3 * seconds[name, form, layout]:.1f}' for layout in LAYOUTS)
             print(f'| {name} | {form} | {times} | {best[name] / best[args.backbones[0]]:.2f} |')

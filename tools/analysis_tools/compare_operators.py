@@ -1,7 +1,8 @@
-"""Train one small detector with each operator in turn and print what it cost and what it gave, as a table.
+"""Train one small detector with each operator in turn and print what it cost and what it gave, as a
+table.
 
-Width, schedule, data and seed are those of the config; only the operator of the backbone's stages differs. Each run is
-a process of its own, so that its peak memory is its own.
+Width, schedule, data and seed are those of the config; only the operator of the backbone's stages
+differs. Each run is a process of its own, so that its peak memory is its own.
 """
 
 import argparse
@@ -21,8 +22,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmrednet.engine import load_config, scope_of
 
-SAN_SPAN = [dict(type='SANPairwise', kernel_size=(1, 7)), dict(type='SANPairwise', kernel_size=(7, 1))]
-PATCH_SPAN = [dict(type='SANPatchwise', kernel_size=(1, 7)), dict(type='SANPatchwise', kernel_size=(7, 1))]
+SAN_SPAN = [
+    dict(type='SANPairwise', kernel_size=(1, 7)),
+    dict(type='SANPairwise', kernel_size=(7, 1)),
+]
+PATCH_SPAN = [
+    dict(type='SANPatchwise', kernel_size=(1, 7)),
+    dict(type='SANPatchwise', kernel_size=(7, 1)),
+]
 # name: spatial_cfg of the backbone
 OPERATORS = {
     'convolution 3x3': None,
@@ -41,31 +48,46 @@ OPERATORS = {
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', default='configs/shapes/faster-rcnn_r26_fpn_shapes.py',
-                        help='whose backbone takes spatial_cfg')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--config',
+        default='configs/shapes/faster-rcnn_r26_fpn_shapes.py',
+        help='whose backbone takes spatial_cfg',
+    )
     parser.add_argument('--operators', nargs='+', choices=list(OPERATORS), default=list(OPERATORS))
     parser.add_argument('--iterations', type=int, default=500)
-    parser.add_argument('--shape', type=int, nargs=2, default=(128, 128), metavar=('H', 'W'),
-                        help='of the image for which multiply-adds are counted')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        default=(128, 128),
+        metavar=('H', 'W'),
+        help='of the image for which multiply-adds are counted',
+    )
     parser.add_argument('--metric', default='coco/bbox_mAP', help='key of the result')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare_operators'))
     return parser.parse_args()
 
 
 def derive(args, name):
-    """Write a config that differs from the given one in its operator and its length, and return its path."""
+    """Write a config that differs from the given one in its operator and its length, and return its
+    path.
+    """
     path = args.work_dir / f'{"-".join(name.replace(",", "").split())}.py'
     path.parent.mkdir(parents=True, exist_ok=True)
     iterations = args.iterations
-    path.write_text(f'''_base_ = {str(Path(args.config).resolve())!r}
+    path.write_text(f"""_base_ = {str(Path(args.config).resolve())!r}
 model = dict(backbone=dict(type='mmrednet.SpatialResNet', spatial_cfg={OPERATORS[name]!r}))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=0, end={iterations}, T_max={iterations}, eta_min=0)]
+    dict(
+        type='CosineAnnealingLR', by_epoch=False, begin=0, end={iterations}, T_max={iterations},
+        eta_min=0)]
 train_cfg = dict(max_iters={iterations}, val_interval={iterations})
 default_hooks = dict(logger=dict(interval=50), checkpoint=dict(interval={iterations}))
-''')
+""")
     return path
 
 
@@ -77,7 +99,9 @@ def size(path, shape):
         model.eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.extract_feat(torch.empty(1, 3, *shape))
-    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
+    return sum(
+        parameter.numel() for parameter in model.parameters()
+    ), counter.get_total_flops() // 2
 
 
 def train(path, work_dir):
@@ -95,10 +119,20 @@ def train(path, work_dir):
 
 def main():
     args = parse_args()
-    print(f'{args.config}, {args.iterations} iterations, {torch.get_num_threads()} threads, torch {torch.__version__}')
-    print(f'multiply-adds of backbone and neck for {args.shape[0]} x {args.shape[1]}; median seconds per iteration\n')
-    print(f'| operator | {args.metric} | parameters | 10^9 multiply-adds | seconds | peak memory, GiB |\n'
-          '|---|---|---|---|---|---|', flush=True)
+    print(
+        f'{args.config}, {args.iterations} iterations, {torch.get_num_threads()} threads, torch '
+        f'{torch.__version__}'
+    )
+    print(
+        f'multiply-adds of backbone and neck for {args.shape[0]} x {args.shape[1]}; median seconds '
+        'per iteration\n'
+    )
+    print(
+        f'| operator | {args.metric} | parameters | 10^9 multiply-adds | seconds | peak memory, '
+        'GiB |\n'
+        '|---|---|---|---|---|---|',
+        flush=True,
+    )
     for name in args.operators:
         path = derive(args, name)
         parameters, multiply_adds = size(path, args.shape)
@@ -107,8 +141,12 @@ def main():
         seconds = np.median([entry['time'] for entry in scalars if 'loss' in entry])
         losses = [entry['loss'] for entry in scalars if 'loss' in entry]
         note = '' if np.isfinite(losses).all() else ' (loss not finite)'
-        print(f'| {name} | {result:.3f}{note} | {parameters:,} | {multiply_adds / 1e9:.3f} | {seconds:.3f} | '
-              f'{peak / 2**30:.2f} |', flush=True)
+        print(
+            f'| {name} | {result:.3f}{note} | {parameters:,} | {multiply_adds / 1e9:.3f} | '
+            f'{seconds:.3f} | '
+            f'{peak / 2**30:.2f} |',
+            flush=True,
+        )
 
 
 if __name__ == '__main__':

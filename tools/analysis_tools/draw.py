@@ -1,4 +1,6 @@
-"""Draw what a detector or a segmenter sees beside the ground truth, and the kernels of its involutions."""
+"""Draw what a detector or a segmenter sees beside the ground truth, and the kernels of its
+involutions.
+"""
 
 import argparse
 import sys
@@ -15,20 +17,36 @@ from mmrednet.layers import Involution
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help='path of the checkpoint')
-    parser.add_argument('--out-dir', type=Path, default=Path('outputs'), help='folder for the pictures')
-    parser.add_argument('--images', type=int, nargs='+', default=[0, 1, 2, 3, 4, 5], help='indices into the test set')
+    parser.add_argument(
+        '--out-dir', type=Path, default=Path('outputs'), help='folder for the pictures'
+    )
+    parser.add_argument(
+        '--images',
+        type=int,
+        nargs='+',
+        default=[0, 1, 2, 3, 4, 5],
+        help='indices into the test set',
+    )
     parser.add_argument('--scale', type=int, default=3, help='how much to enlarge the images')
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override parts of the config')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override parts of the config',
+    )
     return parser.parse_args()
 
 
 def last_involution_of_each_stage(model):
-    """Return the name of the stem's involution and of the last one of every stage of the backbone."""
+    """Return the name of the stem's involution and of the last one of every stage of the
+    backbone."""
     stages = {}
     for name, layer in model.named_modules():
         if isinstance(layer, Involution) and name.startswith('backbone.'):
@@ -40,19 +58,25 @@ def open_detector(cfg, args):
     from mmdet.apis import init_detector
     from mmdet.registry import DATASETS
 
-    return init_detector(cfg, args.checkpoint, device=args.device), DATASETS.build(cfg.test_dataloader.dataset)
+    return init_detector(cfg, args.checkpoint, device=args.device), DATASETS.build(
+        cfg.test_dataloader.dataset
+    )
 
 
 def open_segmenter(cfg, args):
     from mmseg.apis import init_model
     from mmseg.registry import DATASETS
 
-    return init_model(cfg, args.checkpoint, device=args.device), DATASETS.build(cfg.test_dataloader.dataset)
+    return init_model(cfg, args.checkpoint, device=args.device), DATASETS.build(
+        cfg.test_dataloader.dataset
+    )
 
 
 # framework: how to open a model, how to draw what it sees, and the name of the picture
-FORMS = {'mmdet': (open_detector, draw_detections, 'detections.png'),
-         'mmseg': (open_segmenter, draw_segmentations, 'segmentations.png')}
+FORMS = {
+    'mmdet': (open_detector, draw_detections, 'detections.png'),
+    'mmseg': (open_segmenter, draw_segmentations, 'segmentations.png'),
+}
 
 
 def main():
@@ -67,11 +91,15 @@ def main():
     stages = last_involution_of_each_stage(model)
     if stages:
         item = dataset[args.images[0]]
-        batch = model.data_preprocessor(dict(inputs=[item['inputs']], data_samples=[item['data_samples']]))
+        batch = model.data_preprocessor(
+            dict(inputs=[item['inputs']], data_samples=[item['data_samples']])
+        )
         maps = kernel_maps(model.backbone, batch['inputs'])
         shown = {stage: maps[name.removeprefix('backbone.')] for stage, name in stages.items()}
         picture = args.out_dir / 'kernels.png'
-        cv2.imwrite(str(picture), draw_kernel_maps(cv2.imread(item['data_samples'].img_path), shown))
+        cv2.imwrite(
+            str(picture), draw_kernel_maps(cv2.imread(item['data_samples'].img_path), shown)
+        )
         print(picture)
 
 

@@ -1,11 +1,12 @@
 """Count what a network takes: parameters, and multiply-adds operator by operator.
 
-CONFIG is a config for mmdet or mmseg, one whose model is a backbone alone, or the name of a registered backbone, such
-as mmrednet.VAN with --cfg-options model.arch=b0. No data set and no checkpoint is read. docs/counting.md says what
-papers count.
+CONFIG is a config for mmdet or mmseg, one whose model is a backbone alone, or the name of a
+registered backbone, such as mmrednet.VAN with --cfg-options model.arch=b0. No data set and no
+checkpoint is read. docs/counting.md says what papers count.
 
-Exit status: 0, all is counted; 1, the totals lack operators that nobody knows how to count or parts that never ran, and
-stderr names them; 2, an argument is wrong; 3, the model cannot be built, or not be run for an image alone.
+Exit status: 0, all is counted; 1, the totals lack operators that nobody knows how to count or parts
+    that never ran, and stderr names them; 2, an argument is wrong; 3, the model cannot be built, or
+    not be run for an image alone.
 """
 
 import argparse
@@ -26,22 +27,43 @@ from mmrednet.flop_handles import MMENGINE
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', metavar='CONFIG')
-    parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'), help='of the image; by default the crop of a '
-                        "segmenter's config, 800 1280 for detectors, 224 224 for backbones")
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help='of the image; by default the crop of a '
+        "segmenter's config, 800 1280 for detectors, 224 224 for backbones",
+    )
     parser.add_argument('--by', choices=VIEWS, default='operator', help='rows of the table')
     parser.add_argument('--depth', type=int, default=2, help='how deep --by module goes')
-    parser.add_argument('--convention', choices=list(UNITS), default='macs', help='of the table; totals are in both')
-    parser.add_argument('--count', default=','.join(DEFAULT_COUNT), metavar='op,norm,...',
-                        help=f'comma-separated categories ({", ".join(CATEGORIES)}) or operators of them, such as '
-                             'relu; by default what mmengine counts')
+    parser.add_argument(
+        '--convention', choices=list(UNITS), default='macs', help='of the table; totals are in both'
+    )
+    parser.add_argument(
+        '--count',
+        default=','.join(DEFAULT_COUNT),
+        metavar='op,norm,...',
+        help=f'comma-separated categories ({", ".join(CATEGORIES)}) or operators of them, such as '
+        'relu; by default what mmengine counts',
+    )
     parser.add_argument('--proposals', type=int, default=1000, help='of a two-stage detector')
-    parser.add_argument('--classes', type=int, help='put a classifier for this many classes behind a backbone')
-    parser.add_argument('--mmengine', action='store_true',
-                        help='count as mmengine would without us, to see what it misses')
+    parser.add_argument(
+        '--classes', type=int, help='put a classifier for this many classes behind a backbone'
+    )
+    parser.add_argument(
+        '--mmengine',
+        action='store_true',
+        help='count as mmengine would without us, to see what it misses',
+    )
     parser.add_argument('--json', type=Path, metavar='F', help='write all of it to a file')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='change the config, as in key=value')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='change the config, as in key=value'
+    )
     args = parser.parse_args()
     args.count = args.count.split(',')
     try:
@@ -67,9 +89,13 @@ def check(args):
 
 
 def count(args):
-    network, size = build_network(args.config, options=args.cfg_options, proposals=args.proposals, classes=args.classes)
+    network, size = build_network(
+        args.config, options=args.cfg_options, proposals=args.proposals, classes=args.classes
+    )
     shape = args.shape or size
-    complexity = count_network(network, torch.zeros(1, 3, *shape), handles=MMENGINE if args.mmengine else None)
+    complexity = count_network(
+        network, torch.zeros(1, 3, *shape), handles=MMENGINE if args.mmengine else None
+    )
     return describe(complexity, network, name=args.config, shape=shape, count=args.count)
 
 

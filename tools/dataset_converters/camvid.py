@@ -1,7 +1,7 @@
 """Bring CamVid, as the SegNet tutorial distributes it, into the folders that configs/camvid read.
 
-The source has train, val and test beside trainannot, valannot and testannot, or the same splits below images and
-annotations. Void, 11 there, becomes 255.
+The source has train, val and test beside trainannot, valannot and testannot, or the same splits
+below images and annotations. Void, 11 there, becomes 255.
 """
 
 import argparse
@@ -16,7 +16,9 @@ SPLITS = ('train', 'val', 'test')
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('source', type=Path, help='folder of the distribution')
     parser.add_argument('--out-dir', type=Path, default=Path('data/camvid'), help='where to write')
     return parser.parse_args()
@@ -24,8 +26,10 @@ def parse_args():
 
 def folders(source, split):
     """Return the folders of images and labels of a split, or None."""
-    for images, labels in ((source / split, source / f'{split}annot'),
-                           (source / 'images' / split, source / 'annotations' / split)):
+    for images, labels in (
+        (source / split, source / f'{split}annot'),
+        (source / 'images' / split, source / 'annotations' / split),
+    ):
         if images.is_dir() and labels.is_dir():
             return images, labels
     return None
@@ -37,10 +41,18 @@ def convert(image_path, label_path, out_dir, split):
         raise ValueError(f'every image must have labels, got {image_path} without {label_path}')
     image, labels = Image.open(image_path).convert('RGB'), np.array(Image.open(label_path))
     if labels.ndim != 2 or labels.max() > VOID or labels.shape != image.size[::-1]:
-        raise ValueError(f'labels must be (H, W) indices up to {VOID} of the size of the image, {image.size[::-1]}, '
-                         f'got {labels.shape} up to {labels.max()} in {label_path}')
-    for kind, content in (('images', image),
-                          ('annotations', Image.fromarray(np.where(labels == VOID, IGNORED, labels).astype(np.uint8)))):
+        raise ValueError(
+            f'labels must be (H, W) indices up to {VOID} of the size of the image, '
+            f'{image.size[::-1]}, '
+            f'got {labels.shape} up to {labels.max()} in {label_path}'
+        )
+    for kind, content in (
+        ('images', image),
+        (
+            'annotations',
+            Image.fromarray(np.where(labels == VOID, IGNORED, labels).astype(np.uint8)),
+        ),
+    ):
         path = out_dir / kind / split / f'{image_path.stem}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
         content.save(path)
@@ -50,8 +62,11 @@ def main():
     args = parse_args()
     found = {split: pair for split in SPLITS if (pair := folders(args.source, split))}
     if not found:
-        sys.exit(f'source must have folders such as train and trainannot, or images/train and annotations/train, '
-                 f'got {args.source}')
+        sys.exit(
+            'source must have folders such as train and trainannot, or images/train and '
+            'annotations/train, '
+            f'got {args.source}'
+        )
     for split, (images, labels) in found.items():
         paths = sorted(path for path in images.iterdir() if path.suffix.lower() in ('.png', '.jpg'))
         for path in paths:

@@ -1,4 +1,6 @@
-"""Write scenes made from a seed: shapes in COCO format or one per image, or streets in Cityscapes format."""
+"""Write scenes made from a seed: shapes in COCO format or one per image, or streets in Cityscapes
+format.
+"""
 
 import argparse
 import sys
@@ -17,22 +19,46 @@ from mmrednet.datasets import (
 )
 
 # format: where it is written, and the size of the images
-DEFAULTS = {'coco': (Path('data/shapes'), (128, 128)), 'cityscapes': (Path('data/streets'), (128, 256)),
-            'folder': (Path('data/single_shapes'), (64, 64))}
+DEFAULTS = {
+    'coco': (Path('data/shapes'), (128, 128)),
+    'cityscapes': (Path('data/streets'), (128, 256)),
+    'folder': (Path('data/single_shapes'), (64, 64)),
+}
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--format', choices=list(DEFAULTS), default='coco', help='coco: shapes; cityscapes: streets; '
-                        'folder: one shape per image, a folder per class')
-    parser.add_argument('--out-dir', type=Path,
-                        help='where to write; by default data/shapes, data/streets or data/single_shapes')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        '--format',
+        choices=list(DEFAULTS),
+        default='coco',
+        help='coco: shapes; cityscapes: streets; folder: one shape per image, a folder per class',
+    )
+    parser.add_argument(
+        '--out-dir',
+        type=Path,
+        help='where to write; by default data/shapes, data/streets or data/single_shapes',
+    )
     parser.add_argument('--train', type=int, default=600, help='number of training images')
     parser.add_argument('--val', type=int, default=100, help='number of validation images')
-    parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'),
-                        help='of the images; by default 128 128 for shapes, 128 256 for streets, 64 64 for one shape')
-    parser.add_argument('--objects', type=int, nargs=2, default=(2, 5), metavar=('LEAST', 'GREATEST'),
-                        help='shapes in a scene')
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help='of the images; by default 128 128 for shapes, 128 256 for streets, '
+        '64 64 for one shape',
+    )
+    parser.add_argument(
+        '--objects',
+        type=int,
+        nargs=2,
+        default=(2, 5),
+        metavar=('LEAST', 'GREATEST'),
+        help='shapes in a scene',
+    )
     parser.add_argument('--seed', type=int, default=0, help='the same seed gives the same bytes')
     parser.add_argument('--force', action='store_true', help='write over an existing data set')
     args = parser.parse_args()
@@ -56,7 +82,9 @@ def main():
             scenes = (make_scene(rng, args.size, objects=(1, 1)) for rng in generators)
             write_image_folder(args.out_dir, split, scenes, CLASSES)
         else:
-            write_cityscapes(args.out_dir, split, (make_street(rng, args.size) for rng in generators))
+            write_cityscapes(
+                args.out_dir, split, (make_street(rng, args.size) for rng in generators)
+            )
         print(f'{args.out_dir}, {split}: {count} images of {args.size[0]} x {args.size[1]}')
 
 

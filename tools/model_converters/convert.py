@@ -16,17 +16,35 @@ from mmrednet.engine import load_config, scope_of
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('source', metavar='IN', help='.pth, .pth.tar, .safetensors or .npz; read as tensors alone')
+    parser.add_argument(
+        'source', metavar='IN', help='.pth, .pth.tar, .safetensors or .npz; read as tensors alone'
+    )
     parser.add_argument('target', metavar='OUT', help='.safetensors, .pth or .npz')
-    parser.add_argument('--to', choices=TARGETS, default='backbone',
-                        help="the backbone alone, for init_cfg, or a whole network's weights, for load_from")
-    parser.add_argument('--model', metavar='CONFIG', help='of the network to fill; by default the published backbone '
-                        "that the file's names and shapes tell")
-    parser.add_argument('--format', choices=list(FORMATS), help='of IN (with --reverse, of OUT), instead of what its '
-                        'names tell')
-    parser.add_argument('--key', help="where in IN the weights are, as state_dict_ema")
-    parser.add_argument('--min-share', type=float, default=0.5, metavar='SHARE',
-                        help="fail where less than this share of the network's tensors matches (0.5)")
+    parser.add_argument(
+        '--to',
+        choices=TARGETS,
+        default='backbone',
+        help="the backbone alone, for init_cfg, or a whole network's weights, for load_from",
+    )
+    parser.add_argument(
+        '--model',
+        metavar='CONFIG',
+        help='of the network to fill; by default the published backbone '
+        "that the file's names and shapes tell",
+    )
+    parser.add_argument(
+        '--format',
+        choices=list(FORMATS),
+        help='of IN (with --reverse, of OUT), instead of what its names tell',
+    )
+    parser.add_argument('--key', help='where in IN the weights are, as state_dict_ema')
+    parser.add_argument(
+        '--min-share',
+        type=float,
+        default=0.5,
+        metavar='SHARE',
+        help="fail where less than this share of the network's tensors matches (0.5)",
+    )
     parser.add_argument('--reverse', action='store_true', help='from our names to published ones')
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
     return parser.parse_args()
@@ -41,8 +59,16 @@ def shapes_from(config, to):
 
 def convert(args):
     shapes = shapes_from(args.model, args.to) if args.model else None
-    done = convert_file(args.source, args.target, to=args.to, shapes=shapes, format=args.format, key=args.key,
-                        min_share=args.min_share, force=args.force)
+    done = convert_file(
+        args.source,
+        args.target,
+        to=args.to,
+        shapes=shapes,
+        format=args.format,
+        key=args.key,
+        min_share=args.min_share,
+        force=args.force,
+    )
     print(f'{args.source}: format {done.format!r} ({FORMATS[done.format].source})')
     print(f'SHA-256: {done.sha256}')
     if done.network:

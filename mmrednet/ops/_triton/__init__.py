@@ -1,4 +1,6 @@
-"""Triton kernels for CUDA tensors, one file per family; Triton is imported when the first such tensor arrives."""
+"""Triton kernels for CUDA tensors, one file per family; Triton is imported when the first such
+tensor arrives.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ MISSING, VERSION = _find()
 
 
 def register(family: str, **ops: Any) -> None:
-    """Let the functions of these names in a module of this package be the CUDA kernels of custom ops."""
+    """Let the functions of these names in a module of this package be the CUDA kernels of custom
+    ops.
+    """
     if MISSING is None:
         for name, op in ops.items():
             op.register_kernel('cuda')(_late(family, name))
@@ -44,6 +48,7 @@ def register(family: str, **ops: Any) -> None:
 def _late(family: str, name: str) -> Callable:
     def kernel(*arguments: Any) -> Any:
         return getattr(import_module(f'.{family}', __name__), name)(*arguments)
+
     return kernel
 
 
@@ -52,4 +57,6 @@ def state() -> str:
     plain = 'plain torch, one tap at a time'
     if MISSING is not None:
         return f'{plain} (triton: {MISSING})'
-    return f'triton {VERSION}' + ('' if torch.cuda.is_available() else ', unused: torch sees no CUDA device')
+    return f'triton {VERSION}' + (
+        '' if torch.cuda.is_available() else ', unused: torch sees no CUDA device'
+    )

@@ -1,4 +1,6 @@
-"""Aggregate, correlate and scatter: one program for a tile of positions of some channels of one group of one image."""
+"""Aggregate, correlate and scatter: one program for a tile of positions of some channels of one
+group of one image.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,31 @@ from .tiles import (
 )
 
 TILE = (4, 16)
-RUN_TIME = ['value_strides', 'weight_strides', 'result_strides', 'query_strides', 'key_strides', 'grad_strides',
-            'groups', 'height', 'width', 'out_height', 'out_width']
+RUN_TIME = [
+    'value_strides',
+    'weight_strides',
+    'result_strides',
+    'query_strides',
+    'key_strides',
+    'grad_strides',
+    'groups',
+    'height',
+    'width',
+    'out_height',
+    'out_width',
+]
 
 
 @triton.jit
-def _split(groups, channels: tl.constexpr, height, width, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr,
-           TILE_W: tl.constexpr):
+def _split(
+    groups,
+    channels: tl.constexpr,
+    height,
+    width,
+    BLOCK_D: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+):
     """Return the chunk of channels, the group, the tile and the image of this program."""
     program = tl.program_id(0)
     chunks = tl.cdiv(channels, BLOCK_D)
@@ -41,12 +61,33 @@ def _split(groups, channels: tl.constexpr, height, width, BLOCK_D: tl.constexpr,
 
 
 @triton.jit(do_not_specialize=[name for name in RUN_TIME if name[:3] not in ('que', 'key', 'gra')])
-def aggregate_kernel(value, weight, result, value_strides, weight_strides, result_strides, groups,
-                     channels: tl.constexpr, height, width, out_height, out_width, WINDOW: tl.constexpr,
-                     VALUE: tl.constexpr, WEIGHT: tl.constexpr, RESULT: tl.constexpr, BLOCK_D: tl.constexpr,
-                     TILE_H: tl.constexpr, TILE_W: tl.constexpr, SUM: tl.constexpr, INDEX: tl.constexpr):
+def aggregate_kernel(
+    value,
+    weight,
+    result,
+    value_strides,
+    weight_strides,
+    result_strides,
+    groups,
+    channels: tl.constexpr,
+    height,
+    width,
+    out_height,
+    out_width,
+    WINDOW: tl.constexpr,
+    VALUE: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    RESULT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    SUM: tl.constexpr,
+    INDEX: tl.constexpr,
+):
     """result[d, i] = sum over j of weight[j, i] value[d, i + j]"""
-    chunk, group, tile, batch = _split(groups, channels, out_height, out_width, BLOCK_D, TILE_H, TILE_W)
+    chunk, group, tile, batch = _split(
+        groups, channels, out_height, out_width, BLOCK_D, TILE_H, TILE_W
+    )
     row, column = positions(tile, out_width, TILE_H, TILE_W, INDEX)
     channel = (chunk * BLOCK_D + tl.arange(0, BLOCK_D)).to(INDEX)[None, :]
     real = on_map(row, column, out_height, out_width)
@@ -60,7 +101,9 @@ def aggregate_kernel(value, weight, result, value_strides, weight_strides, resul
             y, x = neighbour(row, column, u, v, WINDOW)
             seen = real & on_map(y, x, height, width)
             tap = tl.full((1,), u * KERNEL_W + v, INDEX)
-            w = tl.load(weight + inside(weight_strides, tap, row, column, WEIGHT), mask=seen, other=0.0)
+            w = tl.load(
+                weight + inside(weight_strides, tap, row, column, WEIGHT), mask=seen, other=0.0
+            )
             at = inside(value_strides, channel, y[:, None], x[:, None], VALUE)
             k = tl.load(value + at, mask=seen[:, None] & (channel < channels), other=0.0)
             total += w.to(SUM)[:, None] * k.to(SUM)
@@ -69,10 +112,29 @@ def aggregate_kernel(value, weight, result, value_strides, weight_strides, resul
 
 
 @triton.jit(do_not_specialize=[name for name in RUN_TIME if name[:3] not in ('val', 'wei', 'gra')])
-def correlate_kernel(query, key, result, query_strides, key_strides, result_strides, groups, channels: tl.constexpr,
-                     height, width, out_height, out_width, WINDOW: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr,
-                     RESULT: tl.constexpr, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
-                     SUM: tl.constexpr, INDEX: tl.constexpr):
+def correlate_kernel(
+    query,
+    key,
+    result,
+    query_strides,
+    key_strides,
+    result_strides,
+    groups,
+    channels: tl.constexpr,
+    height,
+    width,
+    out_height,
+    out_width,
+    WINDOW: tl.constexpr,
+    QUERY: tl.constexpr,
+    KEY: tl.constexpr,
+    RESULT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    SUM: tl.constexpr,
+    INDEX: tl.constexpr,
+):
     """result[j, i] = sum over d of query[d, i] key[d, i + j]"""
     _, group, tile, batch = _split(groups, 1, out_height, out_width, 1, TILE_H, TILE_W)
     row, column = positions(tile, out_width, TILE_H, TILE_W, INDEX)
@@ -91,18 +153,43 @@ def correlate_kernel(query, key, result, query_strides, key_strides, result_stri
                 here = seen[:, None] & (channel < channels)
                 at = inside(query_strides, channel, row[:, None], column[:, None], QUERY)
                 q = tl.load(query + at, mask=here, other=0.0)
-                k = tl.load(key + inside(key_strides, channel, y[:, None], x[:, None], KEY), mask=here, other=0.0)
+                k = tl.load(
+                    key + inside(key_strides, channel, y[:, None], x[:, None], KEY),
+                    mask=here,
+                    other=0.0,
+                )
                 total += tl.sum(q.to(SUM) * k.to(SUM), 1)
             tap = tl.full((1,), u * KERNEL_W + v, INDEX)
             tl.store(result + inside(result_strides, tap, row, column, RESULT), total, mask=real)
 
 
 @triton.jit(do_not_specialize=[name for name in RUN_TIME if name[:3] not in ('val', 'que', 'key')])
-def scatter_kernel(grad, weight, result, grad_strides, weight_strides, result_strides, groups, channels: tl.constexpr,
-                   height, width, out_height, out_width, WINDOW: tl.constexpr, GRAD: tl.constexpr, WEIGHT: tl.constexpr,
-                   RESULT: tl.constexpr, BLOCK_D: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
-                   SUM: tl.constexpr, INDEX: tl.constexpr):
-    """result[d, m] = sum over j of weight[j, i] grad[d, i], with the output i that sees m through tap j"""
+def scatter_kernel(
+    grad,
+    weight,
+    result,
+    grad_strides,
+    weight_strides,
+    result_strides,
+    groups,
+    channels: tl.constexpr,
+    height,
+    width,
+    out_height,
+    out_width,
+    WINDOW: tl.constexpr,
+    GRAD: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    RESULT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    SUM: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """result[d, m] = sum over j of weight[j, i] grad[d, i], with the output i that sees m through
+    tap j
+    """
     chunk, group, tile, batch = _split(groups, channels, height, width, BLOCK_D, TILE_H, TILE_W)
     row, column = positions(tile, width, TILE_H, TILE_W, INDEX)
     channel = (chunk * BLOCK_D + tl.arange(0, BLOCK_D)).to(INDEX)[None, :]
@@ -130,19 +217,50 @@ def _block(channels: int) -> int:
 
 
 def _constants(window: Sequence[int], channels: int, *tensors: Tensor) -> dict:
-    return dict(WINDOW=tuple(window), BLOCK_D=_block(channels), TILE_H=TILE[0], TILE_W=TILE[1],
-                SUM=sum_type(*tensors[:2]), INDEX=index_type(*tensors))
+    return dict(
+        WINDOW=tuple(window),
+        BLOCK_D=_block(channels),
+        TILE_H=TILE[0],
+        TILE_W=TILE[1],
+        SUM=sum_type(*tensors[:2]),
+        INDEX=index_type(*tensors),
+    )
 
 
 def aggregate(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:
     """See :func:`mmrednet.ops.local_aggregate`."""
     batch, groups, channels, height, width = value.shape
     out_height, out_width = weight.shape[-2:]
-    result = empty_in_layout_of(value, (batch, groups, channels, out_height, out_width), value.dtype)
-    programs = batch * groups * tiles((out_height, out_width), TILE) * triton.cdiv(channels, _block(channels))
-    launch(aggregate_kernel, programs, value.device, value, weight, result, strides(value), strides(weight),
-           strides(result), groups, channels, height, width, out_height, out_width, VALUE=layout(value),
-           WEIGHT=layout(weight), RESULT=layout(result), **_constants(window, channels, value, weight, result))
+    result = empty_in_layout_of(
+        value, (batch, groups, channels, out_height, out_width), value.dtype
+    )
+    programs = (
+        batch
+        * groups
+        * tiles((out_height, out_width), TILE)
+        * triton.cdiv(channels, _block(channels))
+    )
+    launch(
+        aggregate_kernel,
+        programs,
+        value.device,
+        value,
+        weight,
+        result,
+        strides(value),
+        strides(weight),
+        strides(result),
+        groups,
+        channels,
+        height,
+        width,
+        out_height,
+        out_width,
+        VALUE=layout(value),
+        WEIGHT=layout(weight),
+        RESULT=layout(result),
+        **_constants(window, channels, value, weight, result),
+    )
     return result
 
 
@@ -150,11 +268,30 @@ def correlate(query: Tensor, key: Tensor, window: Sequence[int]) -> Tensor:
     """See :func:`mmrednet.ops.local_correlate`."""
     batch, groups, channels, out_height, out_width = query.shape
     height, width = key.shape[-2:]
-    result = empty_in_layout_of(query, (batch, groups, window[0] * window[1], out_height, out_width), query.dtype)
-    launch(correlate_kernel, batch * groups * tiles((out_height, out_width), TILE), query.device, query, key, result,
-           strides(query), strides(key), strides(result), groups, channels, height, width, out_height, out_width,
-           QUERY=layout(query), KEY=layout(key), RESULT=layout(result),
-           **_constants(window, channels, query, key, result))
+    result = empty_in_layout_of(
+        query, (batch, groups, window[0] * window[1], out_height, out_width), query.dtype
+    )
+    launch(
+        correlate_kernel,
+        batch * groups * tiles((out_height, out_width), TILE),
+        query.device,
+        query,
+        key,
+        result,
+        strides(query),
+        strides(key),
+        strides(result),
+        groups,
+        channels,
+        height,
+        width,
+        out_height,
+        out_width,
+        QUERY=layout(query),
+        KEY=layout(key),
+        RESULT=layout(result),
+        **_constants(window, channels, query, key, result),
+    )
     return result
 
 
@@ -164,7 +301,25 @@ def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[
     height, width = size
     result = empty_in_layout_of(grad, (batch, groups, channels, height, width), grad.dtype)
     programs = batch * groups * tiles(size, TILE) * triton.cdiv(channels, _block(channels))
-    launch(scatter_kernel, programs, grad.device, grad, weight, result, strides(grad), strides(weight),
-           strides(result), groups, channels, height, width, out_height, out_width, GRAD=layout(grad),
-           WEIGHT=layout(weight), RESULT=layout(result), **_constants(window, channels, grad, weight, result))
+    launch(
+        scatter_kernel,
+        programs,
+        grad.device,
+        grad,
+        weight,
+        result,
+        strides(grad),
+        strides(weight),
+        strides(result),
+        groups,
+        channels,
+        height,
+        width,
+        out_height,
+        out_width,
+        GRAD=layout(grad),
+        WEIGHT=layout(weight),
+        RESULT=layout(result),
+        **_constants(window, channels, grad, weight, result),
+    )
     return result

@@ -1,16 +1,18 @@
 """What all kernels share: tiles of positions, addresses in tensors of any strides, launches.
 
-A program works on a tile of TILE_H x TILE_W positions, numbered row by row; what a tile holds beyond the map is masked.
-A tensor comes with a tuple of strides (batch, group, channel or tap, row, column) and a compile-time layout:
+A program works on a tile of TILE_H x TILE_W positions, numbered row by row; what a tile holds
+beyond the map is masked. A tensor comes with a tuple of strides (batch, group, channel or tap, row,
+column) and a compile-time layout:
 
-    n > 0   the stride of channels is one and the others, given in units of n, are multiples of n: a channels-last map,
+    n > 0   the stride of channels is one and the others, given in units of n, are multiples of n: a
+    channels-last map,
             from which n channels are read at once
     -1      the stride of columns is one: a contiguous map
     0       any strides
 
-Channels are compile-time numbers, so that masks leave room for wide accesses. Sizes and strides are not specialised:
-another map needs no other kernel. Triton compiles anew for numbers of a tuple that are one or multiples of sixteen,
-hence strides come as odd numbers above one, 2 s + 3.
+Channels are compile-time numbers, so that masks leave room for wide accesses. Sizes and strides are
+not specialised: another map needs no other kernel. Triton compiles anew for numbers of a tuple that
+are one or multiples of sixteen, hence strides come as odd numbers above one, 2 s + 3.
 """
 
 from __future__ import annotations
@@ -25,7 +27,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+TYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
 # as many channels as fit into the widest access
 MOST_ALIGNED = 16
 
@@ -73,12 +80,17 @@ def on_map(row, column, height, width):
 @triton.jit
 def neighbour(row, column, u, v, WINDOW: tl.constexpr):
     """Return the place on the map that output positions see through a tap."""
-    return (row * WINDOW[2] + (u * WINDOW[4] - WINDOW[6]), column * WINDOW[3] + (v * WINDOW[5] - WINDOW[7]))
+    return (
+        row * WINDOW[2] + (u * WINDOW[4] - WINDOW[6]),
+        column * WINDOW[3] + (v * WINDOW[5] - WINDOW[7]),
+    )
 
 
 @triton.jit
 def viewer(row, column, u, v, out_height, out_width, WINDOW: tl.constexpr):
-    """Return the output positions that see places on the map through a tap, and which of them exist."""
+    """Return the output positions that see places on the map through a tap, and which of them
+    exist.
+    """
     row = row + (WINDOW[6] - u * WINDOW[4])
     column = column + (WINDOW[7] - v * WINDOW[5])
     found = (row >= 0) & (column >= 0) & (row % WINDOW[2] == 0) & (column % WINDOW[3] == 0)
@@ -102,8 +114,13 @@ def strides(tensor: Tensor) -> tuple[int, ...]:
 
 def index_type(*tensors: Tensor) -> tl.dtype:
     """Return the type that holds every offset in a group of an image of these tensors."""
-    reach = max(sum((size - 1) * stride for size, stride in zip(tensor.shape[2:], tensor.stride()[2:], strict=True))
-                for tensor in tensors)
+    reach = max(
+        sum(
+            (size - 1) * stride
+            for size, stride in zip(tensor.shape[2:], tensor.stride()[2:], strict=True)
+        )
+        for tensor in tensors
+    )
     # a tile may reach beyond a map before it is masked
     return tl.int32 if reach < 2**30 else tl.int64
 
@@ -118,7 +135,9 @@ def tiles(size: Sequence[int], tile: tuple[int, int]) -> int:
     return triton.cdiv(size[0], tile[0]) * triton.cdiv(size[1], tile[1])
 
 
-def launch(kernel: Callable, programs: int, device: torch.device, *arguments: Any, **constants: Any) -> None:
+def launch(
+    kernel: Callable, programs: int, device: torch.device, *arguments: Any, **constants: Any
+) -> None:
     """Start programs of a kernel on a device, on its current stream."""
     if programs:
         with torch.cuda.device(device) if device.type == 'cuda' else nullcontext():
@@ -126,7 +145,9 @@ def launch(kernel: Callable, programs: int, device: torch.device, *arguments: An
 
 
 def dot_type(*tensors: Tensor) -> tl.dtype:
-    """Return the type of the factors of matrix products: that of the tensors where they agree on one of 16 bits."""
+    """Return the type of the factors of matrix products: that of the tensors where they agree on
+    one of 16 bits.
+    """
     (dtype, *others) = {tensor.dtype for tensor in tensors}
     # Triton's interpreter would multiply the bits of bfloat16 as integers
     interpreted = triton.knobs.runtime.interpret and dtype == torch.bfloat16
@@ -134,7 +155,9 @@ def dot_type(*tensors: Tensor) -> tl.dtype:
 
 
 def dot_precision() -> str:
-    """Return how products of float32 matrices are made: of three TF32 products, where convolutions may use TF32."""
+    """Return how products of float32 matrices are made: of three TF32 products, where convolutions
+    may use TF32.
+    """
     convolution = getattr(torch.backends.cudnn, 'conv', None)
     # the older switch raises where the newer one was set
     if convolution is not None and hasattr(convolution, 'fp32_precision'):

@@ -9,8 +9,12 @@ from torch import Tensor
 
 
 @triton.jit
-def chain_kernel(factors, result, ROUNDS: tl.constexpr, UNROLLED: tl.constexpr, CHAINS: tl.constexpr):
-    """result = factor (1 + result), so many times; every thread has several chains, each waiting for none"""
+def chain_kernel(
+    factors, result, ROUNDS: tl.constexpr, UNROLLED: tl.constexpr, CHAINS: tl.constexpr
+):
+    """result = factor (1 + result), so many times; every thread has several chains, each waiting
+    for none
+    """
     place = tl.program_id(0) * CHAINS + tl.arange(0, CHAINS)
     factor = tl.load(factors + place)
     total = factor
@@ -27,8 +31,11 @@ def multiply_adds(factors: Tensor, chains: int, rounds: int) -> Tensor:
         ValueError: the numbers cannot be shared by programs, or the rounds by loops of 16.
     """
     if len(factors) % chains or rounds % 16:
-        raise ValueError(f'chains must divide len(factors) and 16 must divide rounds, got {len(factors)=}, {chains=}, '
-                         f'{rounds=}.')
+        raise ValueError(
+            f'chains must divide len(factors) and 16 must divide rounds, got {len(factors)=}, '
+            f'{chains=}, '
+            f'{rounds=}.'
+        )
     result = torch.empty_like(factors)
     chain_kernel[(len(factors) // chains,)](factors, result, rounds, 16, chains)
     return result

@@ -1,4 +1,6 @@
-"""Operators with their gradients, called in every way that a program may call them: each gives the same numbers."""
+"""Operators with their gradients, called in every way that a program may call them: each gives the
+same numbers.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,14 @@ from .checks import TOLERANCE, Row, guarded, worst
 from .problems import channels_last
 
 SIZE = {False: (37, 53), True: (3, 5)}
-# a gradient that torch's matrix products make may differ with the stream and the device that they run on
+# a gradient that torch's matrix products make may differ with the stream and the device that they
+# run on
 COMPOSED = ('axial attention',)
 
 
-def operators(size: tuple[int, int], dtype: torch.dtype, device: str) -> Iterator[tuple[str, Callable, list[Tensor]]]:
+def operators(
+    size: tuple[int, int], dtype: torch.dtype, device: str
+) -> Iterator[tuple[str, Callable, list[Tensor]]]:
     """Yield the name of every family, one of its operators, and inputs."""
     window = Window(7)
     query, key, value = (channels_last(2, 4, 16, size, dtype, device) for _ in range(3))
@@ -33,18 +38,34 @@ def operators(size: tuple[int, int], dtype: torch.dtype, device: str) -> Iterato
     yield 'aggregate', lambda *tensors: local_aggregate(*tensors, window), [value, weight]
     yield 'correlate', lambda *tensors: local_correlate(*tensors, window), [query, key]
     hidden = channels_last(2, 1, 16, size, dtype, device)[:, 0]
-    yield ('involution', lambda *tensors: local_involution(*tensors, window),
-           [value, hidden, random(4 * window.taps, 16), random(4 * window.taps)])
-    yield ('local attention', lambda q, k, v, rows, columns, bias: local_attention(
-        q, k, v, window, rows=rows, columns=columns, bias=bias),
-        [query / 4, key, value, random(4, 8, 7), random(4, 8, 7), random(4, window.taps)])
-    yield ('axial attention', lambda *tensors: axial_attention(*tensors, torch.zeros_like(tensors[-1])),
-           [*random(6, 4, 32, size[1]).split([8, 8, 16], 2), random(32, 2 * size[1] - 1),
-            torch.rand(3, 4, device=device)])
+    yield (
+        'involution',
+        lambda *tensors: local_involution(*tensors, window),
+        [value, hidden, random(4 * window.taps, 16), random(4 * window.taps)],
+    )
+    yield (
+        'local attention',
+        lambda q, k, v, rows, columns, bias: local_attention(
+            q, k, v, window, rows=rows, columns=columns, bias=bias
+        ),
+        [query / 4, key, value, random(4, 8, 7), random(4, 8, 7), random(4, window.taps)],
+    )
+    yield (
+        'axial attention',
+        lambda *tensors: axial_attention(*tensors, torch.zeros_like(tensors[-1])),
+        [
+            *random(6, 4, 32, size[1]).split([8, 8, 16], 2),
+            random(32, 2 * size[1] - 1),
+            torch.rand(3, 4, device=device),
+        ],
+    )
 
 
-def both_passes(function: Callable, inputs: Sequence[Tensor], leaves: list[Tensor] | None = None) -> list[Tensor]:
-    """Return the result and the gradients of all inputs, for a gradient that depends on the result."""
+def both_passes(
+    function: Callable, inputs: Sequence[Tensor], leaves: list[Tensor] | None = None
+) -> list[Tensor]:
+    """Return the result and the gradients of all inputs, for a gradient that depends on the
+    result."""
     leaves = leaves or [tensor.detach().requires_grad_() for tensor in inputs]
     result = function(*leaves)
     return [result.detach(), *torch.autograd.grad(result, leaves, result.detach().cos())]
@@ -76,7 +97,10 @@ def in_a_graph(function: Callable, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 def on_another_device(function: Callable, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Run on the second device while the first is the current one."""
-    return [tensor.to(inputs[0].device) for tensor in both_passes(function, [tensor.to('cuda:1') for tensor in inputs])]
+    return [
+        tensor.to(inputs[0].device)
+        for tensor in both_passes(function, [tensor.to('cuda:1') for tensor in inputs])
+    ]
 
 
 def compiled(function: Callable, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -97,17 +121,25 @@ def ways(device: str) -> dict[str, Callable]:
 
 
 def check_launches(device: str, tiny: bool) -> list[Row]:
-    """Return a row for every operator and way to call it: by how much results and gradients differ from the first."""
+    """Return a row for every operator and way to call it: by how much results and gradients differ
+    from the first.
+    """
     dtype, rows = torch.bfloat16, []
     for name, function, inputs in operators(SIZE[tiny], dtype, device):
         allowed = TOLERANCE[dtype] if name in COMPOSED else 0.0
         for way, call in ways(device).items():
-            def check(function=function, inputs=inputs, call=call, allowed=allowed) -> tuple[float, bool]:
+
+            def check(
+                function=function, inputs=inputs, call=call, allowed=allowed
+            ) -> tuple[float, bool]:
                 expected, found = both_passes(function, inputs), call(function, inputs)
                 if device == 'cuda':
                     torch.cuda.synchronize()
-                error = worst(float((have.double() - want.double()).norm() / want.double().norm())
-                              for have, want in zip(found, expected, strict=True))
+                error = worst(
+                    float((have.double() - want.double()).norm() / want.double().norm())
+                    for have, want in zip(found, expected, strict=True)
+                )
                 return error, error <= allowed
+
             rows.append(guarded(f'{name}, {way}', dtype, check))
     return rows

@@ -29,14 +29,20 @@ class Clock:
         return time.monotonic() > self.deadline
 
     def sets(self, size: int) -> int:
-        """Return how many sets of inputs of so many bytes are three times larger than the second-level cache."""
+        """Return how many sets of inputs of so many bytes are three times larger than the
+        second-level cache.
+        """
         if self.dry:
             return 1
         cache = torch.cuda.get_device_properties(0).L2_cache_size
         return max(2, min(MOST_SETS, 1 + 3 * cache // max(1, size)))
 
-    def milliseconds(self, calls: Sequence[Callable[[], object]], graph: bool = True) -> float | None:
-        """Return the median time of one call; they take turns on their own inputs, in a CUDA graph where that works."""
+    def milliseconds(
+        self, calls: Sequence[Callable[[], object]], graph: bool = True
+    ) -> float | None:
+        """Return the median time of one call; they take turns on their own inputs, in a CUDA graph
+        where that works.
+        """
         for call in (*calls, *calls):
             call()
         if self.dry:
@@ -60,7 +66,9 @@ class Clock:
         return torch.cuda.max_memory_allocated() - before
 
     def release(self) -> None:
-        """Give cached memory back, where a device is in a state to do so: a capture that failed may forbid it."""
+        """Give cached memory back, where a device is in a state to do so: a capture that failed may
+        forbid it.
+        """
         if not self.dry:
             with suppress(RuntimeError):
                 torch.cuda.empty_cache()

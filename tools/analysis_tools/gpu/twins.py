@@ -1,4 +1,6 @@
-"""RedNet-50 and ResNet-50 in torch alone, alike but for the spatial operator: for machines without the mm packages."""
+"""RedNet-50 and ResNet-50 in torch alone, alike but for the spatial operator: for machines without
+the mm packages.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +27,41 @@ class Involution(nn.Module):
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         seen = x if self.stride == 1 else F.avg_pool2d(x, self.stride, ceil_mode=True)
         hidden = F.relu(self.norm(self.reduce(seen)))
-        return local_involution(x.unflatten(1, (self.groups, 16)), hidden, self.generate.weight.flatten(1),
-                                self.generate.bias, self.window).flatten(1, 2)
+        return local_involution(
+            x.unflatten(1, (self.groups, 16)),
+            hidden,
+            self.generate.weight.flatten(1),
+            self.generate.bias,
+            self.window,
+        ).flatten(1, 2)
 
 
 class Bottleneck(nn.Module):
-    """1x1 convolution, 3x3 convolution or involution, 1x1 convolution, each with a norm, added to the input."""
+    """1x1 convolution, 3x3 convolution or involution, 1x1 convolution, each with a norm, added to
+    the input.
+    """
 
     def __init__(self, inputs: int, width: int, stride: int, involves: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.conv2 = Involution(width, stride) if involves else nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.conv2 = (
+            Involution(width, stride)
+            if involves
+            else nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        )
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
-        self.bn1, self.bn2, self.bn3 = nn.BatchNorm2d(width), nn.BatchNorm2d(width), nn.BatchNorm2d(4 * width)
-        self.downsample = nn.Identity() if inputs == 4 * width and stride == 1 else nn.Sequential(
-            nn.Conv2d(inputs, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width))
+        self.bn1, self.bn2, self.bn3 = (
+            nn.BatchNorm2d(width),
+            nn.BatchNorm2d(width),
+            nn.BatchNorm2d(4 * width),
+        )
+        self.downsample = (
+            nn.Identity()
+            if inputs == 4 * width and stride == 1
+            else nn.Sequential(
+                nn.Conv2d(inputs, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width)
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, H, W) to (B, 4 * width, ceil(H / stride), ceil(W / stride))."""
@@ -54,15 +76,26 @@ class Twin(nn.Module):
     def __init__(self, involves: bool, blocks: tuple[int, ...] = BLOCKS) -> None:
         super().__init__()
         if involves:
-            parts = [nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True), Involution(32),
-                     nn.BatchNorm2d(32), nn.ReLU(inplace=True), nn.Conv2d(32, 64, 3, 1, 1, bias=False)]
+            parts = [
+                nn.Conv2d(3, 32, 3, 2, 1, bias=False),
+                nn.BatchNorm2d(32),
+                nn.ReLU(inplace=True),
+                Involution(32),
+                nn.BatchNorm2d(32),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(32, 64, 3, 1, 1, bias=False),
+            ]
         else:
             parts = [nn.Conv2d(3, 64, 7, 2, 3, bias=False)]
-        self.stem = nn.Sequential(*parts, nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))
+        self.stem = nn.Sequential(
+            *parts, nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        )
         layers, inputs = [], 64
         for stage, count in enumerate(blocks):
             for block in range(count):
-                layers.append(Bottleneck(inputs, 64 << stage, 2 if stage and not block else 1, involves))
+                layers.append(
+                    Bottleneck(inputs, 64 << stage, 2 if stage and not block else 1, involves)
+                )
                 inputs = 256 << stage
         self.layers = nn.Sequential(*layers)
 
@@ -86,10 +119,16 @@ def of_the_stack() -> dict[str, nn.Module]:
     from mmdet.utils import register_all_modules
 
     register_all_modules(init_default_scope=False)
-    cfgs = {'ResNet-50, mmdet': dict(type='ResNet', depth=50), 'RedNet-50': dict(type='mmrednet.RedNet', depth=50)}
+    cfgs = {
+        'ResNet-50, mmdet': dict(type='ResNet', depth=50),
+        'RedNet-50': dict(type='mmrednet.RedNet', depth=50),
+    }
     return {name: MODELS.build(cfg) for name, cfg in cfgs.items()}
 
 
 def total(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Return one number that all outputs of a network take part in."""
-    return sum(output.float().mean() for output in ([outputs] if isinstance(outputs, torch.Tensor) else outputs))
+    return sum(
+        output.float().mean()
+        for output in ([outputs] if isinstance(outputs, torch.Tensor) else outputs)
+    )

@@ -5,7 +5,8 @@ model = dict(
         type='mmrednet.MSCAN',
         arch='tiny',
         drop_path_rate=0.1,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/mscan_t.pth')),
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/mscan_t.pth'),
+    ),
     decode_head=dict(
         type='mmrednet.LightHamHead',
         in_channels=[64, 160, 256],
@@ -17,4 +18,6 @@ model = dict(
         num_classes=150,
         norm_cfg=dict(type='GN', num_groups=32),
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)))
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
+)

@@ -3,8 +3,11 @@ norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     data_preprocessor=dict(size=(512, 1024)),
     backbone=dict(
-        type='mmrednet.RedNet', depth=50, norm_cfg=norm_cfg,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/rednet50.pth')),
+        type='mmrednet.RedNet',
+        depth=50,
+        norm_cfg=norm_cfg,
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/rednet50.pth'),
+    ),
     neck=dict(type='FPN', in_channels=[256, 512, 1024, 2048], out_channels=256, num_outs=4),
     decode_head=dict(
         type='FPNHead',
@@ -16,4 +19,6 @@ model = dict(
         num_classes=19,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)))
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
+)

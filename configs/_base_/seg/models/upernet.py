@@ -1,15 +1,14 @@
 _base_ = './encoder_decoder.py'
 norm_cfg = dict(type='BN', requires_grad=True)
-head = dict(
-    dropout_ratio=0.1,
-    num_classes=19,
-    norm_cfg=norm_cfg,
-    align_corners=False)
+head = dict(dropout_ratio=0.1, num_classes=19, norm_cfg=norm_cfg, align_corners=False)
 model = dict(
     data_preprocessor=dict(size=(512, 1024)),
     backbone=dict(
-        type='mmrednet.RedNet', depth=50, norm_cfg=norm_cfg,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/rednet50.pth')),
+        type='mmrednet.RedNet',
+        depth=50,
+        norm_cfg=norm_cfg,
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/rednet50.pth'),
+    ),
     decode_head=dict(
         type='UPerHead',
         in_channels=[256, 512, 1024, 2048],
@@ -17,7 +16,8 @@ model = dict(
         pool_scales=(1, 2, 3, 6),
         channels=512,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
-        **head),
+        **head,
+    ),
     auxiliary_head=dict(
         type='FCNHead',
         in_channels=1024,
@@ -26,4 +26,6 @@ model = dict(
         num_convs=1,
         concat_input=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
-        **head))
+        **head,
+    ),
+)
