@@ -31,13 +31,13 @@ demo-seg: ext
 	@$(PYTHON) tools/demo.py --config configs/streets/segnext_mscan-narrow_streets.py
 
 bench: ext
-	@$(PYTHON) tools/analysis_tools/benchmark_ops.py
-	@$(PYTHON) tools/analysis_tools/benchmark_ops.py --input 800x1344 --layout channels-last --rounds 3
-	@for shape in '224 224' '480 640'; do $(PYTHON) tools/analysis_tools/benchmark_backbone.py --shape $$shape; done
-	@$(PYTHON) tools/analysis_tools/benchmark_backbone.py --shape 800 1344 --rounds 3
-	@$(PYTHON) tools/analysis_tools/benchmark_backbone.py --batch 2 --train
-	@$(PYTHON) tools/analysis_tools/benchmark_backbone.py --backbones 'mmseg MSCAN-small' MSCAN-small VAN-b1
-	@$(PYTHON) tools/analysis_tools/benchmark_backbone.py --backbones 'mmseg MSCAN-tiny' MSCAN-tiny
+	@$(PYTHON) tools/benchmarks/benchmark_ops.py
+	@$(PYTHON) tools/benchmarks/benchmark_ops.py --input 800x1344 --layout channels-last --rounds 3
+	@for shape in '224 224' '480 640'; do $(PYTHON) tools/benchmarks/benchmark_backbone.py --shape $$shape; done
+	@$(PYTHON) tools/benchmarks/benchmark_backbone.py --shape 800 1344 --rounds 3
+	@$(PYTHON) tools/benchmarks/benchmark_backbone.py --batch 2 --train
+	@$(PYTHON) tools/benchmarks/benchmark_backbone.py --backbones 'mmseg MSCAN-small' MSCAN-small VAN-b1
+	@$(PYTHON) tools/benchmarks/benchmark_backbone.py --backbones 'mmseg MSCAN-tiny' MSCAN-tiny
 
 # the kernels' tests under the address and undefined-behaviour sanitizers, in a copy; one allocates too much for them, and
 # what torch compiles is not the kernels

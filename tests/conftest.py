@@ -1,7 +1,12 @@
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+# benchmarks, synthetic data and the model zoo's generator stand beside the package
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools'))
 
 if not torch.cuda.is_available():
     # read when triton is imported, which some of torch's modules do

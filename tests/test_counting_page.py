@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_zoo.rows import Convention, read_rows
 
 from mmrednet.analysis.counting import DEFAULT_COUNT, count_network
-from mmrednet.analysis.model_zoo import Convention, read_rows
 from mmrednet.flop_handles import MMENGINE
 
 ROOT = Path(__file__).parents[1]

@@ -15,11 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools.coco import COCO
+from synthetic import CLASSES, make_scene, mask_to_polygons, scene_generator, write_coco
+from synthetic.shapes import MIN_VISIBLE_FRACTION
 
-from mmrednet.datasets import CLASSES, make_scene, mask_to_polygons, scene_generator, write_coco
-from mmrednet.datasets.shapes import MIN_VISIBLE_FRACTION
-
-SCRIPT = Path(__file__).parents[1] / 'tools/dataset_converters/shapes.py'
+SCRIPT = Path(__file__).parents[1] / 'tools/synthetic/generate.py'
 
 
 def decode(polygons, shape):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-TOOLS = Path(__file__).parents[1] / 'tools/analysis_tools'
+TOOLS = Path(__file__).parents[1] / 'tools/benchmarks'
 pytest.importorskip('triton')
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
@@ -84,9 +84,9 @@ def test_dry_run():
 def test_flex_attention_computes_the_same(dry, monkeypatch):
     """In the order of the report: in inference mode first, then with gradients."""
     monkeypatch.syspath_prepend(str(TOOLS))
-    from gpu.contestants import attentions
-    from gpu.operators import difference, steps
-    from gpu.problems import attention
+    from benchmarks.gpu.contestants import attentions
+    from benchmarks.gpu.operators import difference, steps
+    from benchmarks.gpu.problems import attention
     from torch.nn.attention import flex_attention
 
     # torch has no kernel for gradients on a CPU; traced as for a GPU, they are those of its
@@ -107,7 +107,7 @@ def test_flex_attention_computes_the_same(dry, monkeypatch):
 
 def test_heads_are_wide_enough_for_flex_attention(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    from gpu import problems
+    from benchmarks.gpu import problems
 
     for stage in problems.STAGES[False]:
         problem = problems.attention(1, (stage[0], 2, 2), 3, torch.float32, 'cpu')
@@ -116,9 +116,9 @@ def test_heads_are_wide_enough_for_flex_attention(monkeypatch):
 
 def test_convolution_has_all_gradients(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    from gpu.contestants import CONTEXT, CONVOLUTION, involutions
-    from gpu.operators import steps
-    from gpu.problems import involution
+    from benchmarks.gpu.contestants import CONTEXT, CONVOLUTION, involutions
+    from benchmarks.gpu.operators import steps
+    from benchmarks.gpu.problems import involution
     from torch.utils.flop_counter import FlopCounterMode
 
     problem = involution(2, (32, 5, 6), 3, torch.float32, 'cpu')
@@ -140,8 +140,8 @@ def test_convolution_has_all_gradients(monkeypatch):
 @pytest.mark.parametrize('operator', ['involution', 'attention', 'axial'])
 def test_floors_are_those_of_the_documentation(operator, dtype, monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    from gpu import problems
-    from gpu.ceilings import Ceilings
+    from benchmarks.gpu import problems
+    from benchmarks.gpu.ceilings import Ceilings
 
     batch, (channels, height, width), kernel = 2, (64, 5, 6), 3
     problem = getattr(problems, operator)(batch, (channels, height, width), kernel, dtype, 'cpu')
@@ -184,7 +184,7 @@ def test_floors_are_those_of_the_documentation(operator, dtype, monkeypatch):
 
 def test_a_line_says_times_floors_and_shares(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    from gpu.table import HEADER, Pass, row
+    from benchmarks.gpu.table import HEADER, Pass, row
 
     line = row(
         'involution', 'fused', torch.bfloat16, Pass(0.5, (2e-4, 1e-4)), Pass(2.0), 3 << 20, 1e-3
@@ -199,7 +199,7 @@ def test_a_line_says_times_floors_and_shares(monkeypatch):
 @without_gpu
 def test_chains_of_multiply_adds(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    from gpu.chains import multiply_adds
+    from benchmarks.gpu.chains import multiply_adds
 
     factors = torch.rand(64) / 2
     expected = sum(factors.double() ** power for power in range(1, 50))
@@ -211,7 +211,7 @@ def test_chains_of_multiply_adds(monkeypatch):
 def test_twins_are_alike(monkeypatch):
     """The networks for machines without the mm packages have the parameters of the real ones."""
     monkeypatch.syspath_prepend(str(TOOLS))
-    from gpu.twins import Twin
+    from benchmarks.gpu.twins import Twin
 
     from mmrednet.backbones import RedNet
 
@@ -223,7 +223,7 @@ def test_twins_are_alike(monkeypatch):
 
 def test_a_wrong_kernel_is_reported(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    from gpu import checks
+    from benchmarks.gpu import checks
 
     true = checks.fused_local.aggregate
     monkeypatch.setattr(checks, 'FAMILIES', {'primitives': checks.primitives})
@@ -239,7 +239,7 @@ def test_a_wrong_kernel_is_reported(monkeypatch):
 
 def test_a_check_that_raises_leaves_the_others(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    from gpu import launches
+    from benchmarks.gpu import launches
 
     def broken(*_):
         raise RuntimeError('no such | kernel\nand more')
@@ -256,7 +256,7 @@ def test_a_check_that_raises_leaves_the_others(monkeypatch):
 
 def test_an_operator_that_does_not_repeat_is_reported(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    from gpu import launches
+    from benchmarks.gpu import launches
 
     calls = []
 
@@ -277,7 +277,7 @@ def test_an_operator_that_does_not_repeat_is_reported(monkeypatch):
 
 def test_strided_inputs_of_checks_stay_so(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    from gpu.checks import LAYOUTS, laid_out
+    from benchmarks.gpu.checks import LAYOUTS, laid_out
 
     from mmrednet.ops._triton.tiles import layout
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_zoo.plots import draw, pictures
+from model_zoo.rows import FIGURES, Convention, Row, difference, page, read_rows
+from model_zoo.times import measure
 
 from mmrednet.analysis.counting import DEFAULT_COUNT
-from mmrednet.analysis.model_zoo import FIGURES, Convention, Row, difference, page, read_rows
-from mmrednet.analysis.zoo_plots import draw, pictures
-from mmrednet.analysis.zoo_times import measure
 from mmrednet.backbones import MSCAN, SAN, VAN, AxialResNet, LRNet, SpatialResNet
 from mmrednet.backbones.san import OPERATORS
 from mmrednet.layers.axial import AxialAttention1d
@@ -23,7 +23,7 @@ KNOWN = json.loads((ROOT / 'docs/model_zoo.json').read_text())
 
 
 def test_the_page_is_up_to_date():
-    """If this fails: python tools/analysis_tools/model_zoo.py --only '^$', or without --only if
+    """If this fails: python tools/model_zoo/generate.py --only '^$', or without --only if
     networks changed.
     """
     expected = page(ROWS.values(), KNOWN['counts'], pictures(KNOWN['times']))
@@ -314,9 +314,7 @@ def test_times_and_plots(tmp_path):
 
 
 def test_the_command_finds_what_is_stale(monkeypatch, capsys, tmp_path):
-    spec = importlib.util.spec_from_file_location(
-        'model_zoo', ROOT / 'tools/analysis_tools/model_zoo.py'
-    )
+    spec = importlib.util.spec_from_file_location('model_zoo', ROOT / 'tools/model_zoo/generate.py')
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     monkeypatch.setattr('sys.argv', ['model_zoo.py', '--check', '--only', '^VAN-B0$'])

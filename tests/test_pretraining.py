@@ -12,9 +12,9 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 from PIL import Image
+from synthetic import CLASSES, make_scene, scene_generator, write_image_folder
 
 from mmrednet.checkpoints import load_pretrained, read_checkpoint
-from mmrednet.datasets import CLASSES, make_scene, scene_generator, write_image_folder
 from mmrednet.engine import load_config
 from mmrednet.pretraining import (
     Accuracy,

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from synthetic import LABELS, label_maps, make_street, scene_generator, write_cityscapes
 
-from mmrednet.datasets import LABELS, label_maps, make_street, scene_generator, write_cityscapes
 from mmrednet.layers.hamburger import NMF2D, Hamburger
 
 ROOT = Path(__file__).parents[1]
@@ -183,7 +183,7 @@ class TestStreets:
         for name, seed in (('a', 1), ('b', 1), ('c', 2)):
             command = [
                 sys.executable,
-                ROOT / 'tools/dataset_converters/shapes.py',
+                ROOT / 'tools/synthetic/generate.py',
                 '--format',
                 'cityscapes',
                 '--train',

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from mmrednet.datasets import CLASSES, make_scene, scene_generator, write_coco
+from synthetic import CLASSES, make_scene, scene_generator, write_coco
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs/rednet/retinanet_rednet50_inv-fpn_1x_coco.py'

@@ -58,7 +58,7 @@ def main():
     if not (ROOT / task['made']).exists():
         step(
             f'data: {task["data"]}',
-            'tools/dataset_converters/shapes.py',
+            'tools/synthetic/generate.py',
             '--force',
             *task['options'],
         )

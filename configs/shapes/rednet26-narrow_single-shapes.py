@@ -1,4 +1,4 @@
-# a narrow RedNet on made-up images of one shape each: tools/dataset_converters/shapes.py --format
+# a narrow RedNet on made-up images of one shape each: tools/synthetic/generate.py --format
 # folder
 _base_ = '../_base_/cls/recipes/rednet.py'
 data_root = 'data/single_shapes/'

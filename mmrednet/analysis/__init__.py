@@ -9,7 +9,6 @@ from .detections import draw_detections
 from .kernel_maps import draw_kernel_maps, kernel_maps
 from .networks import build_network
 from .segmentations import draw_segmentations
-from .timing import medians
 
 __all__ = [
     'build_network',
@@ -18,5 +17,4 @@ __all__ = [
     'draw_kernel_maps',
     'draw_segmentations',
     'kernel_maps',
-    'medians',
 ]

@@ -6,9 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
 
-from mmrednet.datasets import (
+from synthetic import (
     CLASSES,
     make_scene,
     make_street,

@@ -10,13 +10,14 @@ import platform
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
 
 import torch
 from mmcv.cnn import fuse_conv_bn
 from mmengine.registry import MODELS
 
-from mmrednet.analysis import medians
+from benchmarks.timing import medians
 from mmrednet.ops import active_kernels
 
 BASELINE = 'mmdet ResNet-50'

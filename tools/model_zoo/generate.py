@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
 
-from mmrednet.analysis.model_zoo import page, read_rows
-from mmrednet.analysis.zoo_plots import draw, pictures
-from mmrednet.analysis.zoo_times import measure
+from model_zoo.plots import draw, pictures
+from model_zoo.rows import page, read_rows
+from model_zoo.times import measure
 
 DOCS = ROOT / 'docs'
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .counting import chosen
-from .model_zoo import Row
+from mmrednet.analysis.counting import chosen
+
+from .rows import Row
 
 MARKERS = 'osD^v<>Pp*hX'
 # a load average above it says that the machine had other work
@@ -18,7 +19,7 @@ def draw(rows: Sequence[Row], known: Mapping[str, Any], folder: Path) -> None:
     """Write ``accuracy_macs.png``, and ``accuracy_<device>.png`` for each device that was timed.
 
     Args:
-        rows: of :func:`mmrednet.analysis.model_zoo.read_rows`; those with a family and a score are
+        rows: of :func:`model_zoo.rows.read_rows`; those with a family and a score are
             drawn.
         known: counts of the rows and times, as in ``docs/model_zoo.json``.
         folder: to write to.
@@ -89,7 +90,7 @@ def pictures(times: Mapping[str, Any]) -> list[str]:
             '',
             f'*Times: {_machine(measured)}; {measured["machine"]["kernels"]}; median of up to nine '
             'rounds in the '
-            'better of two memory layouts, by `python tools/analysis_tools/model_zoo.py --measure'
+            'better of two memory layouts, by `python tools/model_zoo/generate.py --measure'
             f'{"" if device == "cpu" else f" --device {device}"}`; load average before: '
             f'{measured["load"]}.*',
             '',

@@ -19,15 +19,17 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
 
 import torch
-from gpu import problems
-from gpu.ceilings import ceilings
-from gpu.contestants import attentions, axials, involutions
-from gpu.measure import Clock
-from gpu.operators import time_operator
-from gpu.table import HEADER, Pass, row
+
+from benchmarks.gpu import problems
+from benchmarks.gpu.ceilings import ceilings
+from benchmarks.gpu.contestants import attentions, axials, involutions
+from benchmarks.gpu.measure import Clock
+from benchmarks.gpu.operators import time_operator
+from benchmarks.gpu.table import HEADER, Pass, row
 
 PARTS = ('checks', 'involution', 'attention', 'axial', 'bottleneck', 'backbones')
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -100,7 +102,7 @@ def bottleneck_part(clock, args, limits):
     """The memory of one block in training, with involution and with a convolution, without its
     neighbours.
     """
-    from gpu.twins import Bottleneck
+    from benchmarks.gpu.twins import Bottleneck
 
     for channels, *size in problems.STAGES[clock.dry]:
         for name, involves in (('ResNet-50', False), ('RedNet-50', True)):
@@ -131,7 +133,7 @@ def bottleneck_part(clock, args, limits):
 
 def networks():
     """Return ResNet-50 and RedNet-50 of the stack, or their twins where it is not installed."""
-    from gpu.twins import of_the_stack, twins
+    from benchmarks.gpu.twins import of_the_stack, twins
 
     try:
         return of_the_stack()
@@ -169,7 +171,7 @@ def backbone_part(clock, args, limits):
 
 def passes(model, image, dtype):
     """Return an inference and a training step of a network; in half precision by autocast."""
-    from gpu.twins import total
+    from benchmarks.gpu.twins import total
 
     cast = dict(
         device_type=image.device.type,
@@ -203,8 +205,8 @@ RUN = dict(
 
 def checked(device, dry):
     """Print the checks and return whether all passed."""
-    from gpu.checks import check_kernels
-    from gpu.launches import check_launches
+    from benchmarks.gpu.checks import check_kernels
+    from benchmarks.gpu.launches import check_launches
 
     rows = check_kernels([torch.bfloat16] if dry else list(DTYPES.values()), device, dry)
     rows += check_launches(device, dry)

@@ -15,12 +15,13 @@ import platform
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
 
 import torch
 from torch.nn import functional as F
 
-from mmrednet.analysis import medians
+from benchmarks.timing import medians
 from mmrednet.ops import (
     Window,
     _torch,

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.timing import WARM_UP, medians
 from torch import Tensor, nn
 
-from ..ops import active_kernels
-from .model_zoo import Row
-from .timing import WARM_UP, medians
+from mmrednet.ops import active_kernels
+
+from .rows import Row
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 # at most so many rounds, and about so long for a network and layout; what takes longer runs once
@@ -30,7 +31,7 @@ def measure(
     layout.
 
     Args:
-        rows: of :func:`mmrednet.analysis.model_zoo.read_rows`; others among them are passed over.
+        rows: of :func:`model_zoo.rows.read_rows`; others among them are passed over.
         root: of the repository.
         device: 'cpu' or 'cuda'.
         known: what was measured before; times of other networks are kept if the machine is the

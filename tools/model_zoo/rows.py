@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import yaml
 
-from .counting import check_count, chosen, count_network
-from .image_network import ImageNetwork
-from .networks import build_network
-from .reports import describe, missing
+from mmrednet.analysis.counting import check_count, chosen, count_network
+from mmrednet.analysis.image_network import ImageNetwork
+from mmrednet.analysis.networks import build_network
+from mmrednet.analysis.reports import describe, missing
 
 IMAGENET_CLASSES = 1000
 # of a row, that may differ
@@ -213,7 +213,7 @@ Cityscapes or ADE20K.** They are quoted from the sources named above each table.
 published ones, at the source's input size and counted as the source counts ([how](counting.md)). A difference of "="
 means that ours, rounded, is the printed number.
 
-Written by `python tools/analysis_tools/model_zoo.py` from `model_zoo.yml` (what was published) and `model_zoo.json`
+Written by `python tools/model_zoo/generate.py` from `model_zoo.yml` (what was published) and `model_zoo.json`
 (what was counted, in exact integers, and times); `--check` counts everything again and compares.
 """
 

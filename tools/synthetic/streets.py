@@ -77,7 +77,7 @@ def make_street(rng: np.random.Generator, size: tuple[int, int] = (128, 256)) ->
     far to near.
 
     Args:
-        rng: the source of all that is random, see :func:`mmrednet.datasets.scene_generator`.
+        rng: the source of all that is random, see :func:`scene_generator`.
         size: (H, W) in pixels.
 
     Raises:
