@@ -126,7 +126,8 @@ def test_both_passes_stay_within_their_budget():
 
 def test_the_budget_of_a_large_map():
     """Of hundreds of lines of 168 in eight heads, few at once."""
-    assert axial.chunk_size(torch.empty(200, 8, 8, 168, device='meta'), axial.LOGITS_BUDGET) == 14
+    lines = torch.empty(200, 8, 8, 168, device='meta')
+    assert axial.chunk_size(lines, axial.default_budget(lines)) == 14
 
 
 @pytest.mark.parametrize('case', ['all', 'beyond the table', 'positions'])

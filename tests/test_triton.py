@@ -10,11 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_fused import cast, widened
+from test_fused import widened
 from test_native import laid_out
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmrednet.ops import Window, _torch, _triton, active_kernels, attention, axial, involution
+from mmrednet.ops import (
+    Window,
+    _torch,
+    _triton,
+    active_kernels,
+    attention,
+    axial,
+    dispatch,
+    involution,
+    require_kernels,
+)
 
 triton = pytest.importorskip('triton')
 from mmrednet.ops._triton import attention as fused_attention  # noqa: E402
@@ -131,7 +141,7 @@ FUSED = {
 def test_involution(case):
     window, size, layout, dtype = FUSED[case]
     outputs = window.output_size(*size)
-    value, grad = (random(layout, 1, 3, 5, *place, dtype=dtype) for place in (size, outputs))
+    value = random(layout, 1, 3, 5, *size, dtype=dtype)
     hidden = random('last' if 'last' in layout else 'planar', 1, 1, 6, *outputs, dtype=dtype)[:, 0]
     weight, bias = (
         torch.randn(shape, device=DEVICE).to(dtype)
@@ -142,30 +152,8 @@ def test_involution(case):
         fused_involution.involution(*inputs, list(window)),
         involution.definition(*widened(inputs), list(window)),
         dtype,
-        _torch.empty_in_layout_of(value, grad.shape, dtype),
+        _torch.empty_in_layout_of(value, (1, 3, 5, *outputs), dtype),
     )
-    expected = involution.gradients(*widened([grad, *inputs]), list(window))
-    got = fused_involution.involution_backward(grad, *inputs, list(window))
-    likes = [_torch.empty_in_layout_of(grad, value.shape, dtype), hidden, weight, None]
-    for have, want, like in zip(got, expected, likes, strict=True):
-        close(have, want, dtype, like)
-
-
-def test_many_tiles_share_the_sum_of_weights(monkeypatch):
-    monkeypatch.setattr(fused_involution, 'PROGRAMS', 6)
-    window = Window(3)
-    inputs = [
-        random('last', 2, 2, 4, 5, 4, dtype=torch.float32),
-        torch.randn(2, 3, 5, 4),
-        torch.randn(18, 3),
-        torch.randn(18),
-    ]
-    inputs = [tensor.to(DEVICE) for tensor in inputs]
-    grad = torch.randn_like(inputs[0])
-    got = fused_involution.involution_backward(grad, *inputs, list(window))[2:]
-    expected = involution.gradients(*widened([grad, *inputs]), list(window))[2:]
-    for have, want in zip(got, expected, strict=True):
-        close(have, want, torch.float32)
 
 
 def promised(op, *arguments):
@@ -190,7 +178,7 @@ def test_gradients_have_the_strides_that_their_fakes_promise(layouts):
     hidden = random(other, 1, 1, 3, *size, dtype=dtype)[:, 0]
     weight, bias = torch.randn(3, 18, device=DEVICE).t(), torch.randn(18, device=DEVICE)
     inputs = (grad, value, hidden, weight, bias, list(window))
-    got = fused_involution.involution_backward(*inputs)
+    got = involution.dense_gradients(*inputs)
     assert [tensor.stride() for tensor in got] == promised(involution.involution_backward, *inputs)
     tables = [
         torch.randn(shape, device=DEVICE).movedim(0, -1) for shape in ((3, 2, 2), (3, 2, 2), (9, 2))
@@ -299,43 +287,93 @@ def test_axial_attention(case):
     close(fused_axial.attention(*inputs, terms, *options, 1 << 20), expected, dtype, expected)
 
 
-@pytest.mark.parametrize('name', ['local', 'involution', 'attention', 'axial'])
-def test_what_does_not_fit_is_composed(name):
-    window = Window(3)
-    if name == 'axial':
-        inputs = axial_inputs(4, 3, [0, 1, 2], torch.float64)
-        close(
-            fused_axial.attention(*inputs, [0, 1, 2], 0, True, 99),
-            axial.definition(*widened(inputs), [0, 1, 2], 0, True, 99),
-            torch.float64,
-        )
-    elif name == 'attention':
-        inputs = attention_inputs(window, (3, 4), 'planar', torch.float64)
-        close(
-            fused_attention.attention(*inputs, list(window))[0],
-            attention.definition(*inputs, list(window))[0],
-            torch.float64,
-        )
-    elif name == 'involution':
-        inputs = cast(
-            [torch.randn(1, 1, 130, 3, 3), torch.randn(1, 2, 3, 3), torch.randn(9, 2), None],
-            torch.float32,
-        )
-        inputs = [tensor if tensor is None else tensor.to(DEVICE) for tensor in inputs]
-        close(
-            fused_involution.involution(*inputs, list(window)),
-            involution.definition(*widened(inputs), list(window)),
-            torch.float32,
-        )
-        wide = [list(Window((1, columns))) for columns in (31, 33)]
-        fitting = [torch.randn(1, 1, 2, 3, 3), torch.randn(1, 2, 3, 3), torch.randn(9, 2), None]
-        assert [fused_involution.fits(*fitting, window) for window in wide] == [True, False]
-    else:
-        assert fused_local.aggregate(
-            torch.randn(0, 2, 3, 4, 4, device=DEVICE),
-            torch.randn(0, 2, 9, 4, 4, device=DEVICE),
-            list(window),
-        ).shape == (0, 2, 3, 4, 4)
+def no_images():
+    value, weight = torch.randn(0, 2, 3, 4, 4), torch.randn(0, 2, 9, 4, 4)
+    return value.to(DEVICE), weight.to(DEVICE)
+
+
+def test_no_images():
+    assert fused_local.aggregate(*no_images(), list(Window(3))).shape == (0, 2, 3, 4, 4)
+
+
+def involution_of(channels=4, features=2, columns=3, dtype=torch.float32):
+    shapes = (1, 1, channels, 3, columns), (1, features, 3, columns), (3 * columns, features)
+    inputs = [torch.randn(shape, device=DEVICE).to(dtype) for shape in shapes]
+    return (*inputs, None, list(Window((3, columns))))
+
+
+def attention_of(channels=4, dtype=torch.float32):
+    query, key, value = torch.randn(3, 1, 2, channels, 3, 4, device=DEVICE).to(dtype)
+    return query, key, value, None, None, None, list(Window(3))
+
+
+def axial_of(channels=4, dtype=torch.float32):
+    query, key, value = torch.randn(3, 1, 2, channels, 5, device=DEVICE).to(dtype)
+    scale, shift = torch.rand(2, 3, 2, device=DEVICE)
+    relative = torch.randn(3 * channels, 9, device=DEVICE).to(dtype)
+    return query, key, value, relative, scale, shift, [0, 1, 2], 0, True, 1 << 20
+
+
+REASONS = {
+    'involution takes it': ('involution', involution_of(128, 256, 31), []),
+    'involution, float64': (
+        'involution',
+        involution_of(dtype=torch.float64),
+        ['float64 (value, hidden, weight)'],
+    ),
+    'involution, wide': (
+        'involution',
+        involution_of(129, 257, 33),
+        [
+            'more than 128 channels of a group, 129',
+            'more than 256 hidden features, 257',
+            'a window of more than 16 columns, 33',
+        ],
+    ),
+    'attention takes it': ('attention', attention_of(128), []),
+    'attention, wide': (
+        'attention',
+        attention_of(130, torch.float64),
+        ['float64 (query, key, value)', 'more than 128 channels of a head, 130'],
+    ),
+    'axial takes it': ('axial', axial_of(128), []),
+    'axial, wide': (
+        'axial',
+        axial_of(129, torch.float64),
+        ['float64 (query, key, value, relative)', 'more than 128 channels of a head, 129'],
+    ),
+}
+MODULES = dict(involution=fused_involution, attention=fused_attention, axial=fused_axial)
+FUNCTIONS = dict(involution='involution', attention='attention', axial='attention')
+DEFINITIONS = dict(involution=involution, attention=attention, axial=axial)
+
+
+@pytest.mark.parametrize('case', REASONS)
+def test_reasons_against_a_kernel(case):
+    family, inputs, expected = REASONS[case]
+    reasons_against = getattr(MODULES[family], f'reasons_against_{FUNCTIONS[family]}')
+    assert reasons_against(*inputs) == expected
+
+
+@pytest.mark.parametrize('case', [case for case, (*_, reasons) in REASONS.items() if reasons])
+def test_what_does_not_fit_is_composed_and_said_once(case, monkeypatch, caplog):
+    family, inputs, reasons = REASONS[case]
+    monkeypatch.setattr(dispatch, '_logged', set())
+    definition = DEFINITIONS[family].definition
+    kernel = _triton._imported_late(family, FUNCTIONS[family], definition)
+    with caplog.at_level('WARNING', 'mmrednet'):
+        for _ in range(2):
+            for got, expected in zip(kernel(*inputs), definition(*inputs), strict=True):
+                assert torch.equal(got, expected)
+    name = f'{family}.{FUNCTIONS[family]}'
+    assert caplog.messages == [
+        f'{name} falls back from its triton kernel to plain torch: {reason}' for reason in reasons
+    ]
+    with require_kernels('triton'), pytest.raises(RuntimeError) as failure:
+        kernel(*inputs)
+    assert str(failure.value) == (
+        f'The triton kernels were required, and cannot compute {name}: {"; ".join(reasons)}.'
+    )
 
 
 @pytest.mark.parametrize(
@@ -345,7 +383,6 @@ def test_what_does_not_fit_is_composed(name):
         'correlate',
         'scatter',
         'involution',
-        'involution_backward',
         'attention',
         'attention_backward',
         'axial_attention',
@@ -374,7 +411,7 @@ def test_an_old_triton_is_left_alone_with_the_reason(found, usable, monkeypatch)
             return lambda kernel: registered.append(device)
 
     monkeypatch.setattr(_triton, 'MISSING', missing)
-    _triton.register('local', aggregate=Op())
+    _triton.register('local', aggregate=(Op(), None))
     assert registered == (['cuda'] if usable else [])
     assert usable or _triton.state() == f'plain torch, one tap at a time (triton: {missing})'
 
@@ -400,7 +437,7 @@ def test_every_kernel_compiles_once_for_all_sizes(case):
     )
     assert result.returncode == 0, result.stderr
     kernels = json.loads(result.stdout.splitlines()[-1])
-    assert len(kernels) == 11
+    assert len(kernels) == 8
     for name, binaries in kernels.items():
         assert len(binaries) == 1, name
         # what a block of threads can have on every chip since Ampere

@@ -104,7 +104,6 @@ def launch_all(dtype, sizes, groups, group_channels, hidden_channels, kernel=7):
         local.correlate(value, value, window)
         local.scatter(value, weight, size, window)
         involution.involution(value, hidden, generator, bias, window)
-        involution.involution_backward(value, value, hidden, generator, bias, window)
         _, sums = attention.attention(value, value, value, rows, columns, None, window)
         attention.attention_backward(value, sums, value, value, value, rows, columns, None, window)
         line, keys = value.permute(0, 3, 1, 2, 4)[0].contiguous(), -(-group_channels // 2)

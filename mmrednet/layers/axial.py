@@ -167,7 +167,7 @@ class AxialAttention1d(BaseModule):
                 terms=self.terms,
                 span=self.span,
                 value_position=self.value_position,
-                logits_budget=min(self.logits_budget, axial.LOGITS_BUDGET),
+                logits_budget=min(self.logits_budget, axial.default_budget(query)),
             )
         # the norm has to see all logits before any of them is used
         size = axial.chunk_size(query, self.logits_budget, len(self.terms))

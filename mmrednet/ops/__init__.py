@@ -2,6 +2,7 @@
 
 from .attention import attend, local_attention
 from .axial import axial_attention
+from .dispatch import require_kernels
 from .involution import local_involution
 from .local import active_kernels, local_aggregate, local_correlate, local_scatter
 from .window import Window
@@ -16,4 +17,5 @@ __all__ = [
     'local_correlate',
     'local_involution',
     'local_scatter',
+    'require_kernels',
 ]

@@ -257,6 +257,13 @@ def in_layouts_of(
     return query, key, value, rows, columns, bias
 
 
+def dense_gradients(
+    grad: Tensor, _: Tensor, *inputs: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return :func:`gradients` with the arguments and the strides of ``attention_backward``."""
+    return in_layouts_of(inputs[:3], gradients(grad, *inputs))
+
+
 @custom_op('mmrednet::attention', mutates_args=())
 def attention(
     query: Tensor,
@@ -306,7 +313,11 @@ def attention_backward(
     return in_layouts_of((query, key, value), _input_gradients(weight, grad_logits, grad, *inputs))
 
 
-_triton.register('attention', attention=attention, attention_backward=attention_backward)
+_triton.register(
+    'attention',
+    attention=(attention, definition),
+    attention_backward=(attention_backward, dense_gradients),
+)
 
 
 @attention.register_fake

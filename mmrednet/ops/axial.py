@@ -20,9 +20,9 @@ from . import _torch, _triton, multiply_adds
 from .checks import check_same, check_shape, check_tensors
 
 TERMS = ('query_key', 'query_position', 'key_position')
-# elements that a chunk of lines may need at once for tensors of the size of its logits; 2^24 are 64
-# MiB in float32
-LOGITS_BUDGET = 1 << 24
+# elements that a chunk of lines may need at once for tensors of the size of its logits: 2^24 are 64
+# MiB in float32, which a CPU reads faster than more; a GPU is filled by larger chunks alone
+LOGITS_BUDGET = {'cpu': 1 << 24, 'cuda': 1 << 27}
 # so many of them there are at most: weights, their gradients, what a product has in another order,
 # and its result
 LIVE = 5
@@ -39,7 +39,7 @@ def axial_attention(
     terms: Sequence[str] = TERMS,
     span: int | None = None,
     value_position: bool = True,
-    logits_budget: int = LOGITS_BUDGET,
+    logits_budget: int | None = None,
 ) -> Tensor:
     r"""Attend along lines, with positions among the logits and among the values.
 
@@ -62,8 +62,8 @@ def axial_attention(
             order.
         span: positions further than span / 2 apart do not attend to each other; None: all do.
         value_position: whether the second part of the result is there.
-        logits_budget: elements of all tensors of the size of the logits that the composition has at
-            once.
+        logits_budget: Elements of all tensors of the size of the logits that the composition has at
+            once. By default 2^24 on a CPU and 2^27 on a GPU.
 
     Returns:
         (B, N, D, 2, L), or (B, N, D, 1, L) without positions of values, in the dtype of ``value``.
@@ -95,9 +95,15 @@ def axial_attention(
         raise ValueError(f'terms must be some of {TERMS}, in this order, got {terms=}.')
     for name, tensor in (('scale', scale), ('shift', shift)):
         check_shape(name, tensor, '(terms, heads)', (len(numbers), query.shape[1]))
+    budget = default_budget(query) if logits_budget is None else logits_budget
     return attention(
-        query, key, value, relative, scale, shift, numbers, span or 0, value_position, logits_budget
+        query, key, value, relative, scale, shift, numbers, span or 0, value_position, budget
     )
+
+
+def default_budget(tensor: Tensor) -> int:
+    """Return how many elements of the size of the logits a chunk may need on a tensor's device."""
+    return LOGITS_BUDGET['cuda' if tensor.is_cuda else 'cpu']
 
 
 def tables(relative: Tensor, channels: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -355,7 +361,7 @@ def attention_backward(
     return made[0], made[1], made[2], made[3], made[4]
 
 
-_triton.register('axial', attention=attention)
+_triton.register('axial', attention=(attention, definition))
 
 
 @attention.register_fake

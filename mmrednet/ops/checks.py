@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dispatch import check_required
 from .window import Window
+
+# devices that autocast knows; torch.compile of older releases cannot trace the question itself
+AUTOCAST_DEVICES = frozenset(
+    device
+    for device in ('cpu', 'cuda', 'xpu', 'mps', 'hpu', 'mtia', 'maia', 'xla')
+    if torch.amp.is_autocast_available(device)
+)
 
 AXES = {
     5: '(batch, groups, channels or taps, height, width)',
@@ -50,7 +58,8 @@ def check_tensors(
             )
     tensors = tuple(tensor for tensor, _ in arguments.values())
     kind = device.type if device else 'cpu'
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    check_required(kind)
+    if kind not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(

@@ -104,7 +104,8 @@ def _check_affine(value: Tensor, scale: Tensor | None, shift: Tensor | None, rel
 
 def generate_kernels(hidden: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
     """Return the kernels (B, G, K, Ho, Wo) that hidden features (B, R, Ho, Wo) generate."""
-    return F.conv2d(hidden, weight[:, :, None, None], bias).unflatten(1, (groups, -1))
+    kernels = F.linear(hidden.movedim(1, 3), weight, bias)
+    return kernels.unflatten(3, (groups, -1)).permute(0, 3, 4, 1, 2)
 
 
 def definition(
@@ -138,26 +139,17 @@ def gradients(
     """
     kernels = generate_kernels(hidden, weight, bias, value.shape[1])
     grad_value = local.scatter(grad, kernels, value.shape[-2:], window).to(value.dtype)
-    grad_kernels = local.correlate(grad, value, window).to(hidden.dtype).flatten(1, 2)
-    grad_hidden, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        grad_kernels,
-        hidden,
-        weight[:, :, None, None],
-        [len(weight)],
-        [1, 1],
-        [0, 0],
-        [1, 1],
-        False,
-        [0, 0],
-        1,
-        [True, True, bias is not None],
-    )
-    return (
-        grad_value,
-        grad_hidden,
-        grad_weight.flatten(1),
-        weight.new_empty(0) if bias is None else grad_bias,
-    )
+    grad_kernels = local.correlate(grad, value, window).to(hidden.dtype)
+    # one row (G K) for each position, as the linear layer that generates kernels has them
+    rows = grad_kernels.permute(0, 3, 4, 1, 2).flatten(3)
+    grad_hidden = (rows @ weight).movedim(3, 1)
+    grad_weight = rows.flatten(0, 2).mT @ hidden.movedim(1, 3).flatten(0, 2)
+    if bias is None:
+        return grad_value, grad_hidden, grad_weight, weight.new_empty(0)
+    # a sum over all positions at once has too few results to fill a GPU
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    grad_bias = rows.sum(2, dtype=wide).sum((0, 1)).to(rows.dtype)
+    return grad_value, grad_hidden, grad_weight, grad_bias
 
 
 def dense_gradients(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -208,7 +200,8 @@ def involution_backward(
     return dense_gradients(grad, value, hidden, weight, bias, window)
 
 
-_triton.register('involution', involution=involution, involution_backward=involution_backward)
+# the gradients are those of the definition, whose primitives have kernels
+_triton.register('involution', involution=(involution, definition))
 
 
 @involution.register_fake

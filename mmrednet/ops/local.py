@@ -124,7 +124,12 @@ def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[
     return _torch.scatter(grad, weight, size, Window.from_flat(window))
 
 
-_triton.register('local', aggregate=aggregate, correlate=correlate, scatter=scatter)
+_triton.register(
+    'local',
+    aggregate=(aggregate, _torch.aggregate),
+    correlate=(correlate, _torch.correlate),
+    scatter=(scatter, _torch.scatter),
+)
 
 
 def active_kernels() -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..dispatch import fall_back
 
 # the first whose matrix products take fewer than sixteen columns
 OLDEST = (3, 5)
@@ -36,18 +37,29 @@ def _find() -> tuple[str | None, str]:
 MISSING, VERSION = _find()
 
 
-def register(family: str, **ops: Any) -> None:
-    """Let the functions of these names in a module of this package be the CUDA kernels of custom
-    ops.
+def register(family: str, **ops: tuple[Any, Callable]) -> None:
+    """Make functions of a module of this package the CUDA kernels of custom ops.
+
+    Args:
+        family: Name of the module. It is imported when the first CUDA tensor arrives.
+        ops: For the name of each function in the module, the custom op and its definition. The
+            definition computes what the kernel cannot take: the module's
+            ``reasons_against_<name>``, where it has one, returns a list of reasons.
     """
     if MISSING is None:
-        for name, op in ops.items():
-            op.register_kernel('cuda')(_late(family, name))
+        for name, (op, definition) in ops.items():
+            op.register_kernel('cuda')(_imported_late(family, name, definition))
 
 
-def _late(family: str, name: str) -> Callable:
+def _imported_late(family: str, name: str, definition: Callable) -> Callable:
     def kernel(*arguments: Any) -> Any:
-        return getattr(import_module(f'.{family}', __name__), name)(*arguments)
+        module = import_module(f'.{family}', __name__)
+        reasons_against = getattr(module, f'reasons_against_{name}', None)
+        reasons = reasons_against(*arguments) if reasons_against else []
+        if reasons:
+            fall_back('triton', f'{family}.{name}', reasons)
+            return definition(*arguments)
+        return getattr(module, name)(*arguments)
 
     return kernel
 

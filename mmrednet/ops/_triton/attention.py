@@ -21,20 +21,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import attention as plain
 from .._torch import empty_in_layout_of
 from .tiles import (
+    float64_reasons,
     index_type,
     inside,
     launch,
     layout,
     neighbour,
+    next_power_of_2,
     on_map,
     positions,
     start,
     strides,
     tiles,
     viewer,
+    warps,
 )
 
 # what registers hold: more channels of a head are left to the composition
@@ -458,26 +460,47 @@ def key_kernel(
     )
 
 
-def fits(query: Tensor, value: Tensor, *others: Tensor | None) -> bool:
-    """Say whether the fused kernels take these tensors; the composition takes all."""
-    wide = any(
-        tensor is not None and tensor.dtype == torch.float64 for tensor in (query, value, *others)
+def reasons_against_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    bias: Tensor | None,
+    window: Sequence[int],
+) -> list[str]:
+    """Return why the kernel cannot take these tensors: nothing where it can."""
+    reasons = float64_reasons(
+        query=query, key=key, value=value, rows=rows, columns=columns, bias=bias
     )
-    return not wide and max(query.shape[2], value.shape[2]) <= MOST_CHANNELS
+    channels = max(query.shape[2], value.shape[2])
+    if channels > MOST_CHANNELS:
+        reasons.append(f'more than {MOST_CHANNELS} channels of a head, {channels}')
+    return reasons
 
 
-def _tile(query: Tensor, value: Tensor) -> tuple[int, int]:
-    # two or more rows of channels of a position stay in registers
-    return (4 if max(query.shape[2], value.shape[2]) <= 32 else 2), 16
+def reasons_against_attention_backward(
+    grad: Tensor, logsumexp: Tensor, *arguments: Any
+) -> list[str]:
+    """Return why the backward kernels cannot take these tensors: nothing where they can."""
+    return float64_reasons(grad=grad) or reasons_against_attention(*arguments)
+
+
+# positions of a program, as two rows of 16
+TILE = (2, 16)
+# elements of a tile of queries that a thread holds: keys, values and sums are as many each
+ELEMENTS_OF_A_THREAD = 32
 
 
 def _constants(window: Sequence[int], query: Tensor, value: Tensor) -> dict[str, Any]:
+    keys, values = (next_power_of_2(tensor.shape[2]) for tensor in (query, value))
     return dict(
         WINDOW=tuple(window),
-        BLOCK_D=triton.next_power_of_2(query.shape[2]),
-        BLOCK_V=triton.next_power_of_2(value.shape[2]),
-        TILE_H=_tile(query, value)[0],
-        TILE_W=_tile(query, value)[1],
+        BLOCK_D=keys,
+        BLOCK_V=values,
+        TILE_H=TILE[0],
+        TILE_W=TILE[1],
+        num_warps=warps(TILE[0] * TILE[1] * max(keys, values), ELEMENTS_OF_A_THREAD),
     )
 
 
@@ -495,12 +518,10 @@ def attention(
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmrednet.ops.attention.definition`."""
-    if not fits(query, value, key, rows, columns, bias):
-        return plain.definition(query, key, value, rows, columns, bias, window)
     size = query.shape[-2:]
     result = empty_in_layout_of(value, (*value.shape[:3], *size), value.dtype)
     sums = query.new_empty((*query.shape[:2], 1, *size), dtype=torch.float32)
-    programs = query.shape[0] * query.shape[1] * tiles(size, _tile(query, value))
+    programs = query.shape[0] * query.shape[1] * tiles(size, TILE)
     launch(
         attention_kernel,
         programs,
@@ -554,9 +575,6 @@ def attention_backward(
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`mmrednet.ops.attention.gradients`."""
-    if not fits(query, value, grad, key, rows, columns, bias):
-        inputs = query, key, value, rows, columns, bias
-        return plain.in_layouts_of(inputs[:3], plain.gradients(grad, *inputs, window))
     size, heads = query.shape[-2:], query.shape[1]
     tables = [_dense(table) for table in (rows, columns, bias)]
     grads = [
@@ -564,7 +582,7 @@ def attention_backward(
     ]
     sums = logsumexp.contiguous().unsqueeze(2)
     products = torch.empty_like(sums)
-    programs = len(query) * heads * tiles(size, _tile(query, value))
+    programs = len(query) * heads * tiles(size, TILE)
     parts = [
         None
         if table is None
@@ -597,11 +615,11 @@ def attention_backward(
         strides(grads[0]),
         *numbers,
         RESULT=layout(grads[0]),
-        BLOCK_U=triton.next_power_of_2(window[0]),
-        BLOCK_T=triton.next_power_of_2(window[1]),
+        BLOCK_U=next_power_of_2(window[0]),
+        BLOCK_T=next_power_of_2(window[1]),
         **shared,
     )
-    programs = len(key) * heads * tiles(key.shape[-2:], _tile(query, value))
+    programs = len(key) * heads * tiles(key.shape[-2:], TILE)
     launch(
         key_kernel,
         programs,

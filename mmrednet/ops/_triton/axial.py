@@ -12,16 +12,31 @@ diagonals: with w counting distances,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import axial as plain
-from .tiles import dot_precision, dot_type, index_type, inside, launch, layout, start, strides
+from .tiles import (
+    cdiv,
+    dot_precision,
+    dot_type,
+    float64_reasons,
+    index_type,
+    inside,
+    launch,
+    layout,
+    next_power_of_2,
+    start,
+    strides,
+)
 
-BLOCK = 32
+# attending and attended positions of a tile: the least that a matrix product takes, so that one
+# warp holds a tile and reads its diagonals by shuffles
+BLOCK = 16
+# channels of a head that a warp holds for its tile
+CHANNELS_OF_A_WARP = 32
 # what registers hold: more channels of a head are left to the composition
 MOST_CHANNELS = 128
 NOT_SPECIALISED = [
@@ -149,7 +164,13 @@ def axial_kernel(
         if TERMS // 4 == 1:
             back, across = _distances((block - tile) * BLOCK, BLOCK)
             table = _table(
-                relative, relative_row, key_channels, low[:, None], key_channels, back[None, :], end
+                relative,
+                relative_row,
+                key_channels,
+                low[:, None],
+                key_channels,
+                back[None, :],
+                end,
             )
             by_key = tl.dot(tl.trans(k), table.to(DOT), input_precision=PRECISION)
             logits += tl.trans(tl.gather(by_key, across, 1)) * tl.load(
@@ -194,6 +215,17 @@ def axial_kernel(
         tl.store(base + at, where / weights[:, None], mask=real)
 
 
+def reasons_against_attention(
+    query: Tensor, key: Tensor, value: Tensor, relative: Tensor, *_: Any
+) -> list[str]:
+    """Return why the kernel cannot take these tensors: nothing where it can."""
+    reasons = float64_reasons(query=query, key=key, value=value, relative=relative)
+    channels = max(query.shape[2], value.shape[2])
+    if channels > MOST_CHANNELS:
+        reasons.append(f'more than {MOST_CHANNELS} channels of a head, {channels}')
+    return reasons
+
+
 def attention(
     query: Tensor,
     key: Tensor,
@@ -207,20 +239,13 @@ def attention(
     budget: int,
 ) -> Tensor:
     """See :func:`mmrednet.ops.axial_attention`."""
-    inputs = (query, key, value, relative)
-    if (
-        any(tensor.dtype == torch.float64 for tensor in inputs)
-        or value.shape[2] > MOST_CHANNELS
-        or (query.shape[2] > MOST_CHANNELS)
-    ):
-        return plain.definition(*inputs, scale, shift, terms, span, value_position, budget)
     lines, heads, channels, length = value.shape
     result = value.new_empty((lines, heads, channels, 2 if value_position else 1, length))
     # one row of positions in each head of each line
-    views = [tensor.unsqueeze(3) for tensor in inputs[:3]]
+    views = [tensor.unsqueeze(3) for tensor in (query, key, value)]
     launch(
         axial_kernel,
-        lines * heads * triton.cdiv(length, BLOCK),
+        lines * heads * cdiv(length, BLOCK),
         value.device,
         query,
         key,
@@ -245,12 +270,12 @@ def attention(
         VALUE=layout(views[2]),
         RESULT=layout(result),
         BLOCK=BLOCK,
-        BLOCK_E=max(16, triton.next_power_of_2(query.shape[2])),
-        BLOCK_D=max(16, triton.next_power_of_2(channels)),
+        BLOCK_E=max(16, next_power_of_2(query.shape[2])),
+        BLOCK_D=max(16, next_power_of_2(channels)),
         DOT=dot_type(query, key, value, relative),
         PRECISION=dot_precision(),
         INDEX=index_type(*views, result),
         num_stages=1,
-        num_warps=4 if max(query.shape[2], channels) <= 32 else 8,
+        num_warps=max(1, next_power_of_2(max(query.shape[2], channels)) // CHANNELS_OF_A_WARP),
     )
     return result

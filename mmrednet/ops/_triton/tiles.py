@@ -98,6 +98,26 @@ def viewer(row, column, u, v, out_height, out_width, WINDOW: tl.constexpr):
     return row, column, found & (row < out_height) & (column < out_width)
 
 
+def cdiv(number: int, divisor: int) -> int:
+    """Return the quotient, rounded up; triton.cdiv takes ten times as long outside of kernels."""
+    return -(-number // divisor)
+
+
+def next_power_of_2(number: int) -> int:
+    """Return the least power of two that is not less than a positive number."""
+    return 1 << (number - 1).bit_length()
+
+
+def float64_reasons(**tensors: Tensor | None) -> list[str]:
+    """Return the reasons against a kernel without float64, for arguments by name."""
+    names = [
+        name
+        for name, tensor in tensors.items()
+        if tensor is not None and tensor.dtype == torch.float64
+    ]
+    return [f'float64 ({", ".join(names)})'] if names else []
+
+
 def layout(tensor: Tensor) -> int:
     """Return the compile-time layout of (B, G, D, H, W)."""
     batch, group, channel, row, column = tensor.stride()
@@ -132,7 +152,12 @@ def sum_type(*tensors: Tensor) -> tl.dtype:
 
 def tiles(size: Sequence[int], tile: tuple[int, int]) -> int:
     """Return the number of tiles of a map."""
-    return triton.cdiv(size[0], tile[0]) * triton.cdiv(size[1], tile[1])
+    return cdiv(size[0], tile[0]) * cdiv(size[1], tile[1])
+
+
+def warps(elements: int, per_thread: int) -> int:
+    """Return how many warps share a tile of this many elements; a power of two if they are."""
+    return min(8, max(1, elements // (32 * per_thread)))
 
 
 def launch(

@@ -139,7 +139,7 @@ def involutions(
     return _worst(
         [
             fused_involution.involution(*inputs, flat),
-            *fused_involution.involution_backward(grad, *inputs, flat),
+            *involution.involution_backward(grad, *inputs, flat),
         ],
         expected,
     )

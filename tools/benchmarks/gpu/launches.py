@@ -24,7 +24,7 @@ from .problems import channels_last
 SIZE = {False: (37, 53), True: (3, 5)}
 # a gradient that torch's matrix products make may differ with the stream and the device that they
 # run on
-COMPOSED = ('axial attention',)
+COMPOSED = ('involution', 'axial attention')
 
 
 def operators(
