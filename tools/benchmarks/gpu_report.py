@@ -34,9 +34,6 @@ from benchmarks.gpu.table import HEADER, Pass, row
 PARTS = ('checks', 'involution', 'attention', 'axial', 'bottleneck', 'backbones')
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 LAYOUTS = {'contiguous': torch.contiguous_format, 'channels-last': torch.channels_last}
-# compiling takes most of the time: of the operators' maps, so many of the first dtype have compiled
-# contestants
-COMPILED = 2
 
 
 def parse_args():
@@ -66,6 +63,12 @@ def parse_args():
     )
     parser.add_argument('--kernel-size', type=int, default=7)
     parser.add_argument(
+        '--compiled',
+        type=int,
+        default=2,
+        help='maps of the first dtype that have compiled contestants: compiling takes most of the time',
+    )
+    parser.add_argument(
         '--minutes', type=float, default=9.5, help='after which no further row is begun'
     )
     return parser.parse_args()
@@ -90,7 +93,7 @@ def operator_part(make, ways, stages=problems.STAGES):
                 contestants = ways(
                     first,
                     dry=clock.dry,
-                    compiled=first_dtype and index < COMPILED,
+                    compiled=first_dtype and index < args.compiled,
                     flex=first_dtype,
                 )
                 yield from time_operator(clock, sets, contestants, dtype, limits)
