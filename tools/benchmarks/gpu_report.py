@@ -66,7 +66,7 @@ def parse_args():
         '--compiled',
         type=int,
         default=2,
-        help='maps of the first dtype that have compiled contestants: compiling takes most of the time',
+        help='maps of the first dtype that have compiled contestants, which take most of the time',
     )
     parser.add_argument(
         '--minutes', type=float, default=9.5, help='after which no further row is begun'
