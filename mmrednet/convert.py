@@ -1,4 +1,4 @@
-"""A published file to one in our names, and back."""
+"""Converts a published checkpoint file to one with our keys, and back."""
 
 from __future__ import annotations
 
@@ -8,49 +8,59 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from .conversion import choose, to_ours, to_theirs
-from .errors import CheckpointError
-from .formats import FORMATS
-from .inference import backbone_config, build_backbone, shapes_of
-from .matching import BACKBONE, Match, left_out, match, match_whole
-from .reading import check_hash, read_checkpoint
-from .values import check_weights, unfit_among
-from .writing import check_target, write_checkpoint
-
-# what a file becomes: the backbone alone, as init_cfg takes it, or a whole network's state dict, as
-# load_from takes it
-TARGETS = ('backbone', 'classifier', 'detector', 'segmentor')
+# importing the backbones registers their formats
+from . import backbones  # noqa: F401
+from .backbones.downloads import check_hash
+from .checkpoints import (
+    FORMATS,
+    CheckpointError,
+    Converted,
+    Format,
+    Match,
+    choose_format,
+    match,
+    match_state,
+    read_checkpoint,
+    shapes_of,
+    to_mmrednet,
+    to_published,
+    write_checkpoint,
+)
+from .checkpoints.formats import BACKBONE, FAMILIES, Shapes
+from .checkpoints.matching import TARGETS, left_out
+from .checkpoints.reading import check_weights, describe_non_weights
+from .checkpoints.writing import check_target
+from .registry import MODELS
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of a file.
+    """The result of :func:`convert_file`.
 
     Args:
-        format: its format.
-        network: the config of the backbone that it was compared with, if that was inferred.
-        match: what fits.
-        absent: parts of the given network that the file does not have.
-        sha256: of the file.
-        notes: lines on values that are no weights and were left out.
+        format: Name of the file's format.
+        network: Config of the backbone that it was compared with, if that was inferred.
+        match: What fits.
+        sha256: SHA-256 of the file.
+        notes: Lines on values that are no weights and were left out.
     """
 
     format: str
     network: dict[str, Any] | None
     match: Match
-    absent: tuple[str, ...]
     sha256: str
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Reversal:
-    """What became of a file in our names.
+    """The result of :func:`reverse_file`.
 
     Args:
-        format: what was written.
-        lost: what the published file had and this one does not, in words; '' if nothing is known to
+        format: Name of the format that was written.
+        lost: What the published file had and this one does not, in words; '' if nothing is known to
             be lost.
     """
 
@@ -60,136 +70,172 @@ class Reversal:
 
 def convert_file(
     source: str | Path,
-    target: str | Path,
+    output: str | Path,
     *,
     to: str = 'backbone',
-    shapes: Mapping[str, torch.Size] | None = None,
+    shapes: Shapes | None = None,
     format: str | None = None,
     key: str | None = None,
     min_share: float = 0.5,
     force: bool = False,
 ) -> Conversion:
-    """Write a published file's tensors in our names.
+    """Write a published file's tensors under our keys.
 
     Args:
-        source: the file.
-        target: see :func:`mmrednet.checkpoints.write_checkpoint`; its metadata are source, SHA-256,
-            format, and what the way back needs.
-        to: one of ``TARGETS``.
-        shapes: of the backbone's state dict or, unless ``to`` is 'backbone', of the whole
-            network's; by default those of the published backbone that the file's names and shapes
+        source: Path of the published file.
+        output: Path to write, see :func:`mmrednet.checkpoints.write_checkpoint`. Its metadata are
+            source, SHA-256, format, and what the way back needs.
+        to: One of ``TARGETS``: what the output is for.
+        shapes: Shapes of the backbone's state dict or, unless ``to`` is 'backbone', of the whole
+            network's. Default: those of the published backbone that the file's keys and shapes
             tell, other parts being kept as they are.
-        format: of the file, one of :data:`mmrednet.checkpoints.FORMATS`; by default detected.
-        key: where in the file the weights are, see :func:`mmrednet.checkpoints.read_checkpoint`.
-        min_share: the least share of the network's tensors that must match, of the parts that the
-            file has.
-        force: whether an existing target is overwritten.
+        format: Name of the file's format, one of :data:`mmrednet.checkpoints.FORMATS`. Default:
+            detected.
+        key: Key of the state dict in the file, see :func:`mmrednet.checkpoints.read_checkpoint`.
+        min_share: Least share of the network's tensors that must match, of the parts that the file
+            has.
+        force: Whether an existing output is overwritten.
 
     Raises:
-        ValueError, OSError: a path, ``to`` or ``min_share`` is wrong, or the target exists.
-        CheckpointError: the file cannot be read safely, its hash is not that in its name, or too
+        ValueError, OSError: A path, ``to`` or ``min_share`` is wrong, or the output exists.
+        CheckpointError: The file cannot be read safely, its hash is not that in its name, or too
             little of it fits.
     """
     if to not in TARGETS:
         raise ValueError(f'to must be one of {TARGETS}, got {to!r}.')
     if not 0 <= min_share <= 1:
         raise ValueError(f'min_share must be from 0 to 1, got {min_share}.')
-    check_target(target, force=force)
-    read, digest = read_checkpoint(source, key=key, check=False), check_hash(source)
-    inner = (
-        shapes
-        if to == 'backbone' or shapes is None
-        else {
-            name.removeprefix(BACKBONE): shape
-            for name, shape in shapes.items()
-            if name.startswith(BACKBONE)
-        }
-    )
-    entry, wrapper = choose(read.state, format, inner)
-    converted, network = to_ours(read.state, entry, wrapper, inner), None
-    if inner is None:
-        network = backbone_config(entry, converted.backbone)
-        inner = shapes_of(build_backbone(network))
-    result = match(converted, inner)
-    resized = [name for name in result.changed if name not in converted.changed]
-    absent: tuple[str, ...] = ()
-    if to != 'backbone':
-        result, absent = match_whole(result, converted, to, inner, shapes)
+    check_target(output, force=force)
+    published = read_checkpoint(source, key=key, check=False)
+    digest = check_hash(source)
+    network = None
+    if shapes is not None:
+        converted, result = match_state(published.state, shapes, target=to, format=format)
+    else:
+        converted = to_mmrednet(published.state, *choose_format(published.state, format, None))
+        network = backbone_config(converted.format, converted.backbone)
+        result = match(converted, shapes_of(build_backbone(network)), target=to)
     if result.share < min_share or not result.share:
-        raise CheckpointError(
-            '\n'.join(
-                (
-                    f'{source}: too little fits, {result.share:.0%} where at least {min_share:.0%}'
-                    f' must: {result.counts}.',
-                    *result.details(),
-                )
-            )
+        summary = (
+            f'{source}: too little fits, {result.share:.0%} where at least {min_share:.0%} must: '
+            f'{result.counts}.'
         )
+        raise CheckpointError('\n'.join((summary, *result.details())))
     check_weights(source, result.state)
-    unused = left_out(result, converted)
     metadata = dict(
         source=Path(source).name,
         sha256=digest,
-        format=entry.name,
-        wrapper=wrapper,
-        container='/'.join(read.container),
-        classifier=converted.classifier,
-        lost=_named(resized=resized, **{'left out': list(unused)}),
+        container='/'.join(published.container),
+        **_origin(converted, result),
     )
-    write_checkpoint(target, result.state, metadata=metadata, force=force)
-    return Conversion(entry.name, network, result, absent, digest, tuple(unfit_among(unused)))
+    write_checkpoint(output, result.state, metadata=metadata, force=force)
+    notes = describe_non_weights(left_out(result, converted))
+    return Conversion(converted.format.name, network, result, digest, tuple(notes))
 
 
-def _named(**kinds: list[str]) -> str:
-    """Return counts and first names of what the way back will miss."""
-    return '; '.join(
-        f'{len(names)} {kind} ({", ".join(names[:3])}{" ..." * (len(names) > 3)})'
-        for kind, names in kinds.items()
-        if names
+def _origin(converted: Converted, result: Match) -> dict[str, str]:
+    """Return what the way back needs, and what it will miss, as metadata."""
+    changed = [key.removeprefix(BACKBONE) for key in result.changed]
+    lost = {
+        'resized': [key for key in changed if key not in converted.changed],
+        'left out': list(left_out(result, converted)),
+    }
+    phrases = []
+    for kind, keys in lost.items():
+        more = ' ...' if len(keys) > 3 else ''
+        if keys:
+            phrases.append(f'{len(keys)} {kind} ({", ".join(keys[:3])}{more})')
+    return dict(
+        format=converted.format.name,
+        prefix=converted.prefix,
+        classifier=converted.classifier,
+        lost='; '.join(phrases),
     )
 
 
 def reverse_file(
-    source: str | Path, target: str | Path, *, format: str | None = None, force: bool = False
+    source: str | Path, output: str | Path, *, format: str | None = None, force: bool = False
 ) -> Reversal:
-    """Write a file in our names in those of a published format.
+    """Write a file with our keys under those of a published format.
 
-    A file that :func:`convert_file` made says format, wrapper, container and the classifier's name
-    itself, and becomes what it came from, save for what was resized or left out.
+    A file that :func:`convert_file` made states its format, prefix, container and classifier. It
+    becomes what it came from, save for what was resized or left out.
 
     Args:
-        source: the file, of a backbone or of a whole network.
-        target: see :func:`mmrednet.checkpoints.write_checkpoint`.
-        format: one of :data:`mmrednet.checkpoints.FORMATS`; by default what the file's metadata
-            say.
-        force: whether an existing target is overwritten.
+        source: Path of a backbone's or a whole network's file, with our keys.
+        output: Path to write, see :func:`mmrednet.checkpoints.write_checkpoint`.
+        format: Name of the format to write, one of :data:`mmrednet.checkpoints.FORMATS`. Default:
+            what the metadata of the file state.
+        force: Whether an existing output is overwritten.
 
     Raises:
-        ValueError, OSError: a path is wrong, or the target exists.
-        CheckpointError: the format is unknown or has no way back, or the file cannot be read
+        ValueError, OSError: A path is wrong, or the output exists.
+        CheckpointError: The format is unknown or has no way back, or the file cannot be read
             safely.
     """
-    check_target(target, force=force)
-    read = read_checkpoint(source)
-    name = format or read.metadata.get('format')
+    check_target(output, force=force)
+    own = read_checkpoint(source)
+    name = format or own.metadata.get('format')
     if name not in FORMATS:
         raise CheckpointError(
             f'format must be one of {list(FORMATS)} where the file does not say it, got {name!r}.'
         )
-    wrapped = any(key.startswith(BACKBONE) for key in read.state)
-    backbone = {
-        key.removeprefix(BACKBONE): value
-        for key, value in read.state.items()
-        if not wrapped or key.startswith(BACKBONE)
-    }
-    rest = {
-        key: value for key, value in read.state.items() if wrapped and not key.startswith(BACKBONE)
-    }
-    # of another format the file's own words on wrapper and classifier say nothing
-    said = read.metadata if name == read.metadata.get('format') else {}
-    theirs = to_theirs(backbone, rest, FORMATS[name], said.get('wrapper'), said.get('classifier'))
-    container = said.get('container', 'state_dict')
-    write_checkpoint(
-        target, theirs, container=tuple(filter(None, container.split('/'))), force=force
+    backbone, other_parts = _split(own.state)
+    # prefix and classifier are stated for the file's own format alone
+    origin = own.metadata if name == own.metadata.get('format') else {}
+    published = to_published(
+        backbone, other_parts, FORMATS[name], origin.get('prefix'), origin.get('classifier')
     )
-    return Reversal(name, read.metadata.get('lost', ''))
+    keys = origin.get('container', 'state_dict').split('/')
+    container = tuple(key for key in keys if key)
+    write_checkpoint(output, published, container=container, force=force)
+    return Reversal(name, own.metadata.get('lost', ''))
+
+
+def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the tensors of the backbone and those of other parts. Without the backbone's prefix
+    all are the backbone's.
+    """
+    prefix = BACKBONE if any(key.startswith(BACKBONE) for key in state) else ''
+    backbone, other_parts = {}, {}
+    for key, value in state.items():
+        if key.startswith(prefix):
+            backbone[key.removeprefix(prefix)] = value
+        else:
+            other_parts[key] = value
+    return backbone, other_parts
+
+
+def backbone_config(entry: Format, state: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the config of the backbone that tensors of a format fill.
+
+    Args:
+        entry: Format of the file.
+        state: Tensors of the backbone, in our keys.
+
+    Raises:
+        CheckpointError: They fill none of the published ones, or the format does not say which.
+    """
+    if entry.family is None:
+        raise CheckpointError(
+            f'the names of format {entry.name!r} do not say which network they fill: give its '
+            'config (--model).'
+        )
+    try:
+        arguments = FAMILIES[entry.family].infer_config(entry, state)
+    except (KeyError, IndexError, AttributeError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f'the tensors are not those of a published {entry.family}, {error} is not there: give '
+            'the config of the network (--model).'
+        ) from error
+    return dict(type=f'mmrednet.{entry.family}', **arguments)
+
+
+def build_backbone(cfg: dict[str, Any]) -> nn.Module:
+    """Return a backbone without storage, for its keys and shapes.
+
+    Args:
+        cfg: Config of the backbone.
+    """
+    with torch.device('meta'):
+        return MODELS.build(cfg)

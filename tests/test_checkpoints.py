@@ -15,19 +15,16 @@ from mmrednet.backbones import SpatialResNet
 from mmrednet.checkpoints import (
     FORMATS,
     CheckpointError,
-    Reversal,
-    build_backbone,
-    choose,
-    convert_file,
+    choose_format,
     detect,
     read_checkpoint,
-    reverse_file,
     sha256_of,
     shapes_of,
-    to_ours,
+    to_mmrednet,
     write_checkpoint,
 )
-from mmrednet.checkpoints.naming import inverse, rename
+from mmrednet.checkpoints.formats import inverse, rename
+from mmrednet.convert import Reversal, build_backbone, convert_file, reverse_file
 from mmrednet.engine import load_config
 from mmrednet.layers import CBAM, SE
 from mmrednet.registry import MODELS
@@ -107,12 +104,12 @@ def test_formats_are_told_by_their_names(name):
 def test_there_and_back(name, converted, tmp_path):
     path, state, ours, done = converted(name)
     assert done.format == name
-    assert (done.match.missing, done.match.unexpected, done.match.misshapen) == ((), (), {})
+    assert (done.match.missing, done.match.unexpected, done.match.mismatched) == ((), (), {})
     assert reverse_file(ours, tmp_path / path.name) == Reversal(name, '')
     first, second = read_checkpoint(path), read_checkpoint(tmp_path / path.name)
-    assert (first.container, first.others, first.metadata) == (
+    assert (first.container, first.unused_keys, first.metadata) == (
         second.container,
-        second.others,
+        second.unused_keys,
         second.metadata,
     )
     # the names, their order, and every value
@@ -203,7 +200,9 @@ def test_gates_of_converted_files_give_the_official_outputs(name):
     case_name, theirs, ours, pairs = GATES[name]
     case, arrays = golden.load(case_name)
     state = published.replaced(golden.state_dict(case), *pairs)
-    converted = to_ours(published.wrapped(state, f'layer1.0{theirs}'), FORMATS[name], '').backbone
+    converted = to_mmrednet(
+        published.wrapped(state, f'layer1.0{theirs}'), FORMATS[name], ''
+    ).backbone
     gate = (CBAM(32, reduction_ratio=8) if 'cbam' in name else SE(32, divisor=8)).double().eval()
     gate.load_state_dict(
         {key.removeprefix(f'layer1.0{ours}'): value for key, value in converted.items()},
@@ -261,8 +260,8 @@ def test_a_format_that_is_asked_for_is_found_in_wrappers(tmp_path):
     assert detect(state) is None
     done = convert_file(tmp_path / 'w.pth', tmp_path / 'ours.pth', format='resnet')
     assert done.network == dict(type='mmrednet.SpatialResNet', depth=26, base_channels=16)
-    assert (done.match.outside, done.match.misshapen) == (('neck.weight',), {})
-    assert choose(state, 'mmrednet', None)[1] == 'module.backbone.'
+    assert (done.match.other_parts, done.match.mismatched) == (('neck.weight',), {})
+    assert choose_format(state, 'mmrednet', None)[1] == 'module.backbone.'
 
 
 def outputs_of(backbone, state, case):
@@ -287,7 +286,7 @@ def test_a_smaller_stem_is_named(tmp_path):
     write_checkpoint(tmp_path / 'w.pth', MODELS.build(cfg).state_dict())
     shapes = shapes_of(build_backbone(dict(cfg, stem_kernel_size=3)))
     done = convert_file(tmp_path / 'w.pth', tmp_path / 'ours.pth', shapes=shapes)
-    assert done.match.misshapen == {
+    assert done.match.mismatched == {
         'stem.1.conv2.conv.weight': ((49, 4, 1, 1), (9, 4, 1, 1)),
         'stem.1.conv2.conv.bias': ((49,), (9,)),
     }
@@ -336,7 +335,7 @@ def test_variables_of_deeplab2(tmp_path):
     # there every table has the same length; here each stage has that of its map
     model = build_backbone(dict(type='mmrednet.AxialResNet', depth=26))
     done = convert_file(tmp_path / 'variables.npz', tmp_path / 'ours.pth', shapes=shapes_of(model))
-    assert (done.format, done.match.misshapen, done.match.missing) == ('axial-deeplab2', {}, ())
+    assert (done.format, done.match.mismatched, done.match.missing) == ('axial-deeplab2', {}, ())
     ours = read_checkpoint(tmp_path / 'ours.pth').state
     maps = outputs_of(MODELS.build(dict(type='mmrednet.AxialResNet', depth=26)), ours, case)
     golden.assert_outputs(case, {f'layer{index + 1}': x for index, x in enumerate(maps)})
@@ -350,7 +349,7 @@ def test_variables_of_deeplab2(tmp_path):
 
 @pytest.mark.parametrize('length', [5, 21])
 def test_tables_of_positions_keep_the_function_at_their_own_length(length):
-    from mmrednet.checkpoints.fitting import fit
+    from mmrednet.backbones.axial_formats import resize_tables
     from mmrednet.layers import AxialAttention1d
 
     first, second = (
@@ -358,7 +357,9 @@ def test_tables_of_positions_keep_the_function_at_their_own_length(length):
         for size in (8, length)
     )
     state = {f'a.{name}': value for name, value in first.state_dict().items()}
-    fitted = fit(state, {f'a.{name}': value.shape for name, value in second.state_dict().items()})
+    fitted = resize_tables(
+        state, {f'a.{name}': value.shape for name, value in second.state_dict().items()}
+    )
     second.load_state_dict({name[2:]: value for name, value in fitted.items()}, strict=True)
     x = torch.randn(2, 16, 5 if length == 5 else 13, 3, dtype=torch.float64)
     torch.testing.assert_close(second(x), first(x))
@@ -418,10 +419,8 @@ class TestConvertFile:
             CheckpointError, match='too little fits, .* where at least 50% must'
         ) as error:
             convert_file(path, tmp_path / 'no.pth', shapes=shapes)
-        assert (
-            'misshapen: patch_embed1.proj.weight is (32, 3, 7, 7) in the file and (64, 3, 7, 7)'
-            in str(error.value)
-        )
+        line = 'mismatch: patch_embed1.proj.weight is (32, 3, 7, 7) in the file and (64, 3, 7, 7)'
+        assert line in str(error.value)
         other = shapes_of(build_backbone(dict(type='mmrednet.SAN')))
         with pytest.raises(CheckpointError, match='too little fits, 0%'):
             convert_file(path, tmp_path / 'no.pth', shapes=other, min_share=0)
