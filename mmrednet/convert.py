@@ -112,9 +112,7 @@ def convert_file(
     if shapes is not None:
         converted, result = match_state(published.state, shapes, target=to, format=format)
     else:
-        converted = to_mmrednet(published.state, *choose_format(published.state, format, None))
-        network = backbone_config(converted.format, converted.backbone)
-        result = match(converted, shapes_of(build_backbone(network)), target=to)
+        converted, result, network = _match_published(published.state, to, format)
     if result.share < min_share or not result.share:
         summary = (
             f'{source}: too little fits, {result.share:.0%} where at least {min_share:.0%} must: '
@@ -133,6 +131,18 @@ def convert_file(
     return Conversion(converted.format.name, network, result, digest, tuple(notes))
 
 
+def _match_published(
+    state: dict[str, Tensor], target: str, format: str | None
+) -> tuple[Converted, Match, dict[str, Any]]:
+    """Compare a file with the published network that its keys and shapes tell, and return that
+    network's config as well.
+    """
+    converted = to_mmrednet(state, *choose_format(state, format, None))
+    network = backbone_config(converted.format, converted.backbone)
+    shapes = shapes_of(build_backbone(network))
+    return converted, match(converted, shapes, target=target), network
+
+
 def _origin(converted: Converted, result: Match) -> dict[str, str]:
     """Return what the way back needs, and what it will miss, as metadata."""
     changed = [key.removeprefix(BACKBONE) for key in result.changed]
@@ -141,10 +151,10 @@ def _origin(converted: Converted, result: Match) -> dict[str, str]:
         'left out': list(left_out(result, converted)),
     }
     phrases = []
-    for kind, keys in lost.items():
+    for reason, keys in lost.items():
         more = ' ...' if len(keys) > 3 else ''
         if keys:
-            phrases.append(f'{len(keys)} {kind} ({", ".join(keys[:3])}{more})')
+            phrases.append(f'{len(keys)} {reason} ({", ".join(keys[:3])}{more})')
     return dict(
         format=converted.format.name,
         prefix=converted.prefix,

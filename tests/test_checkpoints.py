@@ -3,6 +3,8 @@ were.
 """
 
 import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import golden
@@ -12,18 +14,22 @@ import torch
 from torch import nn
 
 from mmrednet.backbones import SpatialResNet
+from mmrednet.backbones.block_counts import count_blocks
 from mmrednet.checkpoints import (
     FORMATS,
     CheckpointError,
+    Family,
+    Format,
     choose_format,
     detect,
     read_checkpoint,
+    register_family,
     sha256_of,
     shapes_of,
     to_mmrednet,
     write_checkpoint,
 )
-from mmrednet.checkpoints.formats import inverse, rename
+from mmrednet.checkpoints.formats import FAMILIES, MAX_WRAPPERS, inverse, keys_by_prefix, rename
 from mmrednet.convert import Reversal, build_backbone, convert_file, reverse_file
 from mmrednet.engine import load_config
 from mmrednet.layers import CBAM, SE
@@ -462,3 +468,89 @@ def test_pairs_are_read_in_both_directions(entry):
         renamed = rename(name, [(theirs, ours)])
         assert renamed != name
         assert rename(renamed, inverse(((theirs, ours),))) == name
+
+
+@pytest.fixture
+def tables():
+    """Restore the tables of formats after a test."""
+    formats, families = dict(FORMATS), dict(FAMILIES)
+    yield
+    for table, content in ((FORMATS, formats), (FAMILIES, families)):
+        table.clear()
+        table.update(content)
+
+
+class TestRegistration:
+    def test_a_new_family_is_detected_and_converted(self, tables, tmp_path):
+        def infer_config(entry, state):
+            return dict(depth=26, base_channels=len(state['conv1.weight']))
+
+        # 'resnet' would match as well, but comes later
+        entry = Format(
+            'caffe',
+            family='SpatialResNet',
+            priority=5,
+            source='a test',
+            required=(r'^res1\.conv\.weight$',),
+            renames=(('^res1.conv.', '^conv1.'),),
+        )
+        register_family(Family('SpatialResNet', (entry,), infer_config))
+        assert next(iter(FORMATS)) == 'caffe'
+        state = published.resnet()
+        state = {'res1.conv.weight': state.pop('conv1.weight'), **state}
+        assert detect(state) == (entry, '')
+        write_checkpoint(tmp_path / 'caffe.pth', state)
+        conversion = convert_file(tmp_path / 'caffe.pth', tmp_path / 'ours.pth')
+        assert conversion.match.renamed == ('conv1.weight',)
+        assert conversion.network == dict(type='mmrednet.SpatialResNet', depth=26, base_channels=16)
+
+    def test_formats_are_tried_by_priority(self):
+        priorities = [entry.priority for entry in FORMATS.values()]
+        assert priorities == sorted(set(priorities))
+        assert len(FORMATS) == 16
+        assert {entry.family for entry in FORMATS.values()} == {None, *FAMILIES}
+
+    @pytest.mark.parametrize(
+        ('name', 'priority', 'message'),
+        [
+            ('resnet', 7, "got 'resnet' with 7 and 'resnet' with 150"),
+            ('new', 150, "got 'resnet' with 150 and 'new' with 150"),
+        ],
+    )
+    def test_names_and_priorities_are_unique(self, name, priority, message, tables):
+        entry = Format(name, family='New', priority=priority, source='a test')
+        with pytest.raises(ValueError, match=message):
+            register_family(Family('New', (entry,), lambda entry, state: {}))
+        assert len(FORMATS) == 16
+        assert 'New' not in FAMILIES
+
+
+def test_the_table_alone_says_what_to_import():
+    code = """
+import sys
+from mmrednet.checkpoints import CheckpointError, detect
+try:
+    detect(['conv1.weight'])
+except CheckpointError as error:
+    print(error)
+import mmrednet.backbones
+print(detect(['conv_in.weight', 'layer0.0.sam.conv1.weight'])[0].name)
+"""
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    first, second = run.stdout.splitlines()
+    assert first.startswith('no published format is registered: import mmrednet.backbones')
+    assert second == 'san'
+
+
+def test_keys_are_grouped_by_their_wrappers():
+    keys = ['module.backbone.a', 'module.b', 'c', 'module.' * 9 + 'd']
+    groups = keys_by_prefix(keys)
+    assert groups['module.'] == ['backbone.a', 'b', 'module.' * 8 + 'd']
+    assert groups['module.backbone.'] == ['a']
+    assert groups[''] == keys
+    assert max(prefix.count('.') for prefix in groups) == MAX_WRAPPERS
+
+
+def test_a_file_states_no_more_blocks_than_it_has():
+    keys = ['block1.0.w', 'block1.1.w', 'block1.1.b', 'block2.999999999.w']
+    assert count_blocks(keys, 'block', 'VAN') == (2, 1)

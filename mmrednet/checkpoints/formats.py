@@ -12,6 +12,7 @@ for its end.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -138,18 +139,16 @@ def register_family(family: Family) -> None:
     Raises:
         ValueError: A name or a priority is taken, since the order of detection must be certain.
     """
-    for entry in family.formats:
-        for other in FORMATS.values():
-            if entry.name == other.name or entry.priority == other.priority:
-                raise ValueError(
-                    f'name and priority of a format must be unique, got {entry.name!r} with '
-                    f'{entry.priority} beside {other.name!r} with {other.priority}.'
-                )
-        FORMATS[entry.name] = entry
+    formats = sorted([*FORMATS.values(), *family.formats], key=lambda entry: entry.priority)
+    for first, second in itertools.combinations(formats, 2):
+        if first.name == second.name or first.priority == second.priority:
+            raise ValueError(
+                f'name and priority of a format must be unique, got {first.name!r} with '
+                f'{first.priority} and {second.name!r} with {second.priority}.'
+            )
     FAMILIES[family.name] = family
-    in_order = sorted(FORMATS.values(), key=lambda entry: entry.priority)
     FORMATS.clear()
-    FORMATS.update({entry.name: entry for entry in in_order})
+    FORMATS.update({entry.name: entry for entry in formats})
 
 
 @functools.cache

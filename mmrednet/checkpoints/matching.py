@@ -98,18 +98,19 @@ class Match:
         )
 
     def details(self, limit: int = 8) -> Iterator[str]:
-        """Yield a line for each kind of keys that matter, the doubtful ones first."""
-        kinds = {
+        """Yield a line for each group of keys that matter, the doubtful ones first."""
+        groups = {
             'changed': self.changed,
             'missing': self.missing,
             'unexpected': self.unexpected,
             'other parts': self.other_parts,
         }
-        for kind, keys in kinds.items():
-            in_order = sorted(keys, key=lambda key: key not in self.doubtful)
+        doubtful = self.doubtful
+        for label, keys in groups.items():
+            in_order = sorted(keys, key=lambda key: key not in doubtful)
             more = f' and {len(keys) - limit} more' if len(keys) > limit else ''
             if keys:
-                yield f'{kind}: {", ".join(in_order[:limit])}{more}'
+                yield f'{label}: {", ".join(in_order[:limit])}{more}'
         for key, (in_file, in_network) in list(self.mismatched.items())[:limit]:
             yield f'shape mismatch: {key} is {in_file} in the file and {in_network} in the network'
         if len(self.mismatched) > limit:
@@ -173,12 +174,12 @@ def match(
     """
     backbone, hint = _resize(converted.backbone, shapes)
     resized = {key for key, value in backbone.items() if value is not converted.backbone[key]}
-    wanted = _wanted_parts(converted.other_parts, target, network_shapes)
+    parts = _target_parts(converted.other_parts, target, network_shapes)
     prefix = '' if target == 'backbone' else BACKBONE
-    state = {prefix + key: value for key, value in backbone.items()} | wanted
+    state = {prefix + key: value for key, value in backbone.items()} | parts
     if network_shapes is None:
         network_shapes = {prefix + key: shape for key, shape in shapes.items()}
-        network_shapes |= {key: value.shape for key, value in wanted.items()}
+        network_shapes |= {key: value.shape for key, value in parts.items()}
     absent_parts: set[str] = set()
     if target != 'backbone':
         absent_parts = {_part_of(key) for key in network_shapes} - {_part_of(key) for key in state}
@@ -189,7 +190,7 @@ def match(
         source=f'format {converted.format.name!r}{prefix_note}',
         renamed={prefix + key for key in converted.renamed},
         changed={prefix + key for key in converted.changed | resized},
-        other_parts=tuple(key for key in converted.other_parts if key not in wanted),
+        other_parts=tuple(key for key in converted.other_parts if key not in parts),
         absent_parts=tuple(sorted(absent_parts)),
         hint=hint,
     )
@@ -199,7 +200,7 @@ def _part_of(key: str) -> str:
     return key.split('.')[0]
 
 
-def _wanted_parts(other_parts: State, target: str, network_shapes: Shapes | None) -> State:
+def _target_parts(other_parts: State, target: str, network_shapes: Shapes | None) -> State:
     """Return the tensors outside the backbone that belong to a target.
 
     With a network to compare with, all are compared. Without one they are taken as they are, but
@@ -239,7 +240,7 @@ def _compare(
 ) -> Match:
     """Sort tensors by whether they fit a network of these shapes."""
     fitting = {key: value for key, value in state.items() if shapes.get(key) == value.shape}
-    lacking = [key for key in shapes if key not in state]
+    absent = [key for key in shapes if key not in state]
     mismatched = {}
     for key, value in state.items():
         if key in shapes and key not in fitting:
@@ -250,7 +251,7 @@ def _compare(
         total=len(shapes),
         renamed=tuple(key for key in fitting if key in renamed),
         changed=tuple(key for key in fitting if key in changed),
-        missing=tuple(key for key in lacking if not key.endswith(OPTIONAL_KEYS)),
+        missing=tuple(key for key in absent if not key.endswith(OPTIONAL_KEYS)),
         unexpected=tuple(key for key in state if key not in shapes),
         mismatched=mismatched,
         other_parts=other_parts,

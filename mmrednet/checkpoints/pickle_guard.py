@@ -315,10 +315,10 @@ def _add_storage(storages: dict[str, int], value: _Value | None) -> None:
     fields = value.literal if value is not None else None
     if not isinstance(fields, tuple) or len(fields) not in STORAGE_FIELDS:
         raise pickle.UnpicklingError('it describes a storage in another way than torch does.')
-    kind, type_name, key, _, count = fields[:5]
+    id_type, type_name, key, _, count = fields[:5]
     itemsize = STORAGE_ITEMSIZES.get(type_name) if isinstance(type_name, str) else None
     if (
-        kind != 'storage'
+        id_type != 'storage'
         or itemsize is None
         or type(key) is not str
         or type(count) is not int
@@ -391,5 +391,5 @@ def stand_ins(names: set[str]) -> Iterator[None]:
         finally:
             now = torch.serialization.get_safe_globals()
             torch.serialization.clear_safe_globals()
-            kept = [entry for entry in now if entry not in entries]
-            torch.serialization.add_safe_globals([*before, *kept])
+            additions = [entry for entry in now if entry not in entries]
+            torch.serialization.add_safe_globals([*before, *additions])
