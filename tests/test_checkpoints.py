@@ -3,6 +3,7 @@ were.
 """
 
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -503,6 +504,15 @@ class TestRegistration:
         conversion = convert_file(tmp_path / 'caffe.pth', tmp_path / 'ours.pth')
         assert conversion.match.renamed == ('conv1.weight',)
         assert conversion.network == dict(type='mmrednet.SpatialResNet', depth=26, base_channels=16)
+
+    def test_the_example_of_the_page_runs(self, tables):
+        page = (ROOT / 'docs/pretrained.md').read_text()
+        snippets = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+        (snippet,) = [text for text in snippets if 'register_family(' in text]
+        exec(snippet, {})
+        entry, prefix = detect(['module.body.0.attention.weight', 'module.body.0.norm.bias'])
+        assert (entry.name, prefix) == ('mynet-lab', 'module.')
+        assert rename('body.0.attention.weight', entry.renames) == 'layer0.attention.weight'
 
     def test_formats_are_tried_by_priority(self):
         priorities = [entry.priority for entry in FORMATS.values()]

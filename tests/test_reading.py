@@ -420,6 +420,15 @@ class TestStorages:
         with pytest.raises(CheckpointError, match="'w/data/0' does not have its checksum"):
             read_checkpoint(path)
 
+    def test_a_changed_byte_of_an_array_is_found(self, tmp_path):
+        path = tmp_path / 'w.npz'
+        np.savez(path, weight=np.full(64, 0.5, np.float32))
+        content = path.read_bytes()
+        offset = content.index(struct.pack('<f', 0.5) * 64)
+        path.write_bytes(content[:offset] + b'\x01' + content[offset + 1 :])
+        with pytest.raises(CheckpointError, match="array 'weight.npy': Bad CRC-32"):
+            read_checkpoint(path)
+
     def test_files_without_checksums_are_refused(self, tmp_path):
         torch.serialization.set_crc32_options(False)
         try:
