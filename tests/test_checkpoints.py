@@ -102,16 +102,20 @@ def converted(tmp_path_factory):
 def test_formats_are_told_by_their_names(name):
     state = FILES[name][0]()
     for wrapper in ('', 'module.', '_orig_mod.module.'):
-        found, inside = detect(published.wrapped(state, wrapper))
-        assert found.name == name
-        assert inside.startswith(wrapper)
+        entry, prefix = detect(published.wrapped(state, wrapper))
+        assert entry.name == name
+        assert prefix.startswith(wrapper)
 
 
 @pytest.mark.parametrize('name', FILES)
 def test_there_and_back(name, converted, tmp_path):
-    path, state, ours, done = converted(name)
-    assert done.format == name
-    assert (done.match.missing, done.match.unexpected, done.match.mismatched) == ((), (), {})
+    path, state, ours, conversion = converted(name)
+    assert conversion.format == name
+    assert (conversion.match.missing, conversion.match.unexpected, conversion.match.mismatched) == (
+        (),
+        (),
+        {},
+    )
     assert reverse_file(ours, tmp_path / path.name) == Reversal(name, '')
     first, second = read_checkpoint(path), read_checkpoint(tmp_path / path.name)
     assert (first.container, first.unused_keys, first.metadata) == (
@@ -132,14 +136,14 @@ WIDTHS = {'axial': 1024, 'rednet-paddle': 2048, 'rednet': 2048, 'san': 2048}
 
 @pytest.mark.parametrize('name', FILES)
 def test_every_format_loads_strictly(name, converted):
-    path, state, ours, done = converted(name)
+    path, state, ours, conversion = converted(name)
     read = read_checkpoint(ours)
     backbone = {
         key.removeprefix('backbone.'): value
         for key, value in read.state.items()
         if 'backbone.' in key
     }
-    model = MODELS.build(done.network)
+    model = MODELS.build(conversion.network)
     model.load_state_dict(backbone, strict=True)
     width = WIDTHS.get(name, 512 if 'resnet' in name else 256)
     assert read.state['head.fc.weight'].shape == (len(read.state['head.fc.bias']), width)
@@ -149,7 +153,7 @@ def test_every_format_loads_strictly(name, converted):
         == sum(not key.endswith('flatten_index') for key in state)
     )
     assert read.metadata['source'] == path.name
-    assert read.metadata['sha256'] == done.sha256 == sha256_of(path)
+    assert read.metadata['sha256'] == conversion.sha256 == sha256_of(path)
 
 
 class Network(nn.Module):
@@ -177,8 +181,8 @@ OUTPUTS = {
 def test_converted_classifiers_give_the_official_outputs(name, converted):
     case_name, stages, classes = OUTPUTS[name]
     case, _ = golden.load(case_name)
-    _, _, ours, done = converted(name)
-    model = Network(done.network, classes).double().eval()
+    _, _, ours, conversion = converted(name)
+    model = Network(conversion.network, classes).double().eval()
     model.load_state_dict(read_checkpoint(ours).state, strict=True)
     with torch.no_grad():
         maps = model.backbone(golden.signed(case['inputs'][0]['key'], case['inputs'][0]['shape']))
@@ -265,9 +269,9 @@ def test_a_format_that_is_asked_for_is_found_in_wrappers(tmp_path):
     }
     write_checkpoint(tmp_path / 'w.pth', state)
     assert detect(state) is None
-    done = convert_file(tmp_path / 'w.pth', tmp_path / 'ours.pth', format='resnet')
-    assert done.network == dict(type='mmrednet.SpatialResNet', depth=26, base_channels=16)
-    assert (done.match.other_parts, done.match.mismatched) == (('neck.weight',), {})
+    conversion = convert_file(tmp_path / 'w.pth', tmp_path / 'ours.pth', format='resnet')
+    assert conversion.network == dict(type='mmrednet.SpatialResNet', depth=26, base_channels=16)
+    assert (conversion.match.other_parts, conversion.match.mismatched) == (('neck.weight',), {})
     assert choose_format(state, 'mmrednet', None)[1] == 'module.backbone.'
 
 
@@ -282,8 +286,10 @@ def outputs_of(backbone, state, case):
 def test_a_classifier_fills_a_backbone_with_a_larger_stem(stem, converted, tmp_path):
     case, _ = golden.load('rednet26_cls')
     model = MODELS.build(dict(type='mmrednet.RedNet', depth=26, stem_kernel_size=stem))
-    done = convert_file(converted('rednet')[0], tmp_path / 'larger.npz', shapes=shapes_of(model))
-    assert done.match.changed == ('stem.1.conv2.conv.weight', 'stem.1.conv2.conv.bias')
+    conversion = convert_file(
+        converted('rednet')[0], tmp_path / 'larger.npz', shapes=shapes_of(model)
+    )
+    assert conversion.match.changed == ('stem.1.conv2.conv.weight', 'stem.1.conv2.conv.bias')
     maps = outputs_of(model, read_checkpoint(tmp_path / 'larger.npz').state, case)
     golden.assert_outputs(case, {f'layer{index + 1}': x for index, x in enumerate(maps)})
 
@@ -292,13 +298,13 @@ def test_a_smaller_stem_is_named(tmp_path):
     cfg = dict(type='mmrednet.RedNet', depth=26, base_channels=32)
     write_checkpoint(tmp_path / 'w.pth', MODELS.build(cfg).state_dict())
     shapes = shapes_of(build_backbone(dict(cfg, stem_kernel_size=3)))
-    done = convert_file(tmp_path / 'w.pth', tmp_path / 'ours.pth', shapes=shapes)
-    assert done.match.mismatched == {
+    conversion = convert_file(tmp_path / 'w.pth', tmp_path / 'ours.pth', shapes=shapes)
+    assert conversion.match.mismatched == {
         'stem.1.conv2.conv.weight': ((49, 4, 1, 1), (9, 4, 1, 1)),
         'stem.1.conv2.conv.bias': ((49,), (9,)),
     }
     assert (
-        list(done.match.details())[-1]
+        list(conversion.match.details())[-1]
         == 'the stem of the file has 7x7 kernels: stem_kernel_size=7 takes them'
     )
 
@@ -320,9 +326,9 @@ def test_the_reordered_file_of_the_detectors(tmp_path):
         CheckpointError, match="format 'rednet-ordered' matches tensors by their order"
     ):
         convert_file(tmp_path / 'rednet50.pth', tmp_path / 'ours.pth', format='rednet-ordered')
-    done = convert_file(tmp_path / 'rednet50.pth', tmp_path / 'ours.pth', shapes=shapes)
-    assert done.format == 'rednet-ordered'
-    assert (len(done.match.state), len(done.match.renamed)) == (249, 249)
+    conversion = convert_file(tmp_path / 'rednet50.pth', tmp_path / 'ours.pth', shapes=shapes)
+    assert conversion.format == 'rednet-ordered'
+    assert (len(conversion.match.state), len(conversion.match.renamed)) == (249, 249)
     maps = outputs_of(MODELS.build(cfg), read_checkpoint(tmp_path / 'ours.pth').state, case)
     golden.assert_outputs(case, {f'layer{index + 1}': x for index, x in enumerate(maps)})
     write_checkpoint(tmp_path / 'other.pth', dict(list(others.items())[1:]))
@@ -341,8 +347,14 @@ def test_variables_of_deeplab2(tmp_path):
     write_checkpoint(tmp_path / 'variables.npz', published.deeplab2(state))
     # there every table has the same length; here each stage has that of its map
     model = build_backbone(dict(type='mmrednet.AxialResNet', depth=26))
-    done = convert_file(tmp_path / 'variables.npz', tmp_path / 'ours.pth', shapes=shapes_of(model))
-    assert (done.format, done.match.mismatched, done.match.missing) == ('axial-deeplab2', {}, ())
+    conversion = convert_file(
+        tmp_path / 'variables.npz', tmp_path / 'ours.pth', shapes=shapes_of(model)
+    )
+    assert (conversion.format, conversion.match.mismatched, conversion.match.missing) == (
+        'axial-deeplab2',
+        {},
+        (),
+    )
     ours = read_checkpoint(tmp_path / 'ours.pth').state
     maps = outputs_of(MODELS.build(dict(type='mmrednet.AxialResNet', depth=26)), ours, case)
     golden.assert_outputs(case, {f'layer{index + 1}': x for index, x in enumerate(maps)})
@@ -384,14 +396,16 @@ def test_resnets_start_hybrids(spatial, tmp_path):
     state = published.resnet()
     write_checkpoint(tmp_path / 'resnet.pth', state)
     model = SpatialResNet(26, spatial, base_channels=16)
-    done = convert_file(tmp_path / 'resnet.pth', tmp_path / 'ours.pth', shapes=shapes_of(model))
+    conversion = convert_file(
+        tmp_path / 'resnet.pth', tmp_path / 'ours.pth', shapes=shapes_of(model)
+    )
     replaced = {
         name for name in state if name.startswith(('layer3', 'layer4')) and '.conv2.weight' in name
     }
     kept = not spatial or spatial[1] is not None
-    assert set(done.match.unexpected) == (set() if kept else replaced)
-    assert (not done.match.missing) == (spatial is None)
-    assert all('.conv2.' in name for name in done.match.missing)
+    assert set(conversion.match.unexpected) == (set() if kept else replaced)
+    assert (not conversion.match.missing) == (spatial is None)
+    assert all('.conv2.' in name for name in conversion.match.missing)
     result = model.load_state_dict(read_checkpoint(tmp_path / 'ours.pth').state, strict=False)
     assert not result.unexpected_keys
     for name in ('layer1.0.conv2.weight', 'layer4.0.conv3.weight', 'layer3.1.bn2.running_var'):

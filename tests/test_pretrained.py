@@ -484,22 +484,22 @@ def test_the_command(convert, tmp_path):
     state = published.official('segnext_t')[1]
     write_checkpoint(tmp_path / 'official.pth', state)
     config = ROOT / 'configs/segnext/segnext_mscan-t_1xb16-160k_ade20k-512x512.py'
-    said = convert(
+    output = convert(
         tmp_path / 'official.pth', tmp_path / 'ours.pth', '--to', 'segmentor', '--model', config
     )
-    assert "official.pth: format 'mscan' (Visual-Attention-Network/SegNeXt" in said
-    assert f'SHA-256: {sha256_of(tmp_path / "official.pth")}' in said
-    assert '\n550 of 551 tensors matched' in said
+    assert "official.pth: format 'mscan' (Visual-Attention-Network/SegNeXt" in output
+    assert f'SHA-256: {sha256_of(tmp_path / "official.pth")}' in output
+    assert '\n550 of 551 tensors matched' in output
     assert (
         '26 renamed and 0 changed; 0 missing, 0 unexpected, 0 shape mismatches, 0 of other parts'
-        in said
+        in output
     )
     assert read_checkpoint(tmp_path / 'ours.pth').container == ('state_dict',)
     assert convert(tmp_path / 'official.pth', tmp_path / 'ours.pth').startswith(
         f'FileExistsError: {tmp_path}/ours.pth exists; --force'
     )
-    said = convert(tmp_path / 'ours.pth', tmp_path / 'back.pth', '--reverse')
-    assert said == f"written: {tmp_path}/back.pth, format 'mscan'\n"
+    output = convert(tmp_path / 'ours.pth', tmp_path / 'back.pth', '--reverse')
+    assert output == f"written: {tmp_path}/back.pth, format 'mscan'\n"
     reversed_state = read_checkpoint(tmp_path / 'back.pth').state
     assert list(reversed_state) == list(state)
     assert all(torch.equal(reversed_state[key], value) for key, value in state.items())
@@ -509,18 +509,20 @@ def test_the_command_names_the_network_and_what_is_left_out(convert, tmp_path):
     write_checkpoint(
         tmp_path / 'r.pth', published.resnet() | {'neck.mask': torch.ones(2, dtype=torch.bool)}
     )
-    said = convert(tmp_path / 'r.pth', tmp_path / 'ours.safetensors')
-    assert "network: {'type': 'mmrednet.SpatialResNet', 'depth': 26, 'base_channels': 16}" in said
-    assert '\n  other parts: head.fc.weight, head.fc.bias\n' in said
-    assert '\n  unexpected: neck.mask\n' in said
-    assert '\n  not used, and not finite or not floating point: neck.mask\n' in said
-    said = convert(tmp_path / 'ours.safetensors', tmp_path / 'back.pth', '--reverse')
-    assert said.endswith(
+    output = convert(tmp_path / 'r.pth', tmp_path / 'ours.safetensors')
+    assert "network: {'type': 'mmrednet.SpatialResNet', 'depth': 26, 'base_channels': 16}" in output
+    assert '\n  other parts: head.fc.weight, head.fc.bias\n' in output
+    assert '\n  unexpected: neck.mask\n' in output
+    assert '\n  not used, and not finite or not floating point: neck.mask\n' in output
+    output = convert(tmp_path / 'ours.safetensors', tmp_path / 'back.pth', '--reverse')
+    assert output.endswith(
         'not as in the published file: 3 left out (neck.mask, head.fc.weight, head.fc.bias)\n'
     )
     detector = ROOT / 'configs/shapes/faster-rcnn_r26_fpn_shapes.py'
-    said = convert(tmp_path / 'r.pth', tmp_path / 'd.pth', '--to', 'detector', '--model', detector)
-    assert said.startswith('CheckpointError: ')
-    assert 'too little fits' in said
-    assert 'shape mismatch: backbone.conv1.weight is (16, 3, 7, 7) in the file and (' in said
+    output = convert(
+        tmp_path / 'r.pth', tmp_path / 'd.pth', '--to', 'detector', '--model', detector
+    )
+    assert output.startswith('CheckpointError: ')
+    assert 'too little fits' in output
+    assert 'shape mismatch: backbone.conv1.weight is (16, 3, 7, 7) in the file and (' in output
     assert not (tmp_path / 'd.pth').exists()
