@@ -3,6 +3,9 @@ were.
 """
 
 import functools
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import golden
@@ -12,22 +15,23 @@ import torch
 from torch import nn
 
 from mmrednet.backbones import SpatialResNet
+from mmrednet.backbones.block_counts import count_blocks
 from mmrednet.checkpoints import (
     FORMATS,
     CheckpointError,
-    Reversal,
-    build_backbone,
-    choose,
-    convert_file,
+    Family,
+    Format,
+    choose_format,
     detect,
     read_checkpoint,
-    reverse_file,
+    register_family,
     sha256_of,
     shapes_of,
-    to_ours,
+    to_mmrednet,
     write_checkpoint,
 )
-from mmrednet.checkpoints.naming import inverse, rename
+from mmrednet.checkpoints.formats import FAMILIES, MAX_WRAPPERS, inverse, keys_by_prefix, rename
+from mmrednet.convert import Reversal, build_backbone, convert_file, reverse_file
 from mmrednet.engine import load_config
 from mmrednet.layers import CBAM, SE
 from mmrednet.registry import MODELS
@@ -98,21 +102,25 @@ def converted(tmp_path_factory):
 def test_formats_are_told_by_their_names(name):
     state = FILES[name][0]()
     for wrapper in ('', 'module.', '_orig_mod.module.'):
-        found, inside = detect(published.wrapped(state, wrapper))
-        assert found.name == name
-        assert inside.startswith(wrapper)
+        entry, prefix = detect(published.wrapped(state, wrapper))
+        assert entry.name == name
+        assert prefix.startswith(wrapper)
 
 
 @pytest.mark.parametrize('name', FILES)
 def test_there_and_back(name, converted, tmp_path):
-    path, state, ours, done = converted(name)
-    assert done.format == name
-    assert (done.match.missing, done.match.unexpected, done.match.misshapen) == ((), (), {})
+    path, state, ours, conversion = converted(name)
+    assert conversion.format == name
+    assert (conversion.match.missing, conversion.match.unexpected, conversion.match.mismatched) == (
+        (),
+        (),
+        {},
+    )
     assert reverse_file(ours, tmp_path / path.name) == Reversal(name, '')
     first, second = read_checkpoint(path), read_checkpoint(tmp_path / path.name)
-    assert (first.container, first.others, first.metadata) == (
+    assert (first.container, first.unused_keys, first.metadata) == (
         second.container,
-        second.others,
+        second.unused_keys,
         second.metadata,
     )
     # the names, their order, and every value
@@ -128,14 +136,14 @@ WIDTHS = {'axial': 1024, 'rednet-paddle': 2048, 'rednet': 2048, 'san': 2048}
 
 @pytest.mark.parametrize('name', FILES)
 def test_every_format_loads_strictly(name, converted):
-    path, state, ours, done = converted(name)
+    path, state, ours, conversion = converted(name)
     read = read_checkpoint(ours)
     backbone = {
         key.removeprefix('backbone.'): value
         for key, value in read.state.items()
         if 'backbone.' in key
     }
-    model = MODELS.build(done.network)
+    model = MODELS.build(conversion.network)
     model.load_state_dict(backbone, strict=True)
     width = WIDTHS.get(name, 512 if 'resnet' in name else 256)
     assert read.state['head.fc.weight'].shape == (len(read.state['head.fc.bias']), width)
@@ -145,7 +153,7 @@ def test_every_format_loads_strictly(name, converted):
         == sum(not key.endswith('flatten_index') for key in state)
     )
     assert read.metadata['source'] == path.name
-    assert read.metadata['sha256'] == done.sha256 == sha256_of(path)
+    assert read.metadata['sha256'] == conversion.sha256 == sha256_of(path)
 
 
 class Network(nn.Module):
@@ -173,8 +181,8 @@ OUTPUTS = {
 def test_converted_classifiers_give_the_official_outputs(name, converted):
     case_name, stages, classes = OUTPUTS[name]
     case, _ = golden.load(case_name)
-    _, _, ours, done = converted(name)
-    model = Network(done.network, classes).double().eval()
+    _, _, ours, conversion = converted(name)
+    model = Network(conversion.network, classes).double().eval()
     model.load_state_dict(read_checkpoint(ours).state, strict=True)
     with torch.no_grad():
         maps = model.backbone(golden.signed(case['inputs'][0]['key'], case['inputs'][0]['shape']))
@@ -203,7 +211,9 @@ def test_gates_of_converted_files_give_the_official_outputs(name):
     case_name, theirs, ours, pairs = GATES[name]
     case, arrays = golden.load(case_name)
     state = published.replaced(golden.state_dict(case), *pairs)
-    converted = to_ours(published.wrapped(state, f'layer1.0{theirs}'), FORMATS[name], '').backbone
+    converted = to_mmrednet(
+        published.wrapped(state, f'layer1.0{theirs}'), FORMATS[name], ''
+    ).backbone
     gate = (CBAM(32, reduction_ratio=8) if 'cbam' in name else SE(32, divisor=8)).double().eval()
     gate.load_state_dict(
         {key.removeprefix(f'layer1.0{ours}'): value for key, value in converted.items()},
@@ -259,10 +269,10 @@ def test_a_format_that_is_asked_for_is_found_in_wrappers(tmp_path):
     }
     write_checkpoint(tmp_path / 'w.pth', state)
     assert detect(state) is None
-    done = convert_file(tmp_path / 'w.pth', tmp_path / 'ours.pth', format='resnet')
-    assert done.network == dict(type='mmrednet.SpatialResNet', depth=26, base_channels=16)
-    assert (done.match.outside, done.match.misshapen) == (('neck.weight',), {})
-    assert choose(state, 'mmrednet', None)[1] == 'module.backbone.'
+    conversion = convert_file(tmp_path / 'w.pth', tmp_path / 'ours.pth', format='resnet')
+    assert conversion.network == dict(type='mmrednet.SpatialResNet', depth=26, base_channels=16)
+    assert (conversion.match.other_parts, conversion.match.mismatched) == (('neck.weight',), {})
+    assert choose_format(state, 'mmrednet', None)[1] == 'module.backbone.'
 
 
 def outputs_of(backbone, state, case):
@@ -276,8 +286,10 @@ def outputs_of(backbone, state, case):
 def test_a_classifier_fills_a_backbone_with_a_larger_stem(stem, converted, tmp_path):
     case, _ = golden.load('rednet26_cls')
     model = MODELS.build(dict(type='mmrednet.RedNet', depth=26, stem_kernel_size=stem))
-    done = convert_file(converted('rednet')[0], tmp_path / 'larger.npz', shapes=shapes_of(model))
-    assert done.match.changed == ('stem.1.conv2.conv.weight', 'stem.1.conv2.conv.bias')
+    conversion = convert_file(
+        converted('rednet')[0], tmp_path / 'larger.npz', shapes=shapes_of(model)
+    )
+    assert conversion.match.changed == ('stem.1.conv2.conv.weight', 'stem.1.conv2.conv.bias')
     maps = outputs_of(model, read_checkpoint(tmp_path / 'larger.npz').state, case)
     golden.assert_outputs(case, {f'layer{index + 1}': x for index, x in enumerate(maps)})
 
@@ -286,13 +298,13 @@ def test_a_smaller_stem_is_named(tmp_path):
     cfg = dict(type='mmrednet.RedNet', depth=26, base_channels=32)
     write_checkpoint(tmp_path / 'w.pth', MODELS.build(cfg).state_dict())
     shapes = shapes_of(build_backbone(dict(cfg, stem_kernel_size=3)))
-    done = convert_file(tmp_path / 'w.pth', tmp_path / 'ours.pth', shapes=shapes)
-    assert done.match.misshapen == {
+    conversion = convert_file(tmp_path / 'w.pth', tmp_path / 'ours.pth', shapes=shapes)
+    assert conversion.match.mismatched == {
         'stem.1.conv2.conv.weight': ((49, 4, 1, 1), (9, 4, 1, 1)),
         'stem.1.conv2.conv.bias': ((49,), (9,)),
     }
     assert (
-        list(done.match.details())[-1]
+        list(conversion.match.details())[-1]
         == 'the stem of the file has 7x7 kernels: stem_kernel_size=7 takes them'
     )
 
@@ -314,9 +326,9 @@ def test_the_reordered_file_of_the_detectors(tmp_path):
         CheckpointError, match="format 'rednet-ordered' matches tensors by their order"
     ):
         convert_file(tmp_path / 'rednet50.pth', tmp_path / 'ours.pth', format='rednet-ordered')
-    done = convert_file(tmp_path / 'rednet50.pth', tmp_path / 'ours.pth', shapes=shapes)
-    assert done.format == 'rednet-ordered'
-    assert (len(done.match.state), len(done.match.renamed)) == (249, 249)
+    conversion = convert_file(tmp_path / 'rednet50.pth', tmp_path / 'ours.pth', shapes=shapes)
+    assert conversion.format == 'rednet-ordered'
+    assert (len(conversion.match.state), len(conversion.match.renamed)) == (249, 249)
     maps = outputs_of(MODELS.build(cfg), read_checkpoint(tmp_path / 'ours.pth').state, case)
     golden.assert_outputs(case, {f'layer{index + 1}': x for index, x in enumerate(maps)})
     write_checkpoint(tmp_path / 'other.pth', dict(list(others.items())[1:]))
@@ -335,8 +347,14 @@ def test_variables_of_deeplab2(tmp_path):
     write_checkpoint(tmp_path / 'variables.npz', published.deeplab2(state))
     # there every table has the same length; here each stage has that of its map
     model = build_backbone(dict(type='mmrednet.AxialResNet', depth=26))
-    done = convert_file(tmp_path / 'variables.npz', tmp_path / 'ours.pth', shapes=shapes_of(model))
-    assert (done.format, done.match.misshapen, done.match.missing) == ('axial-deeplab2', {}, ())
+    conversion = convert_file(
+        tmp_path / 'variables.npz', tmp_path / 'ours.pth', shapes=shapes_of(model)
+    )
+    assert (conversion.format, conversion.match.mismatched, conversion.match.missing) == (
+        'axial-deeplab2',
+        {},
+        (),
+    )
     ours = read_checkpoint(tmp_path / 'ours.pth').state
     maps = outputs_of(MODELS.build(dict(type='mmrednet.AxialResNet', depth=26)), ours, case)
     golden.assert_outputs(case, {f'layer{index + 1}': x for index, x in enumerate(maps)})
@@ -350,7 +368,7 @@ def test_variables_of_deeplab2(tmp_path):
 
 @pytest.mark.parametrize('length', [5, 21])
 def test_tables_of_positions_keep_the_function_at_their_own_length(length):
-    from mmrednet.checkpoints.fitting import fit
+    from mmrednet.backbones.axial_formats import resize_tables
     from mmrednet.layers import AxialAttention1d
 
     first, second = (
@@ -358,7 +376,9 @@ def test_tables_of_positions_keep_the_function_at_their_own_length(length):
         for size in (8, length)
     )
     state = {f'a.{name}': value for name, value in first.state_dict().items()}
-    fitted = fit(state, {f'a.{name}': value.shape for name, value in second.state_dict().items()})
+    fitted = resize_tables(
+        state, {f'a.{name}': value.shape for name, value in second.state_dict().items()}
+    )
     second.load_state_dict({name[2:]: value for name, value in fitted.items()}, strict=True)
     x = torch.randn(2, 16, 5 if length == 5 else 13, 3, dtype=torch.float64)
     torch.testing.assert_close(second(x), first(x))
@@ -376,14 +396,16 @@ def test_resnets_start_hybrids(spatial, tmp_path):
     state = published.resnet()
     write_checkpoint(tmp_path / 'resnet.pth', state)
     model = SpatialResNet(26, spatial, base_channels=16)
-    done = convert_file(tmp_path / 'resnet.pth', tmp_path / 'ours.pth', shapes=shapes_of(model))
+    conversion = convert_file(
+        tmp_path / 'resnet.pth', tmp_path / 'ours.pth', shapes=shapes_of(model)
+    )
     replaced = {
         name for name in state if name.startswith(('layer3', 'layer4')) and '.conv2.weight' in name
     }
     kept = not spatial or spatial[1] is not None
-    assert set(done.match.unexpected) == (set() if kept else replaced)
-    assert (not done.match.missing) == (spatial is None)
-    assert all('.conv2.' in name for name in done.match.missing)
+    assert set(conversion.match.unexpected) == (set() if kept else replaced)
+    assert (not conversion.match.missing) == (spatial is None)
+    assert all('.conv2.' in name for name in conversion.match.missing)
     result = model.load_state_dict(read_checkpoint(tmp_path / 'ours.pth').state, strict=False)
     assert not result.unexpected_keys
     for name in ('layer1.0.conv2.weight', 'layer4.0.conv3.weight', 'layer3.1.bn2.running_var'):
@@ -418,10 +440,8 @@ class TestConvertFile:
             CheckpointError, match='too little fits, .* where at least 50% must'
         ) as error:
             convert_file(path, tmp_path / 'no.pth', shapes=shapes)
-        assert (
-            'misshapen: patch_embed1.proj.weight is (32, 3, 7, 7) in the file and (64, 3, 7, 7)'
-            in str(error.value)
-        )
+        line = 'mismatch: patch_embed1.proj.weight is (32, 3, 7, 7) in the file and (64, 3, 7, 7)'
+        assert line in str(error.value)
         other = shapes_of(build_backbone(dict(type='mmrednet.SAN')))
         with pytest.raises(CheckpointError, match='too little fits, 0%'):
             convert_file(path, tmp_path / 'no.pth', shapes=other, min_share=0)
@@ -463,3 +483,102 @@ def test_pairs_are_read_in_both_directions(entry):
         renamed = rename(name, [(theirs, ours)])
         assert renamed != name
         assert rename(renamed, inverse(((theirs, ours),))) == name
+
+
+@pytest.fixture
+def tables():
+    """Restore the tables of formats after a test."""
+    formats, families = dict(FORMATS), dict(FAMILIES)
+    yield
+    for table, content in ((FORMATS, formats), (FAMILIES, families)):
+        table.clear()
+        table.update(content)
+
+
+class TestRegistration:
+    def test_a_new_family_is_detected_and_converted(self, tables, tmp_path):
+        def infer_config(entry, state):
+            return dict(depth=26, base_channels=len(state['conv1.weight']))
+
+        # 'resnet' would match as well, but comes later
+        entry = Format(
+            'caffe',
+            family='SpatialResNet',
+            priority=5,
+            source='a test',
+            required=(r'^res1\.conv\.weight$',),
+            renames=(('^res1.conv.', '^conv1.'),),
+        )
+        register_family(Family('SpatialResNet', (entry,), infer_config))
+        assert next(iter(FORMATS)) == 'caffe'
+        state = published.resnet()
+        state = {'res1.conv.weight': state.pop('conv1.weight'), **state}
+        assert detect(state) == (entry, '')
+        write_checkpoint(tmp_path / 'caffe.pth', state)
+        conversion = convert_file(tmp_path / 'caffe.pth', tmp_path / 'ours.pth')
+        assert conversion.match.renamed == ('conv1.weight',)
+        assert conversion.network == dict(type='mmrednet.SpatialResNet', depth=26, base_channels=16)
+
+    def test_the_example_of_the_page_runs(self, tables):
+        page = (ROOT / 'docs/pretrained.md').read_text()
+        snippets = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+        (snippet,) = [text for text in snippets if 'register_family(' in text]
+        exec(snippet, {})
+        entry, prefix = detect(['module.body.0.attention.weight', 'module.body.0.norm.bias'])
+        assert (entry.name, prefix) == ('mynet-lab', 'module.')
+        assert rename('body.0.attention.weight', entry.renames) == 'layer0.attention.weight'
+
+    def test_formats_are_tried_by_priority(self):
+        priorities = [entry.priority for entry in FORMATS.values()]
+        assert priorities == sorted(set(priorities))
+        assert len(FORMATS) == 16
+        assert {entry.family for entry in FORMATS.values()} == {None, *FAMILIES}
+
+    @pytest.mark.parametrize(
+        ('name', 'priority', 'message'),
+        [
+            ('resnet', 7, "got 'resnet' with 7 and 'resnet' with 150"),
+            ('new', 150, "got 'resnet' with 150 and 'new' with 150"),
+        ],
+    )
+    def test_names_and_priorities_are_unique(self, name, priority, message, tables):
+        entry = Format(name, family='New', priority=priority, source='a test')
+        with pytest.raises(ValueError, match=message):
+            register_family(Family('New', (entry,), lambda entry, state: {}))
+        assert len(FORMATS) == 16
+        assert 'New' not in FAMILIES
+
+
+def test_the_table_alone_says_what_to_import():
+    code = """
+import sys
+from mmrednet.checkpoints import CheckpointError, detect
+packages = {name.split('.')[1] for name in sys.modules if name.startswith('mmrednet.')}
+print(*packages)
+try:
+    detect(['conv1.weight'])
+except CheckpointError as error:
+    print(error)
+import mmrednet.backbones
+print(detect(['conv_in.weight', 'layer0.0.sam.conv1.weight'])[0].name)
+"""
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    packages, error, detected = run.stdout.splitlines()
+    # it imports nothing of ours
+    assert packages == 'checkpoints'
+    assert error.startswith('no published format is registered: import mmrednet.backbones')
+    assert detected == 'san'
+
+
+def test_keys_are_grouped_by_their_wrappers():
+    keys = ['module.backbone.a', 'module.b', 'c', 'module.' * 9 + 'd']
+    groups = keys_by_prefix(keys)
+    assert groups['module.'] == ['backbone.a', 'b', 'module.' * 8 + 'd']
+    assert groups['module.backbone.'] == ['a']
+    assert groups[''] == keys
+    assert max(prefix.count('.') for prefix in groups) == MAX_WRAPPERS
+
+
+def test_a_file_states_no_more_blocks_than_it_has():
+    keys = ['block1.0.w', 'block1.1.w', 'block1.1.b', 'block2.999999999.w']
+    assert count_blocks(keys, 'block', 'VAN') == (2, 1)

@@ -19,14 +19,17 @@ from mmengine.logging import MMLogger
 from mmengine.model import PretrainedInit
 from mmengine.runner.checkpoint import load_checkpoint
 
-from mmrednet.backbones import MSCAN, SAN, VAN, AxialResNet, RedNet, SASAResNet, SpatialResNet
-from mmrednet.checkpoints import (
-    CheckpointError,
+from mmrednet.backbones import (
+    MSCAN,
+    SAN,
+    VAN,
+    AxialResNet,
+    RedNet,
+    SASAResNet,
+    SpatialResNet,
     load_pretrained,
-    read_checkpoint,
-    sha256_of,
-    write_checkpoint,
 )
+from mmrednet.checkpoints import CheckpointError, read_checkpoint, sha256_of, write_checkpoint
 from mmrednet.engine import load_config
 from mmrednet.pretraining import ImageClassifier
 
@@ -45,7 +48,7 @@ def lines(monkeypatch):
         if level >= logging.INFO:
             logged.append((level, message))
 
-    monkeypatch.setattr('mmengine.logging.print_log', keep)
+    monkeypatch.setattr('mmrednet.backbones.pretrained_init.print_log', keep)
     monkeypatch.setattr(MMLogger.get_current_instance(), 'level', logging.ERROR)
     return logged
 
@@ -100,7 +103,7 @@ def test_published_files_give_the_official_outputs(name, backbone, wrap, tmp_pat
     assert line.startswith(
         f'{type(model).__name__} from {tmp_path}/official.pth.tar: {total} of {total} tensors'
     )
-    assert '; 0 missing, 0 unexpected, 0 misshapen, ' in line
+    assert '; 0 missing, 0 unexpected, 0 shape mismatches, ' in line
 
 
 @pytest.mark.parametrize('name', ['w.safetensors', 'w.npz', 'w.pth.tar'])
@@ -191,7 +194,7 @@ def test_a_published_classifier_starts_a_classifier(tmp_path, lines):
     )
     ((level, line),) = lines
     assert level == 20
-    assert '; 0 missing, 0 unexpected, 0 misshapen, 0 of other parts' in line
+    assert '; 0 missing, 0 unexpected, 0 shape mismatches, 0 of other parts' in line
 
 
 def test_nothing_that_fits_is_an_error(tmp_path, lines):
@@ -210,9 +213,9 @@ def test_what_does_not_fit_is_a_warning(tmp_path, lines):
     initialised(RedNet(26, base_channels=32, stem_kernel_size=3), tmp_path / 'w.pth')
     (level, line), (_, details) = lines
     assert level == 30
-    assert '2 misshapen' in line
+    assert '2 shape mismatches' in line
     assert (
-        'misshapen: stem.1.conv2.conv.weight is (49, 4, 1, 1) in the file and (9, 4, 1, 1)'
+        'shape mismatch: stem.1.conv2.conv.weight is (49, 4, 1, 1) in the file and (9, 4, 1, 1)'
         in details
     )
     assert 'stem_kernel_size=7 takes them' in details
@@ -272,7 +275,7 @@ def test_other_parts_and_counters_are_none(tmp_path, lines):
     torch.save(inside | {'bn.num_batches_tracked': torch.tensor(3)}, tmp_path / 'w.pth')
     initialised(VAN(NARROW, out_indices=(0, 1)), tmp_path / 'w.pth')
     assert [level for level, _ in lines] == [20, 20]
-    assert '0 unexpected, 0 misshapen, 2 of other parts' in lines[0][1]
+    assert '0 unexpected, 0 shape mismatches, 2 of other parts' in lines[0][1]
     assert '3 unexpected' in lines[1][1]
 
 
@@ -290,7 +293,7 @@ def test_values_of_what_is_not_used_do_not_matter(value, tmp_path, lines):
     model = initialised(VAN(NARROW, out_indices=(0, 1)), tmp_path / 'w.pth')
     assert torch.equal(model.block1[0].mlp.fc1.weight, state['backbone.block1.0.mlp.fc1.weight'])
     assert [level for level, _ in lines] == [30, 30]
-    assert lines[1][1] == 'not used, and not finite or no floating point numbers: decode_head.mask'
+    assert lines[1][1] == 'not used, and not finite or not floating point: decode_head.mask'
     state['backbone.block1.0.mlp.fc1.weight'][0] = float('nan')
     torch.save(state, tmp_path / 'w.pth')
     with pytest.raises(
@@ -440,7 +443,7 @@ class TestDownloads:
     def test_other_storage_is_mmengines(self, tmp_path, monkeypatch, lines):
         write_checkpoint(tmp_path / 'w.pth', VAN(NARROW, out_indices=(0, 1)).state_dict())
         monkeypatch.setattr(
-            'mmengine.fileio.get_local_path',
+            'mmrednet.backbones.downloads.get_local_path',
             lambda path: nullcontext(
                 str(tmp_path / 'w.pth') if path == 's3://bucket/w.pth' else ''
             ),
@@ -481,21 +484,22 @@ def test_the_command(convert, tmp_path):
     state = published.official('segnext_t')[1]
     write_checkpoint(tmp_path / 'official.pth', state)
     config = ROOT / 'configs/segnext/segnext_mscan-t_1xb16-160k_ade20k-512x512.py'
-    said = convert(
+    output = convert(
         tmp_path / 'official.pth', tmp_path / 'ours.pth', '--to', 'segmentor', '--model', config
     )
-    assert "official.pth: format 'mscan' (Visual-Attention-Network/SegNeXt" in said
-    assert f'SHA-256: {sha256_of(tmp_path / "official.pth")}' in said
-    assert '\n550 of 551 tensors matched' in said
+    assert "official.pth: format 'mscan' (Visual-Attention-Network/SegNeXt" in output
+    assert f'SHA-256: {sha256_of(tmp_path / "official.pth")}' in output
+    assert '\n550 of 551 tensors matched' in output
     assert (
-        '26 renamed and 0 changed; 0 missing, 0 unexpected, 0 misshapen, 0 of other parts' in said
+        '26 renamed and 0 changed; 0 missing, 0 unexpected, 0 shape mismatches, 0 of other parts'
+        in output
     )
     assert read_checkpoint(tmp_path / 'ours.pth').container == ('state_dict',)
     assert convert(tmp_path / 'official.pth', tmp_path / 'ours.pth').startswith(
         f'FileExistsError: {tmp_path}/ours.pth exists; --force'
     )
-    said = convert(tmp_path / 'ours.pth', tmp_path / 'back.pth', '--reverse')
-    assert said == f"written: {tmp_path}/back.pth, format 'mscan'\n"
+    output = convert(tmp_path / 'ours.pth', tmp_path / 'back.pth', '--reverse')
+    assert output == f"written: {tmp_path}/back.pth, format 'mscan'\n"
     reversed_state = read_checkpoint(tmp_path / 'back.pth').state
     assert list(reversed_state) == list(state)
     assert all(torch.equal(reversed_state[key], value) for key, value in state.items())
@@ -505,18 +509,20 @@ def test_the_command_names_the_network_and_what_is_left_out(convert, tmp_path):
     write_checkpoint(
         tmp_path / 'r.pth', published.resnet() | {'neck.mask': torch.ones(2, dtype=torch.bool)}
     )
-    said = convert(tmp_path / 'r.pth', tmp_path / 'ours.safetensors')
-    assert "network: {'type': 'mmrednet.SpatialResNet', 'depth': 26, 'base_channels': 16}" in said
-    assert '\n  outside: head.fc.weight, head.fc.bias\n' in said
-    assert '\n  unexpected: neck.mask\n' in said
-    assert '\n  not used, and not finite or no floating point numbers: neck.mask\n' in said
-    said = convert(tmp_path / 'ours.safetensors', tmp_path / 'back.pth', '--reverse')
-    assert said.endswith(
+    output = convert(tmp_path / 'r.pth', tmp_path / 'ours.safetensors')
+    assert "network: {'type': 'mmrednet.SpatialResNet', 'depth': 26, 'base_channels': 16}" in output
+    assert '\n  other parts: head.fc.weight, head.fc.bias\n' in output
+    assert '\n  unexpected: neck.mask\n' in output
+    assert '\n  not used, and not finite or not floating point: neck.mask\n' in output
+    output = convert(tmp_path / 'ours.safetensors', tmp_path / 'back.pth', '--reverse')
+    assert output.endswith(
         'not as in the published file: 3 left out (neck.mask, head.fc.weight, head.fc.bias)\n'
     )
     detector = ROOT / 'configs/shapes/faster-rcnn_r26_fpn_shapes.py'
-    said = convert(tmp_path / 'r.pth', tmp_path / 'd.pth', '--to', 'detector', '--model', detector)
-    assert said.startswith('CheckpointError: ')
-    assert 'too little fits' in said
-    assert 'misshapen: backbone.conv1.weight is (16, 3, 7, 7) in the file and (' in said
+    output = convert(
+        tmp_path / 'r.pth', tmp_path / 'd.pth', '--to', 'detector', '--model', detector
+    )
+    assert output.startswith('CheckpointError: ')
+    assert 'too little fits' in output
+    assert 'shape mismatch: backbone.conv1.weight is (16, 3, 7, 7) in the file and (' in output
     assert not (tmp_path / 'd.pth').exists()

@@ -14,7 +14,8 @@ from mmengine.registry import MODELS
 from PIL import Image
 from synthetic import CLASSES, make_scene, scene_generator, write_image_folder
 
-from mmrednet.checkpoints import load_pretrained, read_checkpoint
+from mmrednet.backbones import load_pretrained
+from mmrednet.checkpoints import read_checkpoint
 from mmrednet.engine import load_config
 from mmrednet.pretraining import (
     Accuracy,

@@ -10,6 +10,9 @@ import os
 import pickle
 import pickletools
 import struct
+import subprocess
+import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -18,8 +21,8 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
+from mmrednet.backbones.downloads import hash_in_name
 from mmrednet.checkpoints import CheckpointError, read_checkpoint, sha256_of, write_checkpoint
-from mmrednet.checkpoints.reading import hash_in_name
 
 STATE = {
     'conv.weight': torch.randn(4, 3, 1, 1),
@@ -62,7 +65,7 @@ def test_containers_of_both_torch_formats(content, container, legacy, tmp_path):
     read = read_checkpoint(tmp_path / 'w.pth.tar')
     assert same(read.state, STATE)
     assert read.container == container
-    assert set(read.others) == {name for name in content if name not in container} - set(STATE)
+    assert set(read.unused_keys) == {name for name in content if name not in container} - set(STATE)
 
 
 def test_a_key_chooses_among_containers(tmp_path):
@@ -90,6 +93,63 @@ def test_what_training_scripts_keep_beside_the_weights(allowed, tmp_path):
         assert set(torch.serialization.get_safe_globals()) == set(before)
     assert same(read.state, STATE)
     assert read.metadata == dict(cfg='model = 1')
+
+
+class TestSafeGlobals:
+    """Torch's table of allowed classes is one for all threads."""
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        torch.save(dict(state_dict=STATE, args=argparse.Namespace(lr=0.1)), tmp_path / 'w.pth')
+        return tmp_path / 'w.pth'
+
+    def test_two_threads_leave_the_table_as_it_was(self, path, monkeypatch):
+        original, names = torch.load, []
+        second_loads, first_is_done = threading.Event(), threading.Event()
+
+        def load(*args, **kwargs):
+            names.append(threading.current_thread().name)
+            if len(names) == 1:
+                # long enough for the other thread to get here, if nothing holds it up
+                second_loads.wait(0.3)
+            else:
+                second_loads.set()
+                first_is_done.wait(0.3)
+            return original(*args, **kwargs)
+
+        def read():
+            read_checkpoint(path)
+            first_is_done.set()
+
+        monkeypatch.setattr(torch, 'load', load)
+        with torch.serialization.safe_globals([HistoryBuffer]):
+            before = torch.serialization.get_safe_globals()
+            threads = [threading.Thread(target=read) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert set(torch.serialization.get_safe_globals()) == set(before)
+        assert len(names) == 2
+
+    def test_what_another_thread_allows_meanwhile_stays(self, path, monkeypatch):
+        original = torch.load
+
+        def load(*args, **kwargs):
+            torch.serialization.add_safe_globals([HistoryBuffer])
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(torch, 'load', load)
+        with torch.serialization.safe_globals([]):
+            before = torch.serialization.get_safe_globals()
+            read_checkpoint(path)
+            after = torch.serialization.get_safe_globals()
+        assert set(after) == {*before, HistoryBuffer}
+
+    def test_plain_files_leave_it_alone(self, tmp_path, monkeypatch):
+        torch.save(STATE, tmp_path / 'w.pth')
+        monkeypatch.delattr(torch.serialization, 'clear_safe_globals')
+        assert same(read_checkpoint(tmp_path / 'w.pth').state, STATE)
 
 
 class Malicious:
@@ -142,10 +202,10 @@ def test_torch_is_told_to_load_tensors_alone(tmp_path, monkeypatch):
     torch.save(STATE, tmp_path / 'w.pth')
     loads, original = [], torch.load
     monkeypatch.setattr(
-        torch, 'load', lambda *args, **kw: loads.append(kw['weights_only']) or original(*args, **kw)
+        torch, 'load', lambda *args, **kw: loads.append(kw) or original(*args, **kw)
     )
     assert same(read_checkpoint(tmp_path / 'w.pth').state, STATE)
-    assert loads == [True]
+    assert loads == [dict(map_location='cpu', weights_only=True, mmap=True)]
 
 
 def test_plain_pickles_are_refused(tmp_path):
@@ -243,6 +303,12 @@ def doubled(times):
     )
 
 
+def storage_of(kind, count):
+    """Return the instructions for a storage '0' on the CPU, of a kind and a count of elements."""
+    fields = b'ctorch\nFloatStorage\n' + b'X\x01\0\0\x000' + b'X\x03\0\0\0cpu'
+    return b'(' + kind + fields + count + b'tQ'
+
+
 class TestPicklesThatGrow:
     @pytest.mark.parametrize(
         ('instructions', 'message'),
@@ -268,6 +334,25 @@ class TestPicklesThatGrow:
             (b'c__builtin__\nset\n]\x85R', 'it names builtins.set,'),
             (b'ctorch\nTensor\n', 'it names torch.Tensor,'),
             (b'ctorch.storage\nUntypedStorage\n', 'it names torch.storage.UntypedStorage,'),
+            # protocol 4 names things on the stack
+            (
+                b'X\x02\0\0\0os' + b'X\x06\0\0\0system' + b'\x93',
+                'it has the instruction STACK_GLOBAL',
+            ),
+            (b'(cos\nsystem\no', 'it names os.system'),
+            (b'(ios\nsystem\n', 'it has the instruction INST'),
+            # storages that are described in another way than torch does
+            (b'X\x01\0\0\x000Q', 'it describes a storage in another way'),
+            (storage_of(b'X\x07\0\0\0storage', b'J\xff\xff\xff\xff'), 'it describes a storage'),
+            (storage_of(b'X\x06\0\0\0module', b'K\x04'), 'it describes a storage'),
+            (
+                b']'
+                + storage_of(b'X\x07\0\0\0storage', b'K\x04')
+                + b'a'
+                + storage_of(b'X\x07\0\0\0storage', b'K\x05')
+                + b'a',
+                "it states two sizes of storage '0'",
+            ),
             (b'h\x07', 'KeyError'),
             (b'X\xff\xff\xff\xffabc', 'w.pth cannot be read as plain tensors'),
         ],
@@ -303,6 +388,171 @@ class TestPicklesThatGrow:
             read_checkpoint(path)
 
 
+def rewritten(path, replace):
+    """Write an archive of torch's again, with what this makes of each part's name and content."""
+    with zipfile.ZipFile(path) as archive:
+        parts = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, content in parts:
+            for new_name, new_content in replace(name, content):
+                archive.writestr(new_name, new_content)
+
+
+def pickle_ends(path):
+    """Return where each of the five pickles of torch's older format ends."""
+    ends = []
+    with path.open('rb') as file:
+        for _ in range(5):
+            list(pickletools.genops(file))
+            ends.append(file.tell())
+    return ends
+
+
+class TestStorages:
+    """What a file states of its storages is what it holds, before torch reads it."""
+
+    def test_a_changed_byte_is_found(self, tmp_path):
+        path = tmp_path / 'w.pth'
+        torch.save(dict(weight=torch.full((64,), 0.5)), path)
+        content = path.read_bytes()
+        offset = content.index(struct.pack('<f', 0.5) * 64)
+        path.write_bytes(content[:offset] + b'\x01' + content[offset + 1 :])
+        with pytest.raises(CheckpointError, match="'w/data/0' does not have its checksum"):
+            read_checkpoint(path)
+
+    def test_a_changed_byte_of_an_array_is_found(self, tmp_path):
+        path = tmp_path / 'w.npz'
+        np.savez(path, weight=np.full(64, 0.5, np.float32))
+        content = path.read_bytes()
+        offset = content.index(struct.pack('<f', 0.5) * 64)
+        path.write_bytes(content[:offset] + b'\x01' + content[offset + 1 :])
+        with pytest.raises(CheckpointError, match="array 'weight.npy': Bad CRC-32"):
+            read_checkpoint(path)
+
+    def test_files_without_checksums_are_refused(self, tmp_path):
+        torch.serialization.set_crc32_options(False)
+        try:
+            torch.save(STATE, tmp_path / 'w.pth')
+        finally:
+            torch.serialization.set_crc32_options(True)
+        with pytest.raises(CheckpointError, match='or it was written without checksums'):
+            read_checkpoint(tmp_path / 'w.pth')
+
+    @pytest.mark.parametrize(
+        ('replace', 'message'),
+        [
+            # fewer bytes than the pickle states
+            (
+                lambda name, content: [(name, content[:8] if name.endswith('data/0') else content)],
+                "it states 16 bytes for storage '0', but has 8",
+            ),
+            (
+                lambda name, content: [] if name.endswith('data/0') else [(name, content)],
+                "it states 16 bytes for storage '0', but has None",
+            ),
+            (
+                lambda name, content: [(name, content), (name.upper(), content)],
+                'two parts of the archive have the same name',
+            ),
+        ],
+    )
+    def test_of_archives(self, replace, message, tmp_path, monkeypatch):
+        torch.save(dict(weight=torch.ones(4)), tmp_path / 'w.pth')
+        rewritten(tmp_path / 'w.pth', replace)
+        monkeypatch.delattr(torch, 'load')
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(tmp_path / 'w.pth')
+
+    @pytest.mark.parametrize(
+        ('keys', 'message'),
+        [
+            ([], 'it lists 0 storages, but its tensors need 1 others'),
+            (['7'], 'it lists 1 storages'),
+            (('0',), 'must be a list of strings'),
+            ([3], 'must be a list of strings'),
+        ],
+    )
+    def test_lists_of_the_older_format(self, keys, message, tmp_path, monkeypatch):
+        """Torch leaves storages that are not in the list as the memory was."""
+        path = tmp_path / 'w.pth'
+        torch.save(dict(weight=torch.ones(300)), path, _use_new_zipfile_serialization=False)
+        content, ends = path.read_bytes(), pickle_ends(path)
+        path.write_bytes(content[: ends[3]] + pickle.dumps(keys, 2) + content[ends[4] :])
+        monkeypatch.delattr(torch, 'load')
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(path)
+
+    def test_sizes_of_the_older_format(self, tmp_path, monkeypatch):
+        path = tmp_path / 'w.pth'
+        torch.save(dict(weight=torch.ones(300)), path, _use_new_zipfile_serialization=False)
+        path.write_bytes(path.read_bytes()[:-4])
+        monkeypatch.delattr(torch, 'load')
+        with pytest.raises(CheckpointError, match='need 1208 bytes, but 1204 bytes follow'):
+            read_checkpoint(path)
+
+    def test_a_storage_of_two_tensors(self, tmp_path):
+        weight = torch.arange(6.0)
+        state = dict(weight=weight, part=weight[2:4])
+        for legacy in (False, True):
+            torch.save(state, tmp_path / 'w.pth', _use_new_zipfile_serialization=not legacy)
+            assert same(read_checkpoint(tmp_path / 'w.pth').state, state)
+
+
+@pytest.mark.parametrize(
+    ('key', 'message'),
+    [
+        ('module.' * 140 + 'conv1.weight', 'got 992 characters and 141 dots'),
+        ('w' * 1001, 'got 1001 characters and 0 dots'),
+        (f'block1.{"9" * 19}.weight', '18 digits in a row, got 33 characters'),
+    ],
+)
+@pytest.mark.parametrize('name', ['w.pth', 'w.safetensors', 'w.npz'])
+def test_keys_of_no_network(key, message, name, tmp_path):
+    write_checkpoint(tmp_path / name, {'conv1.weight': torch.ones(1), key: torch.ones(1)})
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(tmp_path / name)
+
+
+# prints by how many kB the memory of a process grows at most while it reads a file
+MEASURE_PEAK = """
+import sys
+from pathlib import Path
+from mmrednet.checkpoints import read_checkpoint
+
+def status(field):
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+small, large = sys.argv[1:]
+read_checkpoint(small)
+# as much memory as the peak so far, so that the next peak is that of the large file
+ballast = b'1' * (1024 * max(0, status('VmHWM') - status('VmRSS')))
+before = status('VmRSS')
+state = read_checkpoint(large).state
+print(status('VmHWM') - before)
+"""
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='needs /proc')
+@pytest.mark.parametrize('ending', ['.pth', '.safetensors'])
+@pytest.mark.parametrize('count', [1, 16])
+def test_reading_takes_the_memory_of_the_file(ending, count, tmp_path):
+    size = 64 << 20
+    large = {f'{index}.weight': torch.ones(size // 4 // count) for index in range(count)}
+    write_checkpoint(tmp_path / f'small{ending}', STATE)
+    write_checkpoint(tmp_path / f'large{ending}', large)
+    files = [tmp_path / f'{name}{ending}' for name in ('small', 'large')]
+    run = subprocess.run(
+        [sys.executable, '-c', MEASURE_PEAK, *files],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ, OMP_NUM_THREADS='1'),
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) * 1024 < 1.1 * size
+
+
 class TestBombs:
     def test_compressed_zeros(self, tmp_path):
         npz_of(tmp_path / 'w.npz', (1 << 24,), data=bytes(1 << 26))
@@ -334,7 +584,7 @@ class TestBombs:
         text = json.dumps(header).encode()
         (tmp_path / 'w.safetensors').write_bytes(len(text).to_bytes(8, 'little') + text)
         monkeypatch.setattr('math.prod', None)
-        with pytest.raises(CheckpointError, match='in up to 16 dimensions'):
+        with pytest.raises(CheckpointError, match='overflow computing buffer size'):
             read_checkpoint(tmp_path / 'w.safetensors')
 
     def test_compressed_arrays_with_other_bytes(self, tmp_path):
@@ -361,14 +611,15 @@ class TestBombs:
         with pytest.raises(CheckpointError, match='states 4294967296 bytes of tensors'):
             read_checkpoint(tmp_path / 'w.pth')
 
-    def test_storages_that_the_legacy_format_states(self, tmp_path):
+    def test_storages_that_the_legacy_format_states(self, tmp_path, monkeypatch):
         buffer = io.BytesIO()
         torch.save(dict(weight=torch.zeros(12345)), buffer, _use_new_zipfile_serialization=False)
         content = buffer.getvalue()
         # the count of elements in the pickle: BININT2 becomes BININT
         stated = b'J' + struct.pack('<i', 1 << 30)
         (tmp_path / 'w.pth').write_bytes(content.replace(b'M' + struct.pack('<H', 12345), stated))
-        with pytest.raises(CheckpointError, match=r'w.pth cannot be read'):
+        monkeypatch.delattr(torch, 'load')
+        with pytest.raises(CheckpointError, match=r'w.pth cannot be read .* need 4294967304 bytes'):
             read_checkpoint(tmp_path / 'w.pth')
 
     @pytest.mark.parametrize(
@@ -376,47 +627,53 @@ class TestBombs:
         [
             (
                 {'a': dict(dtype='F32', shape=[1 << 30], data_offsets=[0, 4 << 30])},
-                'perhaps cut off',
+                'perhaps cut off: .* file not fully covered',
             ),
             (
                 {'a': dict(dtype='F32', shape=[1 << 40], data_offsets=[0, 4 << 40])},
-                'and 17179869184 bytes, got',
+                'file not fully covered',
             ),
-            ({'a': dict(dtype='F32', shape=[1 << 40], data_offsets=[0, 8])}, 'must fit each other'),
-            ({'a': dict(dtype='F32', shape=[-2], data_offsets=[0, -8])}, 'must fit each other'),
-            ({'a': dict(dtype='F99', shape=[2], data_offsets=[0, 8])}, 'must fit each other'),
+            (
+                {'a': dict(dtype='F32', shape=[1 << 40], data_offsets=[0, 8])},
+                'invalid shape, data type, or offset',
+            ),
+            ({'a': dict(dtype='F32', shape=[-2], data_offsets=[0, -8])}, 'integer `-2`'),
+            ({'a': dict(dtype='F99', shape=[2], data_offsets=[0, 8])}, 'unknown variant `F99`'),
             (
                 {
                     'a': dict(dtype='F32', shape=[2], data_offsets=[0, 8]),
                     'b': dict(dtype='F32', shape=[2], data_offsets=[0, 8]),
                 },
-                'one behind another',
+                'invalid offset for tensor `[ab]`',
             ),
             (
                 {'a': dict(dtype='F32', shape=[0, 1 << 70], data_offsets=[0, 0])},
-                'must fit each other',
+                'floating point `1.18',
             ),
             (
-                {'a': dict(dtype='F32', shape=[0, 1 << 33, 1 << 33], data_offsets=[0, 0])},
-                'must fit each other',
+                {
+                    'a': dict(dtype='F32', shape=[0, 1 << 33, 1 << 33], data_offsets=[0, 0]),
+                    'b': dict(dtype='F32', shape=[2], data_offsets=[0, 8]),
+                },
+                "'a' must have up to 16 dimensions and 17179869184 elements",
             ),
             (
-                {'a': dict(dtype='F32', shape=[1] * 17, data_offsets=[0, 4])},
-                'in up to 16 dimensions',
+                {'a': dict(dtype='F32', shape=[1] * 16 + [2], data_offsets=[0, 8])},
+                "'a' must have up to 16 dimensions",
             ),
-            ({'a': dict(dtype='F32', shape='ab', data_offsets=[0, 8])}, 'must fit each other'),
-            ({'a': 3}, 'must fit each other'),
-            ([], 'the header must be a dict'),
-            ({'__metadata__': dict(a=3)}, '__metadata__ must be texts'),
+            ({'a': dict(dtype='F32', shape='ab', data_offsets=[0, 8])}, 'expected a sequence'),
+            ({'a': 3}, 'integer `3`, expected struct TensorInfo'),
+            ([], 'sequence, expected struct'),
+            ({'__metadata__': dict(a=3)}, 'integer `3`, expected a string'),
         ],
     )
     def test_headers_of_safetensors(self, header, message, tmp_path):
         text = json.dumps(header).encode()
         (tmp_path / 'w.safetensors').write_bytes(len(text).to_bytes(8, 'little') + text + bytes(8))
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(CheckpointError, match=f'w.safetensors is no .*{message}'):
             read_checkpoint(tmp_path / 'w.safetensors')
         (tmp_path / 'w.safetensors').write_bytes((1 << 60).to_bytes(8, 'little') + text)
-        with pytest.raises(CheckpointError, match='its header must fit into'):
+        with pytest.raises(CheckpointError, match='header too large'):
             read_checkpoint(tmp_path / 'w.safetensors')
 
 

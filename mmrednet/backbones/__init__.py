@@ -14,6 +14,17 @@ from .san import SAN
 from .sasa_resnet import SASAResNet
 from .van import VAN
 
+# these register the published checkpoint formats of the backbones
+from . import (  # noqa: F401
+    axial_formats,
+    mscan_formats,
+    rednet_formats,
+    resnet_formats,
+    san_formats,
+    van_formats,
+)
+from .pretrained_init import load_pretrained
+
 __all__ = [
     'MSCAN',
     'SAN',
@@ -24,4 +35,5 @@ __all__ = [
     'RedNet',
     'SASAResNet',
     'SpatialResNet',
+    'load_pretrained',
 ]

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
 
-from ..checkpoints.formats import legacy_pairs
-from ..checkpoints.naming import rename
+from ..checkpoints.formats import legacy_renames, rename
 from .pretrained_init import SafelyPretrained
 
 # what training scripts put before a backbone's own names
@@ -49,8 +48,8 @@ class PyramidBackbone(SafelyPretrained):
     """A stem followed by stages, whose outputs are the pyramid.
 
     A subclass calls ``add_stage`` for every stage, and defines ``stem_modules`` and
-    ``forward_stem``. Where published files have other names, :mod:`mmrednet.checkpoints.formats`
-    lists them under the name of the class.
+    ``forward_stem``. Where published files have other names, the ``*_formats.py`` file beside the
+    model lists them.
 
     Args:
         out_indices: which stages to return, counted from 0.
@@ -59,7 +58,7 @@ class PyramidBackbone(SafelyPretrained):
         norm_eval: whether batch norms keep their running statistics in training.
         with_cp: whether blocks are computed again in the backward pass, to save memory.
         init_cfg: see mmengine's BaseModule. A ``Pretrained`` checkpoint may be a published file as
-            it is, see :func:`mmrednet.checkpoints.load_pretrained`, whose ``format`` it may have
+            it is, see :func:`mmrednet.backbones.load_pretrained`, whose ``format`` it may have
             beside ``prefix``.
 
     Raises:
@@ -161,6 +160,6 @@ def _rename_keys(
     backbone: PyramidBackbone, state_dict: dict[str, Any], prefix: str, *_: object
 ) -> None:
     """Give the names of published files their counterparts here."""
-    pairs = legacy_pairs(frozenset(kind.__name__ for kind in type(backbone).__mro__))
+    pairs = legacy_renames(frozenset(kind.__name__ for kind in type(backbone).__mro__))
     for key in [key for key in state_dict if key.startswith(prefix)]:
         state_dict[prefix + rename(key[len(prefix) :], pairs)] = state_dict.pop(key)

@@ -1,13 +1,31 @@
-"""Published files of weights: read safely, told apart by their names, and brought into ours."""
+"""Checkpoint files: read safely, told apart by their keys, converted, and compared with a network.
 
-from .conversion import Converted, choose, detect, to_ours, to_theirs
-from .errors import CheckpointError
-from .files import Reversal, convert_file, reverse_file
-from .formats import FORMATS, Format
-from .inference import backbone_config, build_backbone, shapes_of
-from .matching import Match, match
-from .pretrained import load_pretrained
-from .reading import Checkpoint, read_checkpoint, sha256_of
+==================  ==============================================================================
+``reading``         file to tensors, by libraries that execute nothing; hashes; checks of values
+``pickle_guard``    what is checked before torch unpickles a file
+``formats``         table of published formats, detection, conversion of state dicts
+``matching``        what of a state dict fits a network
+``writing``         tensors to file
+==================  ==============================================================================
+
+This package knows no model. ``mmrednet.backbones`` registers the formats of its models here, fills
+networks (``load_pretrained``) and downloads files. ``mmrednet.convert`` converts whole files.
+"""
+
+from .formats import (
+    FORMATS,
+    Converted,
+    Family,
+    Format,
+    Layout,
+    choose_format,
+    detect,
+    register_family,
+    to_mmrednet,
+    to_published,
+)
+from .matching import Match, match, match_state, shapes_of
+from .reading import Checkpoint, CheckpointError, read_checkpoint, sha256_of
 from .writing import write_checkpoint
 
 __all__ = [
@@ -15,21 +33,19 @@ __all__ = [
     'Checkpoint',
     'CheckpointError',
     'Converted',
+    'Family',
     'Format',
+    'Layout',
     'Match',
-    'Reversal',
-    'backbone_config',
-    'build_backbone',
-    'choose',
-    'convert_file',
+    'choose_format',
     'detect',
-    'load_pretrained',
     'match',
+    'match_state',
     'read_checkpoint',
-    'reverse_file',
+    'register_family',
     'sha256_of',
     'shapes_of',
-    'to_ours',
-    'to_theirs',
+    'to_mmrednet',
+    'to_published',
     'write_checkpoint',
 ]

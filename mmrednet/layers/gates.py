@@ -10,8 +10,8 @@ from mmcv.cnn import build_activation_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..checkpoints.formats import CBAM_NAMES, SE_NAMES
-from ..checkpoints.naming import rename
+from ..checkpoints.formats import rename
+from .gates_formats import CBAM_NAMES, SE_NAMES
 from .spatial import cell_average, spatial_operator
 
 

@@ -31,7 +31,7 @@ class ImageClassifier(SafelyPretrained, BaseModel):
             none. With both, each batch gets one of them, by equal chance.
         data_preprocessor: see mmengine's BaseModel.
         init_cfg: see mmengine's BaseModule. A ``Pretrained`` checkpoint is a published or our own
-            classifier, see :func:`mmrednet.checkpoints.load_pretrained`.
+            classifier, see :func:`mmrednet.backbones.load_pretrained`.
 
     Raises:
         ValueError: an argument is out of its range.

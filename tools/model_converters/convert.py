@@ -1,4 +1,4 @@
-"""Convert a published file of weights to our names, or back, and say what matched."""
+"""Convert a published checkpoint to our keys, or back, and print what matched."""
 
 import argparse
 import sys
@@ -9,8 +9,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from mmengine.registry import MODELS
 
-from mmrednet.checkpoints import FORMATS, CheckpointError, convert_file, reverse_file, shapes_of
-from mmrednet.checkpoints.files import TARGETS
+from mmrednet.checkpoints import FORMATS, CheckpointError, shapes_of
+from mmrednet.checkpoints.matching import TARGETS
+from mmrednet.convert import convert_file, reverse_file
 from mmrednet.engine import load_config, scope_of
 
 
@@ -29,15 +30,15 @@ def parse_args():
     parser.add_argument(
         '--model',
         metavar='CONFIG',
-        help='of the network to fill; by default the published backbone '
-        "that the file's names and shapes tell",
+        help='config of the network to fill; by default the published backbone that the keys and '
+        'shapes of the file tell',
     )
     parser.add_argument(
         '--format',
         choices=list(FORMATS),
-        help='of IN (with --reverse, of OUT), instead of what its names tell',
+        help='format of IN (with --reverse, of OUT), instead of what its keys tell',
     )
-    parser.add_argument('--key', help='where in IN the weights are, as state_dict_ema')
+    parser.add_argument('--key', help='key of the state dict in IN, such as state_dict_ema')
     parser.add_argument(
         '--min-share',
         type=float,
@@ -45,13 +46,13 @@ def parse_args():
         metavar='SHARE',
         help="fail where less than this share of the network's tensors matches (0.5)",
     )
-    parser.add_argument('--reverse', action='store_true', help='from our names to published ones')
+    parser.add_argument('--reverse', action='store_true', help='from our keys to published ones')
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
     return parser.parse_args()
 
 
 def shapes_from(config, to):
-    """Return the names and shapes of the network of a config, or of its backbone."""
+    """Return the shapes of the network of a config, or of its backbone, by key."""
     cfg = load_config(config)
     with torch.device('meta'), MODELS.switch_scope_and_registry(scope_of(cfg)) as registry:
         return shapes_of(registry.build(cfg.model.backbone if to == 'backbone' else cfg.model))
@@ -59,7 +60,7 @@ def shapes_from(config, to):
 
 def convert(args):
     shapes = shapes_from(args.model, args.to) if args.model else None
-    done = convert_file(
+    conversion = convert_file(
         args.source,
         args.target,
         to=args.to,
@@ -69,28 +70,29 @@ def convert(args):
         min_share=args.min_share,
         force=args.force,
     )
-    print(f'{args.source}: format {done.format!r} ({FORMATS[done.format].source})')
-    print(f'SHA-256: {done.sha256}')
-    if done.network:
-        print(f'network: {done.network}')
-    print(done.match.counts)
-    for line in done.match.details():
+    print(f'{args.source}: format {conversion.format!r} ({FORMATS[conversion.format].source})')
+    print(f'SHA-256: {conversion.sha256}')
+    if conversion.network:
+        print(f'network: {conversion.network}')
+    print(conversion.match.counts)
+    for line in conversion.match.details():
         print(f'  {line}')
-    if done.absent:
-        print(f'  parts of the network that are not in the file: {", ".join(done.absent)}')
-    for line in done.notes:
+    absent_parts = ', '.join(conversion.match.absent_parts)
+    if absent_parts:
+        print(f'  parts of the network that are not in the file: {absent_parts}')
+    for line in conversion.notes:
         print(f'  {line}')
-    print(f'written: {args.target}, {len(done.match.state)} tensors')
+    print(f'written: {args.target}, {len(conversion.match.state)} tensors')
 
 
 def main():
     args = parse_args()
     try:
         if args.reverse:
-            done = reverse_file(args.source, args.target, format=args.format, force=args.force)
-            print(f'written: {args.target}, format {done.format!r}')
-            if done.lost:
-                print(f'not as in the published file: {done.lost}')
+            reversal = reverse_file(args.source, args.target, format=args.format, force=args.force)
+            print(f'written: {args.target}, format {reversal.format!r}')
+            if reversal.lost:
+                print(f'not as in the published file: {reversal.lost}')
         else:
             convert(args)
     except (CheckpointError, OSError, ValueError) as error:
