@@ -9,7 +9,7 @@ from mmrednet.analysis import build_network, count_network
 from mmrednet.analysis.counting import whole_attention
 from mmrednet.analysis.image_network import ImageNetwork, UnrunnableError
 from mmrednet.analysis.reports import as_text, describe, missing
-from mmrednet.analysis.usage import in_training_alone
+from mmrednet.analysis.usage import is_for_training
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_what_ran_is_known_by_its_parameters():
     network = Parts()
     never = count_network(network, torch.zeros(1, 2)).never_ran
     assert never == ['taken.bias', 'asked', 'heads.auxiliary_head', 'heads.lost', 'forgotten']
-    assert [name for name in never if in_training_alone(name)] == ['heads.auxiliary_head']
+    assert [name for name in never if is_for_training(name)] == ['heads.auxiliary_head']
 
 
 def test_heads_for_training_are_excused(built):

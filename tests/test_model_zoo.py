@@ -12,7 +12,7 @@ from model_zoo.plots import draw, pictures
 from model_zoo.rows import FIGURES, Convention, Row, difference, page, read_rows
 from model_zoo.times import measure
 
-from mmrednet.analysis.counting import DEFAULT_COUNT
+from mmrednet.analysis.categories import DEFAULT_COUNT
 from mmrednet.backbones import MSCAN, SAN, VAN, AxialResNet, LRNet, SpatialResNet
 from mmrednet.backbones.san import OPERATORS
 from mmrednet.layers.axial import AxialAttention1d

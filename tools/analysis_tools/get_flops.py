@@ -19,11 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from mmengine.config import DictAction
 
-from mmrednet.analysis.counting import CATEGORIES, DEFAULT_COUNT, check_count, count_network
+from mmrednet.analysis.categories import CATEGORIES, DEFAULT_COUNT, check_count
+from mmrednet.analysis.counting import count_network
 from mmrednet.analysis.image_network import UnrunnableError
 from mmrednet.analysis.networks import build_network
 from mmrednet.analysis.reports import UNITS, VIEWS, as_text, describe, missing
-from mmrednet.flop_handles import MMENGINE
+from mmrednet.flop_handles import MMENGINE_HANDLES
 
 
 def parse_args():
@@ -94,7 +95,7 @@ def count(args):
     )
     shape = args.shape or size
     complexity = count_network(
-        network, torch.zeros(1, 3, *shape), handles=MMENGINE if args.mmengine else None
+        network, torch.zeros(1, 3, *shape), handles=MMENGINE_HANDLES if args.mmengine else None
     )
     return describe(complexity, network, name=args.config, shape=shape, count=args.count)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrednet.analysis.counting import chosen
+from mmrednet.analysis.categories import select
 
 from .rows import Row
 
@@ -25,7 +25,7 @@ def draw(rows: Sequence[Row], known: Mapping[str, Any], folder: Path) -> None:
         folder: to write to.
     """
     giga = {
-        row.key: sum(chosen(known['counts'][row.key]['operators'], ['op']).values()) / 1e9
+        row.key: sum(select(known['counts'][row.key]['operators'], ['op']).values()) / 1e9
         for row in rows
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 import yaml
 
-from mmrednet.analysis.counting import check_count, chosen, count_network
+from mmrednet.analysis.categories import check_count, select
+from mmrednet.analysis.counting import count_network
 from mmrednet.analysis.image_network import ImageNetwork
 from mmrednet.analysis.networks import build_network
 from mmrednet.analysis.reports import describe, missing
@@ -31,7 +32,7 @@ class Convention:
 
     Args:
         text: in words.
-        count: categories or operators, see :func:`mmrednet.analysis.counting.chosen`.
+        count: categories or operators, see :func:`mmrednet.analysis.categories.select`.
         flops: whether a multiply-add is two.
         weights: of operators that the source counts otherwise.
         norms: a regular expression that the names of the counted norms contain; by default all are.
@@ -50,7 +51,7 @@ class Convention:
 
     def giga(self, operators: Mapping[str, int]) -> float:
         """Return 10^9 of what operators take."""
-        counts = chosen(Counter(operators), self.count, flops=self.flops)
+        counts = select(Counter(operators), self.count, flops=self.flops)
         return sum(value * self.weights.get(name, 1) for name, value in counts.items()) / 1e9
 
 
