@@ -1,4 +1,4 @@
-"""SegNeXt's decoder at a quarter of its width on streets in Cityscapes format, for two CPU cores."""
+"""SegNeXt's decoder, narrow, on streets in Cityscapes format, for two CPU cores."""
 
 _base_ = [
     '../../_base_/seg/models/ham.py',

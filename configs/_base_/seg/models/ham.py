@@ -1,4 +1,4 @@
-"""SegNeXt's decoder on three feature maps; a config adds the backbone and decode_head.in_channels."""
+"""SegNeXt's decoder; a config adds the backbone and decode_head.in_channels."""
 
 _base_ = './encoder_decoder.py'
 model = dict(
