@@ -1,6 +1,6 @@
 """Models of mmdet and mmseg as networks that map an image alone to tensors.
 
-Their forward may ask for proposals and for data samples as well. Both are made up here.
+Their forward may need proposals and data samples as well. This module supplies both.
 """
 
 from __future__ import annotations

@@ -9,18 +9,19 @@ from .rows import Difference, Row
 
 # headings of the lists of differences
 EXPLAINED, OPEN = 'Where ours differ beyond the printed digit', 'Open differences'
-OPEN_TEXT = 'Here nothing proves why ours differ; what is supposed is marked so.'
+OPEN_TEXT = 'No reason for these differences is proven. Supposed reasons are marked as such.'
 # Markdown is not wrapped as code is
 # ruff: noqa: E501
 HEADER = """# Model zoo
 
-**None of the accuracies on this page was reproduced by us: none of these networks was trained on ImageNet, COCO,
-Cityscapes or ADE20K.** They are quoted from the sources named above each table. Parameters and MACs are ours beside the
-published ones, at the source's input size and counted as the source counts ([how](counting.md)). A difference of "="
-means that ours, rounded, is the printed number.
+**None of the accuracies on this page was reproduced by us.** None of these networks was trained on ImageNet, COCO,
+Cityscapes or ADE20K here. The accuracies are quoted from the sources above each table.
 
-Written by `python tools/model_zoo/generate.py` from `model_zoo.yml` (what was published) and `model_zoo.json`
-(what was counted, in exact integers, and times); `--check` counts everything again and compares.
+Parameters and MACs are ours beside the published ones. They are counted at the source's input size and as the source
+counts ([how](counting.md)). A difference of "=" means that ours rounds to the printed number.
+
+`python tools/model_zoo/generate.py` writes this page from `model_zoo.yml`, the published figures, and
+`model_zoo.json`, exact counts and times. `--check` counts everything again and compares.
 """
 
 
