@@ -90,7 +90,7 @@ def test_scenes_are_hard_enough(scenes):
     assert max(hidden) <= 1 - MIN_VISIBLE_FRACTION
     # at least three scenes in ten have an object of which a tenth or more is hidden
     assert np.mean([max(scene.hidden) > 0.1 for scene in scenes]) >= 0.3
-    assert set(CLASSES) == {CLASSES[kind] for scene in scenes for kind in scene.classes}
+    assert set(CLASSES) == {CLASSES[index] for scene in scenes for index in scene.classes}
     extents = [
         np.ptp(np.nonzero(scene.instances == index)[1]) + 1
         for scene in scenes

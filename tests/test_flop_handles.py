@@ -113,19 +113,19 @@ def attention_inputs(query, value_channels, window, tables):
 
 
 def attend(window, tables, composed=False):
-    def function(query, key, value, *given):
-        given = dict(zip(tables, given, strict=True))
+    def function(query, key, value, *embeddings):
+        embeddings = dict(zip(tables, embeddings, strict=True))
         if composed:
             return attention.definition(
                 query,
                 key,
                 value,
-                given.get('rows'),
-                given.get('columns'),
-                given.get('bias'),
+                embeddings.get('rows'),
+                embeddings.get('columns'),
+                embeddings.get('bias'),
                 list(window),
             )[0]
-        return local_attention(query, key, value, window, **given)
+        return local_attention(query, key, value, window, **embeddings)
 
     return function
 
@@ -188,9 +188,9 @@ def test_axial_attention(sizes, terms, value_position, pairs, products):
             return axial_attention(*inputs, terms=terms, span=span, value_position=value_position)
 
         assert counted(attend, *shapes) == dict(einsum=products)
-        found = count_network(Call(attend), *map(torch.randn, shapes)).operators(CATEGORIES)
+        counts = count_network(Call(attend), *map(torch.randn, shapes)).operators(CATEGORIES)
         every_term = pairs * len(terms)
-        assert found == dict(
+        assert counts == dict(
             einsum=products, softmax=pairs, mul=every_term, add=every_term, sum=every_term
         )
 
@@ -200,20 +200,23 @@ def test_axial_attention(sizes, terms, value_position, pairs, products):
 )
 def test_fused_functions_count_the_rest_like_their_parts(tables):
     """Biases, additions and softmax, which the tool counts where it is asked to."""
-    window, rest = Window(3), ('softmax', 'add', 'bias')
+    window, names = Window(3), ('softmax', 'add', 'bias')
     inputs = [torch.randn(shape) for shape in attention_inputs((1, 2, 4, 5, 6), 4, window, tables)]
     fused, parts = (
         count_network(Call(attend(window, tables, composed)), *inputs) for composed in (False, True)
     )
-    assert fused.operators(rest) == parts.operators(rest)
+    assert fused.operators(names) == parts.operators(names)
     inputs = [
         torch.randn(shape) for shape in involution_shapes((1, 2, 4, 5, 6), 3, window, bias=True)
     ]
     fused, parts = (
-        count_network(Call(involve(function, given)), *inputs)
-        for function, given in ((fused_involution, window), (involution.definition, list(window)))
+        count_network(Call(involve(function, argument)), *inputs)
+        for function, argument in (
+            (fused_involution, window),
+            (involution.definition, list(window)),
+        )
     )
-    assert fused.operators(rest) == parts.operators(rest) == dict(bias=18 * 30)
+    assert fused.operators(names) == parts.operators(names) == dict(bias=18 * 30)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +241,11 @@ def test_attention_layers_of_torch(need_weights, registered_flop_handles):
     layer = nn.MultiheadAttention(16, 4, batch_first=True)
     inputs, mask = torch.zeros(2, 6, 16), torch.zeros(6, 6)
     by_hand = 2 * 6 * 16 * (3 * 16 + 2 * 6 + 16)
-    for given in (None, mask):
+    for attn_mask in (None, mask):
         module = Call(
-            lambda x, given=given: layer(x, x, x, attn_mask=given, need_weights=need_weights)[0]
+            lambda x, attn_mask=attn_mask: layer(
+                x, x, x, attn_mask=attn_mask, need_weights=need_weights
+            )[0]
         )
         module.layer = layer
         assert count_network(module, inputs).total(['op']) == by_hand
@@ -253,11 +258,11 @@ def test_attention_layers_of_torch(need_weights, registered_flop_handles):
             encoder.eval(), inputs=(inputs,), show_table=False, show_arch=False
         )['flops']
     )
-    seen = []
+    enabled = []
     count_network(
-        Call(lambda x: seen.append(torch.backends.mha.get_fastpath_enabled()) or x), inputs
+        Call(lambda x: enabled.append(torch.backends.mha.get_fastpath_enabled()) or x), inputs
     )
-    assert (seen, torch.backends.mha.get_fastpath_enabled()) == ([False], True)
+    assert (enabled, torch.backends.mha.get_fastpath_enabled()) == ([False], True)
 
 
 @pytest.mark.parametrize(
@@ -403,8 +408,8 @@ def test_deformable_convolutions(size, channels, groups, stride, products, sampl
             return modulated_deform_conv2d(x, offset, mask, weight, bias, stride, 1, 1, groups)
 
         assert counted(convolve, *shapes) == dict(deform_conv=products, sampling=5 * samples)
-        rest = count_network(Call(convolve), *map(torch.randn, shapes)).operators(['bias'])
-        assert rest == (dict(bias=channels * math.prod(outputs)) if len(shapes) == 5 else {})
+        biases = count_network(Call(convolve), *map(torch.randn, shapes)).operators(['bias'])
+        assert biases == (dict(bias=channels * math.prod(outputs)) if len(shapes) == 5 else {})
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,8 @@ def test_every_variant_has_a_row():
         if row.model
     }
 
-    def variant(kind, arch=None, depth=None, stem=None, relation=None, *inside):
-        return kind, arch, depth, stem, relation, frozenset(inside)
+    def variant(type_name, arch=None, depth=None, stem=None, relation=None, *operators):
+        return type_name, arch, depth, stem, relation, frozenset(operators)
 
     assert {variant('VAN', arch) for arch in VAN.archs} <= rows
     assert {variant('MSCAN', arch) for arch in MSCAN.archs} <= rows
@@ -224,7 +224,7 @@ def test_segnext_as_mmengine_counts(width):
 
 
 @pytest.mark.parametrize(
-    ('ours', 'published', 'result'),
+    ('computed', 'published', 'result'),
     [
         (9.2346, '9.23', '='),
         (9.2349, '9.2', '='),
@@ -236,8 +236,8 @@ def test_segnext_as_mmengine_counts(width):
         (1.0, '', ''),
     ],
 )
-def test_a_difference(ours, published, result):
-    assert Difference('MACs', ours, published).text == result
+def test_a_difference(computed, published, result):
+    assert Difference('MACs', computed, published).text == result
 
 
 def test_a_row_by_hand():
@@ -294,12 +294,12 @@ def test_times_and_plots(tmp_path):
     times = measure([ROWS['VAN-B0'], ROWS['MSCAN-T']], ROOT, 'cpu')
     assert list(times['milliseconds']) == ['VAN-B0']
     assert times['milliseconds']['VAN-B0'] > 0
-    kept = measure([], ROOT, 'cpu', dict(times, load=1000.0))
-    assert kept == dict(times, load=1000.0)
+    merged = measure([], ROOT, 'cpu', dict(times, load=1000.0))
+    assert merged == dict(times, load=1000.0)
     # nothing is left of the busy machine
-    again = measure([ROWS['VAN-B0']], ROOT, 'cpu', kept)
-    assert again['load'] < 1000
-    assert 'must not be compared' in '\n'.join(pictures(dict(cpu=kept)))
+    repeated = measure([ROWS['VAN-B0']], ROOT, 'cpu', merged)
+    assert repeated['load'] < 1000
+    assert 'must not be compared' in '\n'.join(pictures(dict(cpu=merged)))
     assert 'must not be compared' not in '\n'.join(pictures(dict(cpu=dict(times, load=0.1))))
     elsewhere = dict(times, machine=dict(times['machine'], chip='another'))
     assert measure([], ROOT, 'cpu', elsewhere)['milliseconds'] == {}

@@ -117,10 +117,12 @@ def einsum_macs(
         for index, size in zip(indices, shape, strict=True):
             # a size of 1 is broadcast to that of another operand
             sizes[index] = max(size, sizes.get(index, 1))
-    kept = set(output) if arrow else {index for index in sizes if inputs.count(index) == 1}
+    result_indices = (
+        set(output) if arrow else {index for index in sizes if inputs.count(index) == 1}
+    )
     if '...' in output or not arrow:
-        kept |= {index for index in sizes if index.startswith('...')}
-    return _contract(operands, sizes, kept, path)
+        result_indices |= {index for index in sizes if index.startswith('...')}
+    return _contract(operands, sizes, result_indices, path)
 
 
 def _indices(term: str, rank: int) -> list[str]:
@@ -137,7 +139,7 @@ def _indices(term: str, rank: int) -> list[str]:
 def _contract(
     operands: Sequence[set[str]],
     sizes: dict[str, int],
-    kept: set[str],
+    result_indices: set[str],
     path: Sequence[int] | None,
 ) -> int:
     """Return the multiply-adds of contracting operands, each given by its set of indices."""
@@ -151,7 +153,7 @@ def _contract(
         first, second = (remaining[position] for position in pair)
         for position in sorted(pair, reverse=True):
             del remaining[position]
-        needed = kept.union(*remaining)
+        needed = result_indices.union(*remaining)
         # torch sums over an index that is in one operand alone before it multiplies
         product = (first & (second | needed)) | (second & (first | needed))
         total += math.prod(sizes[index] for index in product)

@@ -57,9 +57,9 @@ def _list_differences(rows: Sequence[Row], counts: Mapping[str, Any], heading: s
         notes = row.why if heading == EXPLAINED else row.unexplained
         for figure, difference in row.differences(counts[row.key]).items():
             if difference.exists and figure in notes:
-                ours = f'{difference.computed:.2f}'
-                cells = [row.key, difference.unit, ours, difference.published, difference.text]
-                lines.append(_line([*cells, notes[figure]]))
+                computed = f'{difference.computed:.2f}'
+                cells = [row.key, difference.unit, computed, difference.published]
+                lines.append(_line([*cells, difference.text, notes[figure]]))
     return lines
 
 
