@@ -54,6 +54,15 @@ def step(title, *command):
     return time.perf_counter() - start
 
 
+def read_figures(work_dir, task):
+    """Return the figures of the latest evaluation as text."""
+    # each run writes to a folder of its own
+    results = max(work_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
+    metrics = json.loads(results.read_text())
+    figures = [f'{name} {metrics[key]:.{digits}f}' for name, key, digits in task['figures']]
+    return ', '.join(figures)
+
+
 def main():
     args = parse_args()
     task = SEGMENTATION if 'streets' in args.config else DETECTION
@@ -88,12 +97,10 @@ def main():
         '--work-dir',
         args.work_dir,
     )
-    # each run has a folder of its own
-    results = max((ROOT / args.work_dir).glob('*/*.json'), key=lambda path: path.stat().st_mtime)
-    metrics = json.loads(results.read_text())
-    figures = [f'{name} {metrics[key]:.{digits}f}' for name, key, digits in task['figures']]
-    print(f'\n== finished: {args.config}\n   {", ".join(figures)}; training took {seconds:.0f} s')
-    for picture in sorted((ROOT / args.work_dir / 'pictures').glob('*.png')):
+    work_dir = ROOT / args.work_dir
+    print(f'\n== finished: {args.config}')
+    print(f'   {read_figures(work_dir, task)}; training took {seconds:.0f} s')
+    for picture in sorted((work_dir / 'pictures').glob('*.png')):
         print(f'   {picture.relative_to(ROOT)}')
 
 

@@ -63,6 +63,7 @@ def datasets_of(cfg: Any, key: str) -> Iterator[tuple[str, dict]]:
     """Yield the key and the config of each data set inside wrappers such as RepeatDataset."""
     if not isinstance(cfg, dict):
         return
+    # wrappers have neither of these
     if 'ann_file' in cfg or 'data_prefix' in cfg:
         yield key, cfg
     if 'dataset' in cfg:
@@ -103,6 +104,7 @@ def classes_of(key: str, dataset: dict, scope: str | None) -> dict[str, list[str
             f"{key}.metainfo must name the classes under 'classes', got them under 'CLASSES' "
             f'({metainfo["CLASSES"]}), which is not read.'
         )
+    # the config takes precedence over the class of the data set
     metainfo = {**getattr(dataset_type, 'METAINFO', {}), **metainfo}
     result = {}
     for name in ('classes', 'thing_classes'):

@@ -99,6 +99,7 @@ def load_config(
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(path).stem)
     if scope in HOSTS:
+        # in a function, so that importing the engine loads neither framework
         import_module(f'{scope}.utils').register_all_modules(init_default_scope=True)
     allow_checkpoint_globals()
     return cfg

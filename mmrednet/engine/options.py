@@ -12,9 +12,11 @@ from mmengine.config import Config, ConfigDict, DictAction
 
 from .hosts import scope_of
 
+# for detectors whose config has no tta_model: the suppression that most of mmdet's configs use
 DETECTION_TTA_MODEL = dict(
     type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
 )
+# what DetTTAModel needs to flip boxes back and to scale them to the original image
 FLIP_META_KEYS = (
     'img_id',
     'img_path',
@@ -95,6 +97,7 @@ def apply_train_options(
                 f'{wrapper_type!r}.'
             )
         cfg.optim_wrapper.update(type='AmpOptimWrapper')
+        # a config may state a fixed scale
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
@@ -176,10 +179,12 @@ def _apply_tta(cfg: Config) -> None:
         raise ValueError(
             f'--tta needs tta_model and tta_pipeline in a segmentation config, {missing} not found.'
         )
+    # the pipeline belongs to the data set inside of wrappers
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
     cfg.model = ConfigDict(cfg.get('tta_model', DETECTION_TTA_MODEL), module=cfg.model)
+    # the last step packs the results and must follow each augmentation
     flips = dict(
         type='TestTimeAug',
         transforms=[

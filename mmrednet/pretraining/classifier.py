@@ -58,6 +58,7 @@ class ImageClassifier(SafelyPretrained, BaseModel):
                 f'negative, got {num_classes=}, {label_smoothing=}, {mixup=}, {cutmix=}.'
             )
         self.backbone = MODELS.build(backbone)
+        # initialized like mmpretrain's linear head; the ModuleDict gives its key, head.fc.
         linear = nn.Linear(channels, num_classes)
         nn.init.normal_(linear.weight, std=0.01)
         nn.init.zeros_(linear.bias)
@@ -119,6 +120,7 @@ def _paste_rectangles(inputs: Tensor, share: float) -> tuple[Tensor, float]:
     slices = []
     area = 1
     for size in inputs.shape[2:]:
+        # both sides shrink alike, so that the rectangle has the area 1 - share
         side = int(size * (1 - share) ** 0.5)
         start = int(torch.randint(size - side + 1, ()))
         slices.append(slice(start, start + side))

@@ -108,6 +108,7 @@ def check_batches(cfg: Config) -> None:
     loader = cfg.train_dataloader
     folder = Path(loader.dataset.data_root) / loader.dataset.split
     images, processes = len(images_in(folder)), get_world_size()
+    # the sampler repeats images until every process has as many
     if loader.get('drop_last') and math.ceil(images / processes) < loader.batch_size:
         raise ValueError(
             f'train_dataloader.batch_size must be at most the number of images in {folder} for '

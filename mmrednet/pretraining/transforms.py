@@ -58,6 +58,7 @@ class RandomResizedCrop(BaseTransform):
         """
         for _ in range(TRIES):
             area = height * width * np.random.uniform(self.area[0], self.area[1])
+            # uniform on a logarithmic scale: as often wide as high
             ratio = math.exp(np.random.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
             new_width, new_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < new_width <= width and 0 < new_height <= height:
@@ -88,6 +89,7 @@ class RandomErasing(BaseTransform):
         ratio: Sequence[float] = (0.3, 10 / 3),
     ) -> None:
         self.prob = prob
+        # only the rectangle of the crop is used, whose ratio is width over height
         self.crop = RandomResizedCrop(1, area, [1 / ratio[1], 1 / ratio[0]])
 
     def transform(self, results: dict) -> dict:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+# label of void in the distribution, and the one that mmseg ignores
 VOID, IGNORED = 11, 255
 SPLITS = ('train', 'val', 'test')
 
