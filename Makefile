@@ -9,7 +9,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 help:
 	@echo 'make demo       train, evaluate and draw a small RedNet detector'
-	@echo 'make demo-seg   train, evaluate and draw a small SegNeXt on made-up streets'
+	@echo 'make demo-seg   train, evaluate and draw a small SegNeXt on synthetic streets'
 	@echo 'make demo-conv  the same with 3x3 convolutions in place of involution'
 	@echo 'make bench      time kernels and backbones on this CPU'
 	@echo 'make sanitize   the tests of the CPU kernels under sanitizers'

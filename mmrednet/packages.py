@@ -1,4 +1,4 @@
-"""The optional packages of the OpenMMLab stack: which are missing, and how to get them."""
+"""The optional packages of the OpenMMLab stack: which are missing, and how to install them."""
 
 from __future__ import annotations
 
@@ -14,26 +14,32 @@ DISTRIBUTIONS = {
 
 
 def missing_message(purpose: str, *names: str) -> str | None:
-    """Say which of these packages ``purpose`` lacks and how to install them; None if all are
-    there."""
+    """Return which of these packages ``purpose`` lacks and how to install them; None if none.
+
+    Args:
+        purpose: What needs the packages, as the beginning of the message.
+        names: Import names of the packages.
+    """
     missing = [name for name in names if find_spec(name) is None]
     if not missing:
         return None
-    maintained, original = (
-        ' '.join(DISTRIBUTIONS[name][index] for name in missing) for index in (0, 1)
-    )
+    maintained = ' '.join(DISTRIBUTIONS[name][0] for name in missing)
+    original = ' '.join(DISTRIBUTIONS[name][1] for name in missing)
     return (
         f'{purpose} needs {" and ".join(missing)}, which cannot be imported. Install: pip install '
-        f'{maintained} '
-        f'(or, of the original distribution, pip install {original}).'
+        f'{maintained} (or, of the original distribution, pip install {original}).'
     )
 
 
 def require(purpose: str, *names: str) -> None:
-    """Check that ``purpose`` has the packages of these import names.
+    """Check that packages can be imported.
+
+    Args:
+        purpose: What needs the packages, as the beginning of the message.
+        names: Import names of the packages.
 
     Raises:
-        ImportError: one is missing; the message says which and how to install it.
+        ImportError: A package is missing. The message says which and how to install it.
     """
     message = missing_message(purpose, *names)
     if message:

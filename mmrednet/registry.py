@@ -12,7 +12,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
-# whoever has a network of ours can count it
+# tells mmengine how to count our operators
 from . import flop_handles  # noqa: F401
 
 MODELS = Registry(

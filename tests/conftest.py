@@ -16,3 +16,15 @@ if not torch.cuda.is_available():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def registered_flop_handles(monkeypatch):
+    """Let mmengine count by all handles of the package, for one test."""
+    from mmengine.analysis import complexity_analysis
+
+    import mmrednet
+
+    table = dict(complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS)
+    monkeypatch.setattr(complexity_analysis, '_DEFAULT_SUPPORTED_FLOP_OPS', table)
+    mmrednet.register_flop_handles()

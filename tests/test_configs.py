@@ -7,6 +7,7 @@ from pathlib import Path
 import counting
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -70,6 +71,15 @@ def test_published_detectors(name):
 def test_all_published_detectors_are_shipped():
     shipped = {Path(path).stem for path in CONFIGS if 'configs/rednet' in path and 'coco' in path}
     assert {name.removesuffix('_1x_coco') for name in shipped} == set(PUBLISHED)
+
+
+SHARED = sorted((ROOT / 'configs/_base_/seg').rglob('*.py'))
+
+
+@pytest.mark.parametrize('path', SHARED, ids=lambda path: path.stem)
+def test_shared_parts_of_segmenters_have_no_backbone(path):
+    """Each family states its own and deletes none."""
+    assert 'backbone' not in Config.fromfile(path).get('model', {})
 
 
 # millions of parameters: README of the involution repository, of SegNeXt and of VAN (tables 6, 7

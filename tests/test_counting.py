@@ -13,7 +13,7 @@ from mmengine.analysis import get_model_complexity_info
 from torch import nn
 
 from mmrednet.analysis import build_network, count_network
-from mmrednet.analysis.counting import CATEGORIES, PRODUCTS, check_count
+from mmrednet.analysis.categories import CATEGORIES, PRODUCTS, check_count
 from mmrednet.analysis.networks import stage_of
 from mmrednet.registry import MODELS
 
@@ -108,7 +108,7 @@ def test_frozen_parameters(report):
 @pytest.mark.parametrize(
     'config', [SEGMENTER, DETECTOR, 'configs/rednet/retinanet_rednet50_inv-fpn_1x_coco.py']
 )
-def test_mmengine_finds_the_same(config, report):
+def test_mmengine_finds_the_same(config, report, registered_flop_handles):
     result = report(config, '--shape', 64, 96)
     network, _ = build_network(str(ROOT / config))
     # a second stage needs proposals, which the model alone would find by its weights

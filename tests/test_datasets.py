@@ -15,33 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools.coco import COCO
-from synthetic import CLASSES, make_scene, mask_to_polygons, scene_generator, write_coco
+from synthetic import CLASSES, annotate_mask, make_scene, scene_generator, write_coco
 from synthetic.shapes import MIN_VISIBLE_FRACTION
 
 SCRIPT = Path(__file__).parents[1] / 'tools/synthetic/generate.py'
 
 
-def decode(polygons, shape):
-    if not polygons:
-        return np.zeros(shape, bool)
-    return pycocotools.mask.decode(
-        pycocotools.mask.merge(pycocotools.mask.frPyObjects(polygons, *shape))
-    ).astype(bool)
-
-
 @settings(max_examples=300, deadline=None)
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-def test_polygons_of_any_mask_are_exact(mask):
-    assert np.array_equal(decode(mask_to_polygons(mask), mask.shape), mask)
-
-
-def test_one_outline_per_group_of_pixels():
-    ring = np.zeros((9, 12), bool)
-    ring[1:6, 1:6], ring[2:5, 2:5], ring[7:9, 8:12] = True, False, True
-    polygons = mask_to_polygons(ring)
-    assert len(polygons) == 2
-    assert polygons[1] == [8, 7, 12, 7, 12, 9, 8, 9]
-    assert np.array_equal(decode(polygons, ring.shape), ring)
+def test_annotations_of_any_mask_are_exact(mask):
+    annotation = annotate_mask(mask)
+    # a JSON file holds no bytes
+    encoded = json.loads(json.dumps(annotation))['segmentation']
+    assert np.array_equal(pycocotools.mask.decode(encoded), mask)
+    assert annotation['area'] == mask.sum()
 
 
 @pytest.fixture(scope='module')
@@ -50,13 +37,14 @@ def scenes():
 
 
 @pytest.fixture(scope='module')
-def coco(scenes, tmp_path_factory):
+def folder(scenes, tmp_path_factory):
     folder = tmp_path_factory.mktemp('shapes')
     write_coco(folder, 'train', scenes, CLASSES)
-    return COCO(folder / 'annotations/instances_train.json')
+    return folder
 
 
-def test_annotations_are_what_is_visible(coco, scenes):
+def test_annotations_are_what_is_visible(folder, scenes):
+    coco = COCO(folder / 'annotations/instances_train.json')
     for image_id, scene in enumerate(scenes):
         annotations = coco.imgToAnns[image_id]
         assert len(annotations) == len(scene.classes) == scene.instances.max()
@@ -74,12 +62,35 @@ def test_annotations_are_what_is_visible(coco, scenes):
             assert coco.cats[annotation['category_id']]['name'] == CLASSES[scene.classes[index - 1]]
 
 
+def test_mmdet_loads_the_masks_that_were_drawn(folder, scenes):
+    from mmcv.transforms import LoadImageFromFile
+    from mmdet.datasets import CocoDataset
+    from mmdet.datasets.transforms import LoadAnnotations
+
+    dataset = CocoDataset(
+        data_root=str(folder),
+        ann_file='annotations/instances_train.json',
+        data_prefix=dict(img='train'),
+        metainfo=dict(classes=CLASSES),
+        pipeline=[],
+        serialize_data=False,
+    )
+    load_image, load_annotations = LoadImageFromFile(), LoadAnnotations(with_mask=True)
+    for index in range(0, 200, 10):
+        item = load_annotations(load_image(dataset.get_data_info(index)))
+        masks, scene = item['gt_masks'].masks, scenes[index]
+        assert np.array_equal(item['img'], scene.image[..., ::-1])
+        drawn = np.stack([scene.instances == number for number in range(1, len(masks) + 1)])
+        assert len(masks) == len(scene.classes)
+        assert np.array_equal(masks.astype(bool), drawn)
+
+
 def test_scenes_are_hard_enough(scenes):
     hidden = [fraction for scene in scenes for fraction in scene.hidden]
     assert max(hidden) <= 1 - MIN_VISIBLE_FRACTION
     # at least three scenes in ten have an object of which a tenth or more is hidden
     assert np.mean([max(scene.hidden) > 0.1 for scene in scenes]) >= 0.3
-    assert set(CLASSES) == {CLASSES[kind] for scene in scenes for kind in scene.classes}
+    assert set(CLASSES) == {CLASSES[index] for scene in scenes for index in scene.classes}
     extents = [
         np.ptp(np.nonzero(scene.instances == index)[1]) + 1
         for scene in scenes

@@ -245,8 +245,10 @@ def test_missing_weights_are_named(tmp_path):
 
 
 def test_pretrained_files_are_missed_in_every_spelling(tmp_path):
-    for kind in ('Pretrained', 'mmengine.Pretrained'):
-        cfg = Config(dict(model=dict(init_cfg=dict(type=kind, checkpoint=str(tmp_path / 'w.pth')))))
+    for type_name in ('Pretrained', 'mmengine.Pretrained'):
+        cfg = Config(
+            dict(model=dict(init_cfg=dict(type=type_name, checkpoint=str(tmp_path / 'w.pth'))))
+        )
         with pytest.raises(
             FileNotFoundError, match='model.init_cfg.checkpoint must be an existing file'
         ):

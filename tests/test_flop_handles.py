@@ -10,9 +10,10 @@ from mmengine.analysis import FlopAnalyzer, get_model_complexity_info
 from torch import nn
 from torch.nn import functional as F
 
-from mmrednet.analysis.counting import CATEGORIES, count_network
+from mmrednet.analysis.categories import CATEGORIES
+from mmrednet.analysis.counting import count_network
+from mmrednet.analysis.operator_handles import HANDLES, einsum_macs
 from mmrednet.backbones import MSCAN, SAN, VAN, AxialResNet, LRNet, RedNet, SASAResNet
-from mmrednet.flop_handles import einsum_count
 from mmrednet.ops import (
     Window,
     attention,
@@ -39,9 +40,10 @@ class Call(nn.Module):
 
 
 def counted(function, *shapes):
-    """Return what mmengine counts for a function of random tensors, by operator."""
+    """Return what mmengine counts by our handles for a function of random tensors, by operator."""
     inputs = tuple(torch.randn(shape) for shape in shapes)
     analyzer = FlopAnalyzer(Call(function), inputs).unsupported_ops_warnings(False)
+    analyzer.set_op_handle(**HANDLES)
     return {name: count for name, count in analyzer.by_operator().items() if count}
 
 
@@ -111,19 +113,19 @@ def attention_inputs(query, value_channels, window, tables):
 
 
 def attend(window, tables, composed=False):
-    def function(query, key, value, *given):
-        given = dict(zip(tables, given, strict=True))
+    def function(query, key, value, *embeddings):
+        embeddings = dict(zip(tables, embeddings, strict=True))
         if composed:
             return attention.definition(
                 query,
                 key,
                 value,
-                given.get('rows'),
-                given.get('columns'),
-                given.get('bias'),
+                embeddings.get('rows'),
+                embeddings.get('columns'),
+                embeddings.get('bias'),
                 list(window),
             )[0]
-        return local_attention(query, key, value, window, **given)
+        return local_attention(query, key, value, window, **embeddings)
 
     return function
 
@@ -186,9 +188,9 @@ def test_axial_attention(sizes, terms, value_position, pairs, products):
             return axial_attention(*inputs, terms=terms, span=span, value_position=value_position)
 
         assert counted(attend, *shapes) == dict(einsum=products)
-        found = count_network(Call(attend), *map(torch.randn, shapes)).operators(CATEGORIES)
+        counts = count_network(Call(attend), *map(torch.randn, shapes)).operators(CATEGORIES)
         every_term = pairs * len(terms)
-        assert found == dict(
+        assert counts == dict(
             einsum=products, softmax=pairs, mul=every_term, add=every_term, sum=every_term
         )
 
@@ -198,20 +200,23 @@ def test_axial_attention(sizes, terms, value_position, pairs, products):
 )
 def test_fused_functions_count_the_rest_like_their_parts(tables):
     """Biases, additions and softmax, which the tool counts where it is asked to."""
-    window, rest = Window(3), ('softmax', 'add', 'bias')
+    window, names = Window(3), ('softmax', 'add', 'bias')
     inputs = [torch.randn(shape) for shape in attention_inputs((1, 2, 4, 5, 6), 4, window, tables)]
     fused, parts = (
         count_network(Call(attend(window, tables, composed)), *inputs) for composed in (False, True)
     )
-    assert fused.operators(rest) == parts.operators(rest)
+    assert fused.operators(names) == parts.operators(names)
     inputs = [
         torch.randn(shape) for shape in involution_shapes((1, 2, 4, 5, 6), 3, window, bias=True)
     ]
     fused, parts = (
-        count_network(Call(involve(function, given)), *inputs)
-        for function, given in ((fused_involution, window), (involution.definition, list(window)))
+        count_network(Call(involve(function, argument)), *inputs)
+        for function, argument in (
+            (fused_involution, window),
+            (involution.definition, list(window)),
+        )
     )
-    assert fused.operators(rest) == parts.operators(rest) == dict(bias=18 * 30)
+    assert fused.operators(names) == parts.operators(names) == dict(bias=18 * 30)
 
 
 @pytest.mark.parametrize(
@@ -229,16 +234,18 @@ def test_scaled_dot_product_attention(query, key, value, by_hand):
 
 
 @pytest.mark.parametrize('need_weights', [False, True])
-def test_attention_layers_of_torch(need_weights):
+def test_attention_layers_of_torch(need_weights, registered_flop_handles):
     """Eval mode without gradients would run them as one operator: projections, logits, values,
     projection.
     """
     layer = nn.MultiheadAttention(16, 4, batch_first=True)
     inputs, mask = torch.zeros(2, 6, 16), torch.zeros(6, 6)
     by_hand = 2 * 6 * 16 * (3 * 16 + 2 * 6 + 16)
-    for given in (None, mask):
+    for attn_mask in (None, mask):
         module = Call(
-            lambda x, given=given: layer(x, x, x, attn_mask=given, need_weights=need_weights)[0]
+            lambda x, attn_mask=attn_mask: layer(
+                x, x, x, attn_mask=attn_mask, need_weights=need_weights
+            )[0]
         )
         module.layer = layer
         assert count_network(module, inputs).total(['op']) == by_hand
@@ -251,11 +258,11 @@ def test_attention_layers_of_torch(need_weights):
             encoder.eval(), inputs=(inputs,), show_table=False, show_arch=False
         )['flops']
     )
-    seen = []
+    enabled = []
     count_network(
-        Call(lambda x: seen.append(torch.backends.mha.get_fastpath_enabled()) or x), inputs
+        Call(lambda x: enabled.append(torch.backends.mha.get_fastpath_enabled()) or x), inputs
     )
-    assert (seen, torch.backends.mha.get_fastpath_enabled()) == ([False], True)
+    assert (enabled, torch.backends.mha.get_fastpath_enabled()) == ([False], True)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +293,7 @@ def test_products_that_are_added(added, first, second, by_hand):
     ],
 )
 def test_einsum(equation, shapes, by_hand):
-    assert einsum_count(equation, shapes) == by_hand
+    assert einsum_macs(equation, shapes) == by_hand
     assert counted(lambda *operands: torch.einsum(equation, *operands), *shapes) == dict(
         einsum=by_hand
     )
@@ -401,8 +408,8 @@ def test_deformable_convolutions(size, channels, groups, stride, products, sampl
             return modulated_deform_conv2d(x, offset, mask, weight, bias, stride, 1, 1, groups)
 
         assert counted(convolve, *shapes) == dict(deform_conv=products, sampling=5 * samples)
-        rest = count_network(Call(convolve), *map(torch.randn, shapes)).operators(['bias'])
-        assert rest == (dict(bias=channels * math.prod(outputs)) if len(shapes) == 5 else {})
+        biases = count_network(Call(convolve), *map(torch.randn, shapes)).operators(['bias'])
+        assert biases == (dict(bias=channels * math.prod(outputs)) if len(shapes) == 5 else {})
 
 
 @pytest.mark.parametrize(
@@ -433,8 +440,11 @@ BACKBONES = {
 
 
 @pytest.mark.parametrize('name', BACKBONES)
-def test_networks(name):
+def test_networks(name, request):
     """Products are those that torch's own counter finds, and mmengine's total is the tool's."""
+    if name == 'SASA, attention stem':
+        # mmengine's own handle rounds the product of its three tensors
+        request.getfixturevalue('registered_flop_handles')
     network = BACKBONES[name]().eval()
     complexity = count_network(network, torch.zeros(1, 3, 64, 96))
     # on the CPU dilated convolutions take other shapes

@@ -28,10 +28,10 @@ from mmrednet.ops import local_involution as fused_involution
 class Products(float):
     """A number that counts the products that it is a factor of."""
 
-    made = 0
+    count = 0
 
     def __mul__(self, other):
-        Products.made += 1
+        Products.count += 1
         return Products(float(self) * float(other))
 
     def __add__(self, other):
@@ -42,7 +42,7 @@ class Products(float):
 
 def numbers(*tensors):
     """Return tensors as arrays of numbers that count, and start at zero."""
-    Products.made = 0
+    Products.count = 0
     return [np.vectorize(Products, otypes=[object])(tensor.numpy()) for tensor in tensors]
 
 
@@ -109,7 +109,7 @@ def test_involution_by_loops():
     close(result, fused_involution(*inputs, window))
     assert (
         sum(counted(involve(fused_involution, window), *shapes).values())
-        == Products.made
+        == Products.count
         == 9 * 2 * 4 * (2 + 2)
     )
 
@@ -126,7 +126,7 @@ def test_attention_by_loops():
     weight = softmax(logits, 2)
     result = loop_einsum('bndkhw,bnkhw->bndhw', patches(value, window), weight)
     close(result, attend(window, tables)(*inputs))
-    assert sum(counted(attend(window, tables), *shapes).values()) == Products.made
+    assert sum(counted(attend(window, tables), *shapes).values()) == Products.count
 
 
 def test_axial_attention_by_loops():
@@ -137,8 +137,8 @@ def test_axial_attention_by_loops():
         torch.zeros(3, heads),
     ]
     query, key, value, relative = numbers(*inputs[:4])
-    places = np.arange(length)
-    distance = places[:, None] - places + length - 1
+    positions = np.arange(length)
+    distance = positions[:, None] - positions + length - 1
     by_query, by_key, by_value = (
         table[:, index]
         for table, index in zip(
@@ -154,7 +154,7 @@ def test_axial_attention_by_loops():
         loop_einsum('bnij,dij->bndi', weight, by_value),
     ]
     close(np.stack(parts, 3), axial_attention(*inputs))
-    assert sum(counted(axial_attention, *shapes).values()) == Products.made
+    assert sum(counted(axial_attention, *shapes).values()) == Products.count
 
 
 def test_scaled_dot_product_attention_by_loops():
@@ -165,7 +165,7 @@ def test_scaled_dot_product_attention_by_loops():
     result = loop_einsum('bnij,bnjd->bnid', softmax(logits.astype(float) / 3**0.5), value)
     close(result, F.scaled_dot_product_attention(*inputs))
     assert counted(F.scaled_dot_product_attention, *shapes) == dict(
-        scaled_dot_product_attention=Products.made
+        scaled_dot_product_attention=Products.count
     )
 
 
@@ -186,7 +186,7 @@ def test_products_by_loops(function, equation, shapes, name):
     inputs = [torch.randn(shape) for shape in shapes]
     left, right = numbers(*inputs)
     close(loop_einsum(equation, left[:, 0] if left.ndim == 4 else left, right), function(*inputs))
-    assert counted(function, *shapes) == {name: Products.made}
+    assert counted(function, *shapes) == {name: Products.count}
 
 
 def test_primitives_by_loops():
@@ -199,14 +199,14 @@ def test_primitives_by_loops():
         loop_einsum('bgdkhw,bgkhw->bgdhw', patches(first, window), second),
         local_aggregate(value, weight, window),
     )
-    made = [Products.made]
+    counts = [Products.count]
     close(
         loop_einsum('bgdhw,bgdkhw->bgkhw', third, patches(first, window)),
         local_correlate(grad, value, window),
     )
-    made.append(Products.made - made[0])
+    counts.append(Products.count - counts[0])
     products = loop_einsum('bgdhw,bgkhw->bgdkhw', third, second)
-    made.append(Products.made - sum(made))
+    counts.append(Products.count - sum(counts))
     padded = np.full((1, 2, 2, 5, 2), Products(0), object)
     for tap in range(3):
         padded[..., tap : tap + 3, :] += products[:, :, :, tap]
@@ -217,7 +217,7 @@ def test_primitives_by_loops():
         (lambda grad, weight: local_scatter(grad, weight, (3, 2), window), (grad, weight)),
     ):
         shapes = [tensor.shape for tensor in inputs]
-        assert sum(counted(function, *shapes).values()) == made.pop(0) == 2 * 2 * 3 * 6
+        assert sum(counted(function, *shapes).values()) == counts.pop(0) == 2 * 2 * 3 * 6
 
 
 def sample(image, y, x):
@@ -225,11 +225,11 @@ def sample(image, y, x):
     top, left = math.floor(y), math.floor(x)
     total = Products(0)
     for row, column in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
-        inside = 0 <= row < image.shape[0] and 0 <= column < image.shape[1]
+        is_valid = 0 <= row < image.shape[0] and 0 <= column < image.shape[1]
         total += (
             (1 - abs(y - row))
             * (1 - abs(x - column))
-            * (image[row, column] if inside else Products(0))
+            * (image[row, column] if is_valid else Products(0))
         )
     return total
 
@@ -259,7 +259,7 @@ def test_deformable_convolutions_by_loops(modulated):
         )
 
     close(result, convolve(x, offset, *mask, weight)[0])
-    assert sum(counted(convolve, *shapes).values()) == Products.made
+    assert sum(counted(convolve, *shapes).values()) == Products.count
 
 
 def test_roi_align_by_loops():
@@ -273,6 +273,6 @@ def test_roi_align_by_loops():
         result[channel, row, column] += sample(
             image[0, channel], 0.2 + row + 0.25 + 0.5 * u, 0.1 + column + 0.25 + 0.5 * v
         )
-    made = Products.made
+    count = Products.count
     close(result * 0.25, roi_align(x, roi, (2, 2), 1.0, 2)[0])
-    assert counted(lambda x: roi_align(x, roi, (2, 2), 1.0, 2), x.shape) == dict(roi_align=made)
+    assert counted(lambda x: roi_align(x, roi, (2, 2), 1.0, 2), x.shape) == dict(roi_align=count)

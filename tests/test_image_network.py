@@ -9,7 +9,7 @@ from mmrednet.analysis import build_network, count_network
 from mmrednet.analysis.counting import whole_attention
 from mmrednet.analysis.image_network import ImageNetwork, UnrunnableError
 from mmrednet.analysis.reports import as_text, describe, missing
-from mmrednet.analysis.usage import in_training_alone
+from mmrednet.analysis.usage import is_for_training
 
 
 @pytest.fixture
@@ -79,14 +79,14 @@ def test_the_semantic_head_of_a_panoptic_detector(built):
     )
     complexity = count_network(network, image)
     head, maps = network.model.semantic_head, network.model.extract_feat(image)
-    found = complexity.total(['op'], module='model.semantic_head')
+    count = complexity.total(['op'], module='model.semantic_head')
     # two convolutions 3 x 3 on the first map, seven on the others, of 64 x 64 / 16 positions and
     # fewer, and the logits
     positions, inner = (256, 64, 16, 4), 128
     by_hand = sum(
         inner * 9 * size * (256 + inner * (index > 1)) for index, size in enumerate(positions[:3])
     )
-    assert found == products(lambda: head(maps)) > by_hand > 0
+    assert count == products(lambda: head(maps)) > by_hand > 0
     assert complexity.never_ran == []
 
 
@@ -146,7 +146,7 @@ def test_what_ran_is_known_by_its_parameters():
     network = Parts()
     never = count_network(network, torch.zeros(1, 2)).never_ran
     assert never == ['taken.bias', 'asked', 'heads.auxiliary_head', 'heads.lost', 'forgotten']
-    assert [name for name in never if in_training_alone(name)] == ['heads.auxiliary_head']
+    assert [name for name in never if is_for_training(name)] == ['heads.auxiliary_head']
 
 
 def test_heads_for_training_are_excused(built):
@@ -173,12 +173,12 @@ def test_what_cannot_be_run_says_why(built):
 def test_every_proposal_of_a_cascade_has_masks(built):
     """Mask R-CNN's mask head sees the first hundred, each of a cascade's sees all, as in mmdet."""
     network = built('mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco', proposals=101).eval()
-    seen = []
+    batches = []
     for head in network.model.roi_head.mask_head:
-        head.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+        head.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
         head.forward = lambda features: features.new_zeros(len(features), 80, 2, 2)
     network(torch.zeros(1, 3, 32, 32))
-    assert seen == [101] * 3
+    assert batches == [101] * 3
 
 
 def test_boxes_are_the_same_at_every_call():

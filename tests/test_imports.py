@@ -161,3 +161,43 @@ model.weight = torch.nn.Parameter(torch.zeros(1))
 print(get_model_complexity_info(model, (13, 5, 6), show_table=False, show_arch=False)['flops'])
 """)
     assert out[-1] == str(4 * 9 * 30)
+
+
+def test_models_of_others_count_the_same_after_our_import():
+    """mmengine rounds a product of three tensors; only an explicit call changes that."""
+    out = run("""
+import torch
+from mmengine.analysis import get_model_complexity_info
+class Model(torch.nn.Identity):
+    def forward(self, x):
+        return torch.einsum('bij,bjk,bkl->bil', x, x, x)
+model = Model().eval()
+model.weight = torch.nn.Parameter(torch.zeros(1))
+def count():
+    info = get_model_complexity_info(model, (32, 32), show_table=False, show_arch=False)
+    print('counted', int(info['flops']))
+count()
+import mmrednet.layers, mmrednet.backbones, mmrednet.analysis, mmrednet.engine
+from mmrednet.analysis import count_network
+assert count_network(model, torch.zeros(1, 32, 32)).total() == 2 * 32**3
+count()
+mmrednet.register_flop_handles()
+count()
+""")
+    before, after, registered = [
+        int(value) for name, value in zip(out, out[1:], strict=False) if name == 'counted'
+    ]
+    assert before == after != 2 * 32**3
+    assert registered == 2 * 32**3
+
+
+def test_only_public_functions_are_found_in_the_package():
+    out = run("""
+import sys, mmrednet
+try:
+    mmrednet.register_handles
+except AttributeError as error:
+    print(error)
+assert 'torch' not in sys.modules
+""")
+    assert ' '.join(out) == "module 'mmrednet' has no attribute 'register_handles'"

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_zoo.page import page
 from model_zoo.plots import draw, pictures
-from model_zoo.rows import FIGURES, Convention, Row, difference, page, read_rows
+from model_zoo.rows import FIGURES, Convention, Difference, Row, read_rows
 from model_zoo.times import measure
 
-from mmrednet.analysis.counting import DEFAULT_COUNT
+from mmrednet.analysis.categories import DEFAULT_COUNT
 from mmrednet.backbones import MSCAN, SAN, VAN, AxialResNet, LRNet, SpatialResNet
 from mmrednet.backbones.san import OPERATORS
 from mmrednet.layers.axial import AxialAttention1d
@@ -26,7 +27,7 @@ def test_the_page_is_up_to_date():
     """If this fails: python tools/model_zoo/generate.py --only '^$', or without --only if
     networks changed.
     """
-    expected = page(ROWS.values(), KNOWN['counts'], pictures(KNOWN['times']))
+    expected = page(list(ROWS.values()), KNOWN['counts'], pictures(KNOWN['times']))
     assert (ROOT / 'docs/model_zoo.md').read_text() == expected
     for picture in re.findall(r'\]\((images/.*)\)', expected):
         assert (ROOT / 'docs' / picture).read_bytes().startswith(b'\x89PNG')
@@ -82,8 +83,8 @@ def test_every_variant_has_a_row():
         if row.model
     }
 
-    def variant(kind, arch=None, depth=None, stem=None, relation=None, *inside):
-        return kind, arch, depth, stem, relation, frozenset(inside)
+    def variant(type_name, arch=None, depth=None, stem=None, relation=None, *operators):
+        return type_name, arch, depth, stem, relation, frozenset(operators)
 
     assert {variant('VAN', arch) for arch in VAN.archs} <= rows
     assert {variant('MSCAN', arch) for arch in MSCAN.archs} <= rows
@@ -118,10 +119,8 @@ def test_differences_are_explained_or_called_open():
     differing = {
         (row.key, figure)
         for row in ROWS.values()
-        for figure, (_, _, apart) in zip(
-            FIGURES, row.differences(KNOWN['counts'][row.key]).values(), strict=True
-        )
-        if apart not in ('', '=')
+        for figure, difference in row.differences(KNOWN['counts'][row.key]).items()
+        if difference.exists
     }
     notes = {
         (row.key, figure): text
@@ -225,7 +224,7 @@ def test_segnext_as_mmengine_counts(width):
 
 
 @pytest.mark.parametrize(
-    ('ours', 'published', 'result'),
+    ('computed', 'published', 'result'),
     [
         (9.2346, '9.23', '='),
         (9.2349, '9.2', '='),
@@ -237,8 +236,8 @@ def test_segnext_as_mmengine_counts(width):
         (1.0, '', ''),
     ],
 )
-def test_a_difference(ours, published, result):
-    assert difference(ours, published) == result
+def test_a_difference(computed, published, result):
+    assert Difference('MACs', computed, published).text == result
 
 
 def test_a_row_by_hand():
@@ -261,10 +260,12 @@ def test_a_row_by_hand():
         trainable=1_540_000,
         operators=dict(conv=10**9, einsum=2 * 10**8, group_norm=2 * 10**8, relu=10**12),
     )
-    assert row.differences(counts) == {
-        'parameters': (1.54, '1.5', '='),
-        'FLOPs': (4.9, '5.0', '-2.0 %'),
+    differences = row.differences(counts)
+    assert differences == {
+        'parameters': Difference('parameters', 1.54, '1.5'),
+        'macs': Difference('FLOPs', 4.9, '5.0'),
     }
+    assert [difference.text for difference in differences.values()] == ['=', '-2.0 %']
     text = page([row], dict(name=counts), [])
     assert '| name | FLOPs | 4.90 | 5.0 | -2.0 % | because |' in text
     link = '[-2.0 %](#where-ours-differ-beyond-the-printed-digit)'
@@ -293,12 +294,12 @@ def test_times_and_plots(tmp_path):
     times = measure([ROWS['VAN-B0'], ROWS['MSCAN-T']], ROOT, 'cpu')
     assert list(times['milliseconds']) == ['VAN-B0']
     assert times['milliseconds']['VAN-B0'] > 0
-    kept = measure([], ROOT, 'cpu', dict(times, load=1000.0))
-    assert kept == dict(times, load=1000.0)
+    merged = measure([], ROOT, 'cpu', dict(times, load=1000.0))
+    assert merged == dict(times, load=1000.0)
     # nothing is left of the busy machine
-    again = measure([ROWS['VAN-B0']], ROOT, 'cpu', kept)
-    assert again['load'] < 1000
-    assert 'must not be compared' in '\n'.join(pictures(dict(cpu=kept)))
+    repeated = measure([ROWS['VAN-B0']], ROOT, 'cpu', merged)
+    assert repeated['load'] < 1000
+    assert 'must not be compared' in '\n'.join(pictures(dict(cpu=merged)))
     assert 'must not be compared' not in '\n'.join(pictures(dict(cpu=dict(times, load=0.1))))
     elsewhere = dict(times, machine=dict(times['machine'], chip='another'))
     assert measure([], ROOT, 'cpu', elsewhere)['milliseconds'] == {}

@@ -123,9 +123,9 @@ class TestData:
         erased = RandomErasing(prob=1.0)(dict(img=image))['img']
         assert not image.any()
         rows, columns = (np.flatnonzero(erased.any(axis)) for axis in ((1, 2), (0, 2)))
-        inside = erased[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        assert 0.015 < inside[..., 0].size / 2500 < 0.35
-        assert 90 < inside.mean() < 150
+        patch = erased[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert 0.015 < patch[..., 0].size / 2500 < 0.35
+        assert 90 < patch.mean() < 150
         assert not RandomErasing(prob=0.0)(dict(img=image))['img'].any()
 
     def test_packing(self):
@@ -157,9 +157,9 @@ class TestClassifier:
         model, x = classifier().eval(), torch.randn(2, 3, 32, 32)
         torch.testing.assert_close(model(x), model.head['fc'](model.backbone(x)[0].mean((2, 3))))
 
-    @pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
-    def test_images_and_targets_are_mixed_alike(self, kind):
-        model = classifier(**{kind: 1.0})
+    @pytest.mark.parametrize('method', ['mixup', 'cutmix'])
+    def test_images_and_targets_are_mixed_alike(self, method):
+        model = classifier(**{method: 1.0})
         inputs, target = torch.zeros(2, 3, 20, 30), torch.eye(3)[:2]
         inputs[1] = 1
         shares = set()
@@ -168,7 +168,7 @@ class TestClassifier:
             # ones come from the second image, as does its class
             torch.testing.assert_close(mixed.mean((1, 2, 3)), soft[:, 1], rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(soft.sum(1), torch.ones(2))
-            assert (kind == 'cutmix') == (set(mixed.unique().tolist()) <= {0.0, 1.0})
+            assert (method == 'cutmix') == (set(mixed.unique().tolist()) <= {0.0, 1.0})
             shares.add(round(float(soft[0, 0]), 3))
         assert len(shares) > 10
         assert inputs[0].sum() == 0

@@ -154,13 +154,16 @@ class TestStreets:
             annotation = Annotation()
             annotation.fromJsonFile(str(path))
             stem = str(path).removesuffix('polygons.json')
-            for kind, draw in (
+            for suffix, draw in (
                 ('labelIds', lambda a: createLabelImage(a, 'ids')),
                 ('labelTrainIds', lambda a: createLabelImage(a, 'trainIds')),
                 ('instanceIds', lambda a: createInstanceImage(a, 'ids')),
             ):
-                ours = np.array(Image.open(f'{stem}{kind}.png')).astype(int)
-                assert np.array_equal(ours, np.array(draw(annotation)).astype(int)), (path, kind)
+                labels = np.array(Image.open(f'{stem}{suffix}.png')).astype(int)
+                assert np.array_equal(labels, np.array(draw(annotation)).astype(int)), (
+                    path,
+                    suffix,
+                )
 
     def test_labels_are_the_official_ones(self):
         from cityscapesscripts.helpers.labels import name2label
@@ -170,12 +173,12 @@ class TestStreets:
             assert label == (official.id, official.trainId, official.hasInstances), name
 
     def test_every_class_appears_and_hides_others(self, streets):
-        seen = {
+        ids = {
             value
             for street in streets
             for value in np.unique(label_maps(street)['labelIds']).tolist()
         }
-        assert seen == {label.id for label in LABELS.values()}
+        assert ids == {label.id for label in LABELS.values()}
         assert all(street.image.std() > 15 for street in streets)
 
     def test_the_same_seed_gives_the_same_bytes(self, tmp_path):
@@ -433,7 +436,7 @@ class TestScripts:
             tmp_path / 'labels',
             *options,
         )
-        ours = json.loads(next((tmp_path / 'a').glob('*/*.json')).read_text())
+        metrics = json.loads(next((tmp_path / 'a').glob('*/*.json')).read_text())
         assert len(list((tmp_path / 'labels').glob('*.png'))) == 2
         evaluator = [
             f'test_evaluator.{key}={value}'
@@ -446,7 +449,7 @@ class TestScripts:
         run('test.py', CONFIG, checkpoint, '--work-dir', tmp_path / 'b', *options, *evaluator)
         official = json.loads(next((tmp_path / 'b').glob('*/*.json')).read_text())
         assert 0 <= official['averageScoreCategories'] <= 1
-        assert 0 <= ours['mIoU'] <= 100
+        assert 0 <= metrics['mIoU'] <= 100
 
     def test_pictures(self, trained, options, data, tmp_path):
         image = next(data.glob('leftImg8bit/val/*/*.png'))

@@ -1,5 +1,6 @@
-"""Make data, train a small network on it, draw what it sees and evaluate it: the commands a user
-gives, in order.
+"""Write synthetic data, train a small network on it, draw its predictions and evaluate it.
+
+Every step is a command that a user could give.
 """
 
 import argparse
@@ -14,15 +15,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
 DETECTION = dict(
     data='700 scenes of shapes',
-    made='data/shapes/annotations/instances_val.json',
+    path='data/shapes/annotations/instances_val.json',
     options=(),
     minutes='five',
     metric='COCO metrics',
+    # name, key in the results, digits
     figures=(('box AP', 'coco/bbox_mAP', 3), ('AP50', 'coco/bbox_mAP_50', 3)),
 )
 SEGMENTATION = dict(
     data='500 streets',
-    made='data/streets/gtFine/val',
+    path='data/streets/gtFine/val',
     minutes='four',
     options=('--format', 'cityscapes', '--train', 400, '--val', 100),
     metric='mean intersection over union',
@@ -44,18 +46,27 @@ def parse_args():
 
 
 def step(title, *command):
-    """Print and run a command of the project, and return its seconds."""
-    command = ['python', *map(str, command)]
-    print(f'\n== {title}\n   {shlex.join(command)}', flush=True)
+    """Print and run a command of the project, and return the seconds that it took."""
+    command = list(map(str, command))
+    print(f'\n== {title}\n   {shlex.join(["python", *command])}', flush=True)
     start = time.perf_counter()
-    subprocess.run([PYTHON, *command[1:]], check=True, cwd=ROOT)
+    subprocess.run([PYTHON, *command], check=True, cwd=ROOT)
     return time.perf_counter() - start
+
+
+def read_figures(work_dir, task):
+    """Return the figures of the latest evaluation as text."""
+    # each run writes to a folder of its own
+    results = max(work_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
+    metrics = json.loads(results.read_text())
+    figures = [f'{name} {metrics[key]:.{digits}f}' for name, key, digits in task['figures']]
+    return ', '.join(figures)
 
 
 def main():
     args = parse_args()
     task = SEGMENTATION if 'streets' in args.config else DETECTION
-    if not (ROOT / task['made']).exists():
+    if not (ROOT / task['path']).exists():
         step(
             f'data: {task["data"]}',
             'tools/synthetic/generate.py',
@@ -86,13 +97,10 @@ def main():
         '--work-dir',
         args.work_dir,
     )
-    results = max((ROOT / args.work_dir).glob('*/*.json'), key=lambda path: path.stat().st_mtime)
-    metrics = json.loads(results.read_text())
-    figures = ', '.join(
-        f'{name} {metrics[key]:.{digits}f}' for name, key, digits in task['figures']
-    )
-    print(f'\n== finished: {args.config}\n   {figures}; training took {seconds:.0f} s')
-    for picture in sorted((ROOT / args.work_dir / 'pictures').glob('*.png')):
+    work_dir = ROOT / args.work_dir
+    print(f'\n== finished: {args.config}')
+    print(f'   {read_figures(work_dir, task)}; training took {seconds:.0f} s')
+    for picture in sorted((work_dir / 'pictures').glob('*.png')):
         print(f'   {picture.relative_to(ROOT)}')
 
 

@@ -1,4 +1,4 @@
-"""Train a classifier on images in one folder per class, by mmengine alone, or evaluate one."""
+"""Train or evaluate a classifier on images in one folder per class, by mmengine alone."""
 
 import sys
 from pathlib import Path
@@ -21,13 +21,13 @@ def main():
     parser.add_argument(
         '--data',
         metavar='ROOT',
-        help='with the folders train and val, and in each a folder per class',
+        help='folder with train and val, each with a folder per class',
     )
     parser.add_argument(
         '--test',
         metavar='CHECKPOINT',
-        help='evaluate this file instead of training: one that was '
-        'trained here, or what convert.py --to classifier made',
+        help='evaluate this checkpoint instead of training: one that this script or '
+        'convert.py --to classifier wrote',
     )
     args = parser.parse_args()
     cfg = load_config(
@@ -37,13 +37,15 @@ def main():
     if args.test:
         state = read_checkpoint(args.test).state
         runner = build_runner(cfg)
-        getattr(runner.model, 'module', runner.model).load_state_dict(state, strict=True)
+        # a model of several processes is wrapped
+        model = getattr(runner.model, 'module', runner.model)
+        model.load_state_dict(state, strict=True)
         runner.test()
     else:
         apply_train_options(cfg, amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume)
         check_pretrained(cfg)
         runner = build_runner(cfg)
-        # now that it is known how many processes there are
+        # after the runner has joined the group of processes
         check_batches(cfg)
         runner.train()
 

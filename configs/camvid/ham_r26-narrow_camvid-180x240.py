@@ -2,11 +2,11 @@
 on CamVid.
 """
 
-_base_ = './segnext_mscan-narrow_camvid-180x240.py'
+_base_ = './_base_/ham-narrow_camvid-180x240.py'
 
 iterations = 700
 model = dict(
-    backbone=dict(_delete_=True, type='mmrednet.SpatialResNet', depth=26, base_channels=16),
+    backbone=dict(type='mmrednet.SpatialResNet', depth=26, base_channels=16),
     decode_head=dict(in_channels=[64, 128, 256, 512]),
 )
 param_scheduler = [

@@ -3,7 +3,7 @@ times.
 """
 
 _base_ = [
-    '../_base_/seg/models/segnext_mscan-t.py',
+    '../segnext/_base_/segnext_mscan-t.py',
     '../_base_/seg/datasets/camvid.py',
     '../_base_/seg/schedules/adamw_160k_head10x.py',
     '../_base_/seg/default_runtime.py',

@@ -7,7 +7,6 @@ _base_ = [
 model = dict(
     pretrained='open-mmlab://resnet50_v1c',
     backbone=dict(
-        _delete_=True,
         type='ResNetV1c',
         depth=50,
         norm_cfg=dict(type='BN', requires_grad=True),

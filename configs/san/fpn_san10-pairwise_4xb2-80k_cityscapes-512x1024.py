@@ -6,7 +6,6 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        _delete_=True,
         type='mmrednet.SAN',
         depth=10,
         relation='pairwise',

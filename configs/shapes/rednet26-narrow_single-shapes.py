@@ -1,5 +1,5 @@
-# a narrow RedNet on made-up images of one shape each: tools/synthetic/generate.py --format
-# folder
+"""A narrow RedNet on images of one shape each, by tools/synthetic/generate.py --format folder."""
+
 _base_ = '../_base_/cls/recipes/rednet.py'
 data_root = 'data/single_shapes/'
 train_pipeline = [

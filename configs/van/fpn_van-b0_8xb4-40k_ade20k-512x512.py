@@ -7,7 +7,6 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(size=(512, 512)),
     backbone=dict(
-        _delete_=True,
         type='mmrednet.VAN',
         arch='b0',
         drop_path_rate=0.2,

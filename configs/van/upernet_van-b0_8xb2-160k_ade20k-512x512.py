@@ -8,7 +8,6 @@ train_dataloader = dict(batch_size=2)
 model = dict(
     data_preprocessor=dict(size=(512, 512)),
     backbone=dict(
-        _delete_=True,
         type='mmrednet.VAN',
         arch='b0',
         drop_path_rate=0.1,

@@ -1,14 +1,13 @@
-"""Looking inside networks, and counting what they take."""
+"""Counting what networks cost, and drawing what they see."""
 
 from ..packages import require
 
 require('mmrednet.analysis', 'mmengine', 'mmcv')
 
 from .counting import count_network
-from .detections import draw_detections
-from .kernel_maps import draw_kernel_maps, kernel_maps
+from .drawing import draw_detections, draw_kernel_maps, draw_segmentations, kernel_maps
 from .networks import build_network
-from .segmentations import draw_segmentations
+from .operator_handles import register_flop_handles
 
 __all__ = [
     'build_network',
@@ -17,4 +16,5 @@ __all__ = [
     'draw_kernel_maps',
     'draw_segmentations',
     'kernel_maps',
+    'register_flop_handles',
 ]

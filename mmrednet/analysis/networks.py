@@ -1,6 +1,4 @@
-"""Networks that can be counted: from a config or a registered name to a module that maps an image
-to tensors.
-"""
+"""Networks that can be counted, built from a config or from the name of a backbone."""
 
 from __future__ import annotations
 
@@ -20,11 +18,11 @@ from ..engine import HOSTS, load_config, read_config
 from ..registry import MODELS
 from .image_network import ImageNetwork, UnrunnableError
 
-# (H, W) where a config says nothing
+# (H, W) of the image, unless the config has one
 DETECTION_SHAPE, CLASSIFICATION_SHAPE = (800, 1280), (224, 224)
-# endings of files that are no configs
-DATA = ('.yaml', '.yml', '.json', '.pth')
-# children of stock backbones that belong to a numbered stage
+# suffixes of files that are no configs
+DATA_SUFFIXES = ('.yaml', '.yml', '.json', '.pth')
+# children of the backbones of mmdet and mmseg that belong to a numbered stage
 STAGE = re.compile(r'(layers?|stages?|blocks?|patch_embed|norm|downsample_layers)[._]?\d+(?=\.|$)')
 
 
@@ -35,24 +33,23 @@ def build_network(
     proposals: int = 1000,
     classes: int | None = None,
 ) -> tuple[ImageNetwork, tuple[int, int]]:
-    """Build a model without data and weights, and say at which size its config means it to be used.
+    """Build a model without data and weights, and find the size of its input.
 
     Args:
-        source: path of a config for mmdet or mmseg, or of one whose ``model`` is a backbone; the
-            registered name of a backbone, such as 'mmrednet.VAN'; or a dict to build a backbone of.
-        options: dotted keys and values to change in the config; those of a name are below
-            ``model``.
-        proposals: see :class:`ImageNetwork`.
-        classes: see :class:`ImageNetwork`.
+        source: Path of a config for mmdet or mmseg, or of one whose ``model`` is a backbone;
+            registered name of a backbone, such as 'mmrednet.VAN'; or config dict of a backbone.
+        options: Dotted keys and values to change in the config, below ``model`` for a backbone.
+        proposals: Number of proposals, see :class:`ImageNetwork`. Default: 1000.
+        classes: Number of classes of a classifier, see :class:`ImageNetwork`. Default: None.
 
     Returns:
-        The network and (H, W): ``data_preprocessor.size`` where a config has it, 800 x 1280 for
-        other detectors and segmenters, 224 x 224 for backbones and classifiers.
+        The network in eval mode, and (H, W): ``data_preprocessor.size`` if a config has it,
+        800 x 1280 for other detectors and segmenters, 224 x 224 for backbones and classifiers.
 
     Raises:
-        FileNotFoundError: a config is not there.
-        TypeError: a config imports classes instead of naming them.
-        UnrunnableError: the model cannot be built.
+        FileNotFoundError: The config does not exist.
+        TypeError: The config imports classes instead of naming them.
+        UnrunnableError: The model cannot be built.
         ValueError: ``classes`` is given for a model with heads or is below 1, ``proposals`` is
             below 1, ``options`` change nothing of a backbone, or ``source`` is neither a config nor
             a registered name.
@@ -62,16 +59,16 @@ def build_network(
             raise ValueError(f'{name} must be at least 1, got {value}.')
     cfg = _config_of(source, options or {})
     _check_type(cfg, source)
-    named = cfg.model.type.split('.')[0] if '.' in cfg.model.type else 'mmrednet'
-    scope = cfg.get('default_scope', named)
+    scope = _scope_of(cfg)
     model = _build(cfg, scope)
     if classes is not None and hasattr(model, 'data_preprocessor'):
         raise ValueError(
             f'classes is for backbones alone, got {classes=} for {type(model).__name__}.'
         )
     network = ImageNetwork(model, proposals=proposals, classes=classes)
-    default = DETECTION_SHAPE if network.has_heads and scope in HOSTS else CLASSIFICATION_SHAPE
-    height, width = cfg.model.get('data_preprocessor', {}).get('size') or default
+    is_classifier = not network.has_heads or scope not in HOSTS
+    default_shape = CLASSIFICATION_SHAPE if is_classifier else DETECTION_SHAPE
+    height, width = cfg.model.get('data_preprocessor', {}).get('size') or default_shape
     return network.eval(), (int(height), int(width))
 
 
@@ -79,17 +76,16 @@ def _config_of(source: str | dict, options: dict[str, Any]) -> Config:
     if isinstance(source, str) and Path(source).suffix == '.py':
         cfg = read_config(source, options=options)
         if 'default_scope' in cfg:
+            # a model of a framework, whose classes must be registered
             return load_config(source, options=options)
-    elif isinstance(source, str) and (
-        '/' in source or Path(source).suffix in DATA or Path(source).exists()
-    ):
+    elif isinstance(source, str) and _looks_like_path(source):
         raise ValueError(
             'source must be a config whose name ends in .py, or the registered name of a backbone '
-            'such as '
-            f"'mmrednet.VAN', got {source!r}."
+            f"such as 'mmrednet.VAN', got {source!r}."
         )
     else:
-        cfg = Config(dict(model=dict(source) if isinstance(source, dict) else dict(type=source)))
+        model = dict(type=source) if isinstance(source, str) else dict(source)
+        cfg = Config(dict(model=model))
         cfg.merge_from_dict(options)
     stray = [key for key in options if key.split('.')[0] != 'model']
     if stray:
@@ -100,57 +96,74 @@ def _config_of(source: str | dict, options: dict[str, Any]) -> Config:
     return cfg
 
 
+def _looks_like_path(source: str) -> bool:
+    return '/' in source or Path(source).suffix in DATA_SUFFIXES or Path(source).exists()
+
+
 def _check_type(cfg: Config, source: Any) -> None:
-    kind = cfg.get('model', {}).get('type')
-    if kind is None:
+    type_name = cfg.get('model', {}).get('type')
+    if type_name is None:
         raise ValueError(f'a config must have model.type to be counted, got none in {source!r}.')
-    if not isinstance(kind, str):
+    if not isinstance(type_name, str):
         raise TypeError(
-            f"model.type must be a registered name such as 'mmdet.ResNet', got {kind} in "
-            f'{source!r}: '
-            'configs that import classes are not read here.'
+            f"model.type must be a registered name such as 'mmdet.ResNet', got {type_name} in "
+            f'{source!r}: configs that import classes are not read here.'
         )
 
 
+def _scope_of(cfg: Config) -> str:
+    """Return the framework of a config: its default scope, or the prefix of the model's type."""
+    scope, dot, _ = cfg.model.type.partition('.')
+    return cfg.get('default_scope', scope if dot else 'mmrednet')
+
+
 def _build(cfg: Config, scope: str) -> nn.Module:
-    known = ROOT_MODELS.switch_scope_and_registry(scope) if scope in HOSTS else nullcontext(MODELS)
-    with known as registry:
+    if scope in HOSTS:
+        context = ROOT_MODELS.switch_scope_and_registry(scope)
+    else:
+        context = nullcontext(MODELS)
+    with context as registry:
         if registry.get(cfg.model.type) is None:
-            ours = ', '.join(f'mmrednet.{name}' for name in backbones.__all__)
+            examples = ', '.join(f'mmrednet.{name}' for name in backbones.__all__)
             raise ValueError(
-                f'model.type must be a registered name, as {ours} are, got {cfg.model.type!r}.'
+                f'model.type must be a registered name, as {examples} are, got {cfg.model.type!r}.'
             )
-        return _built(cfg, registry)
+        return _build_in(registry, cfg)
 
 
-def _built(cfg: Config, registry: Registry) -> nn.Module:
+def _build_in(registry: Registry, cfg: Config) -> nn.Module:
     try:
         return registry.build(cfg.model)
     except Exception as error:
-        raise UnrunnableError(
-            f'{cfg.model.type} cannot be built: {" ".join(str(error).split())}'
-        ) from error
+        reason = ' '.join(str(error).split())
+        raise UnrunnableError(f'{cfg.model.type} cannot be built: {reason}') from error
 
 
 def stage_of(module: str, model: nn.Module) -> str:
-    """Return the part of a model that a module belongs to: a stage of its backbone, its neck or a
+    """Return the part of a model that a module belongs to: a stage of the backbone, the neck or a
     head.
 
     Args:
-        module: its name in the model.
-        model: with a ``backbone``, or one itself.
+        module: Name of the module in the model.
+        model: Model with a ``backbone``, or a backbone.
     """
-    backbone = getattr(model, 'backbone', None)
     parts = module.split('.')
-    if backbone is not None and parts[0] != 'backbone':
-        return '.'.join(parts[:2] if parts[0] == 'roi_head' else parts[:1])
-    prefix, owner, inner = (
-        ('', model, parts) if backbone is None else ('backbone.', backbone, parts[1:])
-    )
-    if isinstance(owner, PyramidBackbone):
-        stages = [
-            index for index, names in enumerate(owner.stage_names, 1) if inner and inner[0] in names
-        ]
-        return f'{prefix}stage{stages[0]}' if stages else f'{prefix}stem'
-    found = STAGE.match('.'.join(inner))
-    return prefix + (found.group(0) if found else 'stem')
+    backbone = getattr(model, 'backbone', None)
+    if backbone is None:
+        return _backbone_stage(parts, model)
+    if parts[0] == 'backbone':
+        return f'backbone.{_backbone_stage(parts[1:], backbone)}'
+    # the heads of a second stage are children of roi_head
+    depth = 2 if parts[0] == 'roi_head' else 1
+    return '.'.join(parts[:depth])
+
+
+def _backbone_stage(parts: list[str], backbone: nn.Module) -> str:
+    """Return the stage of a module of a backbone, whose name is split at dots."""
+    if isinstance(backbone, PyramidBackbone):
+        for index, names in enumerate(backbone.stage_names, 1):
+            if parts and parts[0] in names:
+                return f'stage{index}'
+        return 'stem'
+    match = STAGE.match('.'.join(parts))
+    return match.group(0) if match else 'stem'

@@ -1,4 +1,4 @@
-"""What a network takes, as a dict for a file and as tables for people."""
+"""Reports on the cost of a network: a dict for a file, and text for people."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 
 from torch import nn
 
-from .counting import DEFAULT_COUNT, Complexity, chosen
+from .categories import DEFAULT_COUNT, select
+from .counting import Complexity
 from .image_network import ImageNetwork
 from .networks import stage_of
-from .usage import in_training_alone
+from .usage import is_for_training
 
 UNITS = {'macs': 'MACs (a multiply-add is one)', 'flops': 'FLOPs (a multiply-add is two)'}
 VIEWS = ('operator', 'module', 'stage')
-PARAMETERS = ('all', 'trainable', 'frozen')
-# the stage of operators that run in the model itself, between its parts, such as a resize of logits
+# the stage of what the model computes between its parts, such as a resize of the logits
 BETWEEN = 'between parts'
+# the prefix of the model's modules in an ImageNetwork
+PREFIX = 'model.'
 
 
 def describe(
@@ -28,142 +30,169 @@ def describe(
     shape: Sequence[int],
     count: Sequence[str] = DEFAULT_COUNT,
 ) -> dict[str, Any]:
-    """Return all that is known of a network, in exact integers.
+    """Return everything that is known of the cost of a network, in exact integers.
 
     Args:
-        complexity: of ``network``.
-        network: what was counted.
-        name: to call it by.
-        shape: (H, W) of the image.
-        count: categories or operators, see :meth:`Complexity.operators`.
+        complexity: Result of counting ``network``.
+        network: Network that was counted.
+        name: Name of the network in the report.
+        shape: Height and width of the image.
+        count: Categories or operators, see :meth:`Complexity.operators`.
 
     Returns:
-        name, shape, proposals (None without a second stage), count, parameters, macs, flops, and
-        by_operator, by_module and by_stage with macs and flops of each; the latter two with
-        parameters too; uncounted and never_ran, see :class:`Complexity`.
+        A dict of name, shape, proposals (None without a second stage), count, parameters, macs and
+        flops. Its by_operator, by_module and by_stage map names to macs and flops, the latter two
+        to parameters as well. For uncounted and never_ran see :class:`Complexity`.
     """
-    modules = [module for module in complexity.counts if module.startswith('model.')] or ['']
-    by_module = {
-        module.removeprefix('model.'): dict(
-            parameters=complexity.parameters(module).all, **_both(complexity.counts[module], count)
-        )
-        for module in modules
-    }
+    parameters = complexity.parameters()
     return dict(
         name=name,
         shape=list(shape),
         proposals=network.proposals if network.two_stage else None,
         count=list(count),
-        parameters={kind: getattr(complexity.parameters(), kind) for kind in PARAMETERS},
-        **_both(complexity.counts[''], count),
-        by_operator={
-            operator: _both(Counter({operator: value}), [operator])
-            for operator, value in chosen(complexity.counts[''], count).most_common()
-        },
-        by_module=by_module,
-        by_stage=_stages(complexity, network, count),
+        parameters=dict(
+            all=parameters.all, trainable=parameters.trainable, frozen=parameters.frozen
+        ),
+        **_both_units(complexity.counts[''], count),
+        by_operator=_by_operator(complexity, count),
+        by_module=_by_module(complexity, count),
+        by_stage=_by_stage(complexity, network, count),
         uncounted=dict(complexity.uncounted),
-        never_ran=[name.removeprefix('model.') for name in complexity.never_ran],
+        never_ran=[module.removeprefix(PREFIX) for module in complexity.never_ran],
     )
 
 
 def missing(report: dict[str, Any]) -> list[str]:
-    """Say what the totals of a report lack although inference needs it: operators, and parts that
-    never ran.
+    """Return a sentence for each kind of cost that inference has and the totals of a report lack:
+    operators without a handle, and modules that never ran.
     """
-    operators = ', '.join(
-        f'{name} ({times} times)' for name, times in Counter(report['uncounted']).most_common()
-    )
-    parts = ', '.join(name for name in report['never_ran'] if not in_training_alone(name))
-    return [
-        *([f'Not counted, because nobody knows how: {operators}.'] if operators else []),
-        *([f'Not counted, because they never ran for an image alone: {parts}.'] if parts else []),
-    ]
+    sentences = []
+    uncounted = Counter(report['uncounted']).most_common()
+    if uncounted:
+        operators = ', '.join(f'{name} ({times} times)' for name, times in uncounted)
+        sentences.append(f'Not counted, because they have no handle: {operators}.')
+    idle = [name for name in report['never_ran'] if not is_for_training(name)]
+    if idle:
+        sentences.append(
+            f'Not counted, because they never ran for an image alone: {", ".join(idle)}.'
+        )
+    return sentences
 
 
-def _both(counts: Counter[str], count: Sequence[str]) -> dict[str, int]:
-    return {unit: chosen(counts, count, flops=unit == 'flops').total() for unit in UNITS}
+def _both_units(counts: Counter[str], count: Sequence[str]) -> dict[str, int]:
+    macs = select(counts, count).total()
+    flops = select(counts, count, flops=True).total()
+    return dict(macs=macs, flops=flops)
 
 
-def _stages(
+def _by_operator(complexity: Complexity, count: Sequence[str]) -> dict[str, dict[str, int]]:
+    counts = complexity.operators(count)
+    return {
+        name: _both_units(Counter({name: value}), [name]) for name, value in counts.most_common()
+    }
+
+
+def _by_module(complexity: Complexity, count: Sequence[str]) -> dict[str, dict[str, int]]:
+    modules = [name for name in complexity.counts if name.startswith(PREFIX)]
+    rows = {}
+    # a model without children is its only module
+    for module in modules or ['']:
+        rows[module.removeprefix(PREFIX)] = dict(
+            parameters=complexity.parameters(module).all,
+            **_both_units(complexity.counts[module], count),
+        )
+    return rows
+
+
+def _by_stage(
     complexity: Complexity, network: ImageNetwork, count: Sequence[str]
 ) -> dict[str, dict[str, int]]:
     counts: dict[str, Counter[str]] = {}
     parameters: Counter[str] = Counter()
-    known: set[nn.Parameter] = set()
+    # a parameter that several modules share counts in the first one's stage
+    counted: set[nn.Parameter] = set()
     for module, own in complexity.own().items():
-        inside = module.removeprefix('model').removeprefix('.')
-        # what the model does between its parts has no module of its own
-        stage = (
-            stage_of(inside, network.model)
-            if module.startswith('model.')
-            else module
-            if inside
-            else BETWEEN
-        )
+        stage = _stage(module, network)
         counts.setdefault(stage, Counter()).update(own)
-        for parameter in set(network.get_submodule(module).parameters(recurse=False)) - known:
-            known.add(parameter)
-            parameters[stage] += parameter.numel()
-    rows = {
-        stage: dict(parameters=parameters[stage], **_both(own, count))
-        for stage, own in counts.items()
-    }
-    return {stage: row for stage, row in rows.items() if any(row.values())}
+        for parameter in network.get_submodule(module).parameters(recurse=False):
+            if parameter not in counted:
+                counted.add(parameter)
+                parameters[stage] += parameter.numel()
+    rows = {}
+    for stage, own in counts.items():
+        row = dict(parameters=parameters[stage], **_both_units(own, count))
+        if any(row.values()):
+            rows[stage] = row
+    return rows
+
+
+def _stage(module: str, network: ImageNetwork) -> str:
+    """Return the stage of a module of an ImageNetwork: of its model, or its classifier."""
+    if module.startswith(PREFIX):
+        return stage_of(module.removeprefix(PREFIX), network.model)
+    return BETWEEN if module in ('', 'model') else module
 
 
 def as_text(
     report: dict[str, Any], view: str = 'operator', convention: str = 'macs', *, depth: int = 2
 ) -> str:
-    """Return a report as text: what was counted, exact and rounded totals, and a table.
+    """Return a report as text: exact and rounded totals, and a table.
 
     Args:
-        report: of :func:`describe`.
-        view: the rows of the table, one of ``VIEWS``.
-        convention: of the table, 'macs' or 'flops'; the totals are given in both.
-        depth: how deep modules are listed.
+        report: Result of :func:`describe`.
+        view: Rows of the table, one of ``VIEWS``. Default: 'operator'.
+        convention: Unit of the table, 'macs' or 'flops'. The totals are in both. Default: 'macs'.
+        depth: Number of levels of modules in the table. Default: 2.
     """
-    batch = f'1 x 3 x {" x ".join(map(str, report["shape"]))}'
-    proposals = '' if report['proposals'] is None else f', {report["proposals"]} proposals'
-    lines = [
-        f'{report["name"]}, input {batch}{proposals}, counted: {", ".join(report["count"])}',
-        '',
-    ]
-    lines += [
-        f'{kind:>9} parameters  {number:>19,}  {number / 1e6:>10.2f} M'
-        for kind, number in report['parameters'].items()
-    ]
-    lines += [
-        f'{unit.upper().replace("S", "s"):>20}  {report[unit]:>19,}  {report[unit] / 1e9:>10.2f} G '
-        ' '
-        f'{meaning[meaning.index("(") :]}'
-        for unit, meaning in UNITS.items()
-    ]
-    excused = [name for name in report['never_ran'] if in_training_alone(name)]
-    if excused:
+    lines = [_title(report), '', *_totals(report)]
+    for_training = [name for name in report['never_ran'] if is_for_training(name)]
+    if for_training:
         lines += [
             '',
-            f'{", ".join(excused)} did not run: for training alone, in the parameters but not in '
-            'the rest.',
+            f'{", ".join(for_training)} did not run: for training alone, in the parameters but not '
+            'in the rest.',
         ]
-    rows = report[f'by_{view}']
-    if view == 'module':
-        rows = {
-            name: row for name, row in rows.items() if name.count('.') < depth and any(row.values())
-        }
+    return '\n'.join([*lines, '', *_table(report, view, convention, depth)])
+
+
+def _title(report: dict[str, Any]) -> str:
+    shape = ' x '.join(map(str, report['shape']))
+    proposals = ''
+    if report['proposals'] is not None:
+        proposals = f', {report["proposals"]} proposals'
+    counted = ', '.join(report['count'])
+    return f'{report["name"]}, input 1 x 3 x {shape}{proposals}, counted: {counted}'
+
+
+def _totals(report: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, value in report['parameters'].items():
+        lines.append(f'{name:>9} parameters  {value:>19,}  {value / 1e6:>10.2f} M')
+    for unit, heading in UNITS.items():
+        name, meaning = heading.split(' ', 1)
+        value = report[unit]
+        lines.append(f'{name:>20}  {value:>19,}  {value / 1e9:>10.2f} G  {meaning}')
+    return lines
+
+
+def _table(report: dict[str, Any], view: str, convention: str, depth: int) -> list[str]:
     has_parameters = view != 'operator'
-    lines += [
-        '',
-        f'| {view} | '
-        + ('parameters | ' if has_parameters else '')
-        + f'{UNITS[convention]} | 10^9 | % |',
-        '|---|' + '---:|' * (3 + has_parameters),
-    ]
-    for name, row in rows.items():
-        share = 100 * row[convention] / max(1, report[convention])
-        lines.append(
-            f'| {name} | '
-            + (f'{row["parameters"]:,} | ' if has_parameters else '')
-            + f'{row[convention]:,} | {row[convention] / 1e9:.3f} | {share:.2f} |'
-        )
-    return '\n'.join(lines)
+    headings = [view, UNITS[convention], '10^9', '%']
+    if has_parameters:
+        headings.insert(1, 'parameters')
+    lines = [_row(headings), '|---|' + '---:|' * (len(headings) - 1)]
+    for name, row in report[f'by_{view}'].items():
+        if view == 'module' and (name.count('.') >= depth or not any(row.values())):
+            continue
+        value = row[convention]
+        # a report of a count that the network has none of has the total 0
+        share = 100 * value / max(1, report[convention])
+        cells = [name, f'{value:,}', f'{value / 1e9:.3f}', f'{share:.2f}']
+        if has_parameters:
+            cells.insert(1, f'{row["parameters"]:,}')
+        lines.append(_row(cells))
+    return lines
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f'| {" | ".join(cells)} |'

@@ -1,19 +1,19 @@
-"""Which parameters a run of a network takes, and which of its parts never ran."""
+"""Which parameters a network uses when it runs, and which of its parts never run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# what asks a tensor about itself
-QUESTIONS = ('size', 'dim', 'numel', 'stride', 'type', 'is_contiguous', 'data_ptr')
+# functions that ask a tensor about itself and do not use its values
+QUERIES = ('size', 'dim', 'numel', 'stride', 'type', 'is_contiguous', 'data_ptr')
 
-# names of modules whose only purpose is a loss: of mmseg's segmenters, of DDRNet's and PIDNet's
-# heads, and the queries of noised boxes in DINO and its kin; AutoAssign's prior
-TRAINING_ALONE = {
+# Names of modules that compute a loss and have no part in inference: the auxiliary heads of mmseg's
+# segmenters, of DDRNet and of PIDNet, the queries of noisy boxes of DINO, AutoAssign's prior.
+TRAINING_MODULES = {
     'auxiliary_head',
     'aux_head',
     'aux_cls_seg',
@@ -27,11 +27,15 @@ TRAINING_ALONE = {
 
 
 class ParameterUse(TorchFunctionMode):
-    """A context in which every parameter that a function of torch takes is noted."""
+    """A context that records the parameters that torch's functions take.
+
+    Attributes:
+        parameter_ids: The ``id`` of each parameter.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.taken: set[int] = set()
+        self.parameter_ids: set[int] = set()
 
     def __torch_function__(
         self,
@@ -40,50 +44,49 @@ class ParameterUse(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a function and note its parameters, unless it only asks for their shape or type."""
-        result = func(*args, **(kwargs or {}))
-        if func.__name__ not in QUESTIONS and (
-            func.__name__ != '__get__' or isinstance(result, Tensor)
-        ):
-            self._note((*args, *(kwargs or {}).values()))
+        """Call a function and record its parameters, unless it only asks for a property."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        # an attribute such as shape is no use of a parameter, one that is a tensor (T, data) is
+        is_property = func.__name__ == '__get__' and not isinstance(result, Tensor)
+        if func.__name__ not in QUERIES and not is_property:
+            self._record((*args, *kwargs.values()))
         return result
 
-    def _note(self, values: Sequence[Any]) -> None:
+    def _record(self, values: Sequence[Any]) -> None:
         for value in values:
             if isinstance(value, nn.Parameter):
-                self.taken.add(id(value))
+                self.parameter_ids.add(id(value))
             elif isinstance(value, list | tuple):
-                self._note(value)
+                self._record(value)
 
 
-def never_ran(network: nn.Module, taken: set[int]) -> list[str]:
-    """Return the largest modules none of whose parameters was taken, and single parameters of
-    others, by their names.
+def never_ran(module: nn.Module, used: Set[int], name: str = '') -> list[str]:
+    """Return the names of what never ran: modules that used none of their parameters, and single
+    unused parameters of the other modules.
+
+    A module that never ran stands for all its children.
 
     Args:
-        network: what ran.
-        taken: the ``id`` of each parameter that was.
+        module: Module that ran.
+        used: The ``id`` of each parameter that was used.
+        name: Name of the module. Default: '', the whole network.
     """
-
-    def look(module: nn.Module, prefix: str) -> list[str]:
-        parameters = list(module.parameters())
-        if not parameters:
-            return []
-        if all(id(parameter) not in taken for parameter in parameters):
-            return [prefix]
-        own = [
-            name
-            for name, parameter in module.named_parameters(recurse=False)
-            if id(parameter) not in taken
-        ]
-        names = [f'{prefix}.{name}' if prefix else name for name in own]
-        for name, child in module.named_children():
-            names += look(child, f'{prefix}.{name}' if prefix else name)
-        return names
-
-    return look(network, '')
+    parameters = [id(parameter) for parameter in module.parameters()]
+    if not parameters:
+        return []
+    if used.isdisjoint(parameters):
+        return [name]
+    prefix = f'{name}.' if name else ''
+    names = []
+    for key, parameter in module.named_parameters(recurse=False):
+        if id(parameter) not in used:
+            names.append(f'{prefix}{key}')
+    for key, child in module.named_children():
+        names += never_ran(child, used, f'{prefix}{key}')
+    return names
 
 
-def in_training_alone(name: str) -> bool:
-    """Whether a part of this name serves training and has no place in inference."""
-    return not TRAINING_ALONE.isdisjoint(name.split('.'))
+def is_for_training(name: str) -> bool:
+    """Return whether a part of this name is for training only."""
+    return not TRAINING_MODULES.isdisjoint(name.split('.'))

@@ -1,1 +1,1 @@
-"""Data sets and transforms that configs name: CamVid, and label images that are checked."""
+"""Data sets and transforms for configs: CamVid, and label images that are checked when loaded."""

@@ -22,9 +22,9 @@ class CamVidDataset(BaseSegDataset):
     ``tools/dataset_converters/camvid.py`` writes the folders that this reads.
 
     Args:
-        img_suffix: of the images.
-        seg_map_suffix: of the label images.
-        **kwargs: see mmseg's BaseSegDataset.
+        img_suffix: Suffix of the images. Default: '.png'.
+        seg_map_suffix: Suffix of the label images. Default: '.png'.
+        **kwargs: Other arguments of mmseg's BaseSegDataset.
     """
 
     METAINFO = dict(

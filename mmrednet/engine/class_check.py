@@ -1,6 +1,4 @@
-"""Do the classes of a config stand in its annotation files? Asked before training starts, not after
-it has failed.
-"""
+"""Check before training that the classes of a config fit its annotation files and its heads."""
 
 from __future__ import annotations
 
@@ -20,52 +18,52 @@ CLASS_HEADS = ('bbox_head', 'mask_head', 'decode_head')
 
 
 def check_classes(cfg: Config) -> None:
-    """Compare the classes of every COCO-format data set of a config with its annotation file, and
-    with the heads.
+    """Compare the classes of each COCO-format data set of a config with its annotation file, and
+    those of the training data with the heads.
 
-    A file may have more classes than the config uses, as when a detector is trained on some of
-        them: that is logged. Data sets in other formats, remote ones, and those that learn their
-        classes only when they are built are left out.
+    A config may use a part of the classes of a file; that is logged. Data sets in other formats,
+    remote files, and data sets that learn their classes when they are built are not checked.
 
     Args:
-        cfg: of mmdet or mmseg.
+        cfg: Config for mmdet or mmseg.
 
     Raises:
-        FileNotFoundError: an annotation file is missing.
-        ValueError: the config names a class that its annotation file lacks, names classes in a way
+        FileNotFoundError: An annotation file does not exist.
+        ValueError: The config names a class that its annotation file lacks, names classes in a way
             that mmdet would misread, or a head has another number of classes than the training
             data.
     """
-    present: dict[Path, list[str] | None] = {}
+    file_classes: dict[Path, list[str] | None] = {}
     warnings: dict[tuple[Path, tuple[str, ...]], str] = {}
     for loader in LOADERS:
         for key, dataset in datasets_of(cfg.get(loader), loader):
             path = _annotation_path(dataset)
             if path is None:
                 continue
-            if path not in present:
-                present[path] = _present_classes(key, path)
-            classes, names = (
-                classes_of(key, dataset, cfg.get('default_scope')).get('classes'),
-                present[path],
-            )
-            if classes and names is not None:
-                _refuse_unknown(key, path, classes, names)
-                if set(names) - set(classes):
-                    warnings.setdefault(
-                        (path, tuple(classes)),
-                        f'{key}.metainfo.classes uses {classes}, a part of the '
-                        f'classes in {path}: {names}. Objects of the others count as background.',
-                    )
+            if path not in file_classes:
+                file_classes[path] = _classes_in_file(key, path)
+            present = file_classes[path]
+            classes = classes_of(key, dataset, cfg.get('default_scope')).get('classes')
+            if not classes or present is None:
+                continue
+            _check_names(key, path, classes, present)
+            if set(present) - set(classes):
+                message = (
+                    f'{key}.metainfo.classes uses {classes}, a part of the classes in {path}: '
+                    f'{present}. Objects of the others count as background.'
+                )
+                # loaders that share a file give one warning
+                warnings.setdefault((path, tuple(classes)), message)
     for message in warnings.values():
         print_log(message, 'current', level=logging.WARNING)
     _check_heads(cfg)
 
 
 def datasets_of(cfg: Any, key: str) -> Iterator[tuple[str, dict]]:
-    """Yield (key, config) of the data sets inside wrappers."""
+    """Yield the key and the config of each data set inside wrappers such as RepeatDataset."""
     if not isinstance(cfg, dict):
         return
+    # wrappers have neither of these
     if 'ann_file' in cfg or 'data_prefix' in cfg:
         yield key, cfg
     if 'dataset' in cfg:
@@ -75,42 +73,52 @@ def datasets_of(cfg: Any, key: str) -> Iterator[tuple[str, dict]]:
 
 
 def _annotation_path(dataset: dict) -> Path | None:
-    """Return the path of a data set's JSON annotations, None for other formats and for remote
-    files.
-    """
-    path, root = dataset.get('ann_file'), dataset.get('data_root') or ''
+    """Return the path of a data set's JSON file; None for other formats and remote files."""
+    path = dataset.get('ann_file')
     if not isinstance(path, str) or not path.endswith('.json'):
         return None
-    joined = path if is_abs(path) or not root else f'{root}/{path}'
-    return None if '://' in joined else Path(joined)
+    root = dataset.get('data_root')
+    if root and not is_abs(path):
+        path = f'{root}/{path}'
+    return None if '://' in path else Path(path)
 
 
 def classes_of(key: str, dataset: dict, scope: str | None) -> dict[str, list[str]]:
-    """Return the 'classes' and the 'thing_classes' that a data set will have, as far as its config
-    tells.
+    """Return the 'classes' and 'thing_classes' of a data set, as far as its config tells.
+
+    Args:
+        key: Key of the data set in the config, for error messages.
+        dataset: Config of the data set.
+        scope: Default scope of the config.
+
+    Raises:
+        ValueError: The names are given in a way that mmdet would misread.
     """
-    kind = dataset.get('type')
-    if isinstance(kind, str):
+    dataset_type = dataset.get('type')
+    if isinstance(dataset_type, str):
         with DATASETS.switch_scope_and_registry(scope) as registry:
-            kind = registry.get(kind)
-    given = dataset.get('metainfo') or {}
-    if 'CLASSES' in given and 'classes' not in given:
+            dataset_type = registry.get(dataset_type)
+    metainfo = dataset.get('metainfo') or {}
+    if 'CLASSES' in metainfo and 'classes' not in metainfo:
         raise ValueError(
             f"{key}.metainfo must name the classes under 'classes', got them under 'CLASSES' "
-            f'({given["CLASSES"]}), which is not read.'
+            f'({metainfo["CLASSES"]}), which is not read.'
         )
-    merged = {**getattr(kind, 'METAINFO', {}), **given}
-    return {
-        name: _names(f'{key}.metainfo.{name}', merged[name])
-        for name in ('classes', 'thing_classes')
-        if merged.get(name)
-    }
+    # the config takes precedence over the class of the data set
+    metainfo = {**getattr(dataset_type, 'METAINFO', {}), **metainfo}
+    result = {}
+    for name in ('classes', 'thing_classes'):
+        if metainfo.get(name):
+            result[name] = _names(f'{key}.metainfo.{name}', metainfo[name])
+    return result
 
 
 def _names(key: str, value: Any) -> list[str]:
+    """Return a sequence of names, or the lines of a file of names, as a list."""
     if not isinstance(value, str):
         return list(value)
-    # a string is a file of names for mmengine, and its parts would match for mmdet
+    # mmengine reads a string as the path of a file. Without such a file mmdet compares names with
+    # it by `in`, and any part of the string is a class.
     if not Path(value).is_file():
         raise ValueError(
             f'{key} must be a sequence of names or an existing file with one name per line, '
@@ -119,68 +127,73 @@ def _names(key: str, value: Any) -> list[str]:
     return Path(value).read_text(encoding='utf-8').splitlines()
 
 
-def _present_classes(key: str, path: Path) -> list[str] | None:
-    """Return the names in an annotation file, None if it is not in COCO format."""
+def _classes_in_file(key: str, path: Path) -> list[str] | None:
+    """Return the categories in an annotation file; None for other formats than COCO."""
     if not path.is_file():
         raise FileNotFoundError(
             f'{key}.ann_file must be an existing file, got {str(path)!r}. README says where data '
             f'sets are expected and how one is made.'
         )
-    with path.open(encoding='utf-8') as file:
-        try:
-            content = json.load(file)
-        except json.JSONDecodeError:
-            # one object per line, as the data sets of phrases have; a broken file is for the data
-            # set to report
-            return None
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except json.JSONDecodeError:
+        # either one object per line, as in data sets of phrases, or a broken file, which the data
+        # set itself reports
+        return None
     if not isinstance(content, dict) or not {'images', 'categories'} & set(content):
         return None
     return [category['name'] for category in content.get('categories', [])]
 
 
-def _refuse_unknown(key: str, path: Path, configured: list[str], present: list[str]) -> None:
+def _check_names(key: str, path: Path, configured: list[str], present: list[str]) -> None:
+    """Check that an annotation file has all classes of the config."""
     unknown = [name for name in configured if name not in present]
     if unknown:
         raise ValueError(
-            f'{key}.metainfo.classes must be names that {path} has.\n  the config has: '
-            f'{configured}\n'
-            f'  the file has:   {present}\n  only in the config: {unknown}\n'
+            f'{key}.metainfo.classes must be names that {path} has.\n'
+            f'  the config has: {configured}\n'
+            f'  the file has:   {present}\n'
+            f'  only in the config: {unknown}\n'
             f'Set {key}.metainfo.classes (and num_classes of the heads) to the names in the file.'
         )
 
 
 def _check_heads(cfg: Config) -> None:
-    """Check that heads have as many classes as the training data, if all of it has the same, known
-    classes.
+    """Check that the heads have as many classes as the training data.
+
+    Nothing is checked if the classes of a training set are unknown, or if two sets differ.
     """
-    found = [
-        classes_of(key, dataset, cfg.get('default_scope'))
-        for key, dataset in datasets_of(cfg.get('train_dataloader'), 'train_dataloader')
-    ]
-    if not found or any(not classes.get('classes') or classes != found[0] for classes in found):
+    datasets = datasets_of(cfg.get('train_dataloader'), 'train_dataloader')
+    classes = [classes_of(key, dataset, cfg.get('default_scope')) for key, dataset in datasets]
+    if not classes or not classes[0].get('classes') or classes.count(classes[0]) < len(classes):
         return
-    # boxes and masks of a panoptic network are those of things
-    names = found[0].get('thing_classes') or found[0]['classes']
+    # a panoptic network detects things; its stuff has no boxes and masks
+    names = classes[0].get('thing_classes') or classes[0]['classes']
     for key, head in _heads(cfg.get('model'), 'model'):
         if head['num_classes'] != len(names):
             raise ValueError(
                 f'{key}.num_classes must be {len(names)}, the number of classes of the training '
-                'data '
-                f'{names}, got {head["num_classes"]}.'
+                f'data {names}, got {head["num_classes"]}.'
             )
 
 
-def _heads(cfg: Any, key: str) -> Iterator[tuple[str, dict]]:
-    """Yield (key, config) of the heads that score the classes of the data."""
-    if not isinstance(cfg, dict):
+def _heads(cfg: Any, key: str, name: str = '') -> Iterator[tuple[str, dict]]:
+    """Yield the key and the config of each head that scores the classes of the data.
+
+    Args:
+        cfg: Config, or a part of one.
+        key: Key of the part.
+        name: Last name in the key. The items of a list have the name of the list, because a
+            cascade has a list of heads.
+    """
+    if isinstance(cfg, (list, tuple)):
+        for index, item in enumerate(cfg):
+            yield from _heads(item, f'{key}.{index}', name)
+    # the first stage scores objects of any class
+    if not isinstance(cfg, dict) or name == 'rpn_head':
         return
-    for name, value in cfg.items():
-        for suffix, inner in (
-            [(f'.{index}', item) for index, item in enumerate(value)]
-            if isinstance(value, (list, tuple))
-            else [('', value)]
-        ):
-            if name in CLASS_HEADS and isinstance(inner, dict) and 'num_classes' in inner:
-                yield f'{key}.{name}{suffix}', inner
-            elif name != 'rpn_head':
-                yield from _heads(inner, f'{key}.{name}{suffix}')
+    if name in CLASS_HEADS and 'num_classes' in cfg:
+        yield key, cfg
+        return
+    for child, value in cfg.items():
+        yield from _heads(value, f'{key}.{child}', child)

@@ -1,5 +1,5 @@
-"""Whose models we train: mmdet's, mmseg's, or classifiers by mmengine alone, as the config's
-``default_scope`` says.
+"""From a config to a runner, for the framework that ``default_scope`` names: mmdet, mmseg, or
+mmengine alone for classifiers.
 """
 
 from __future__ import annotations
@@ -24,45 +24,45 @@ from mmengine.utils import digit_version, is_installed
 from ..packages import require
 
 HOSTS = ('mmdet', 'mmseg')
-# of classifiers, which need no framework
-ALONE = 'mmengine'
+# scope of classifiers, which need no other framework
+CLASSIFIER_SCOPE = 'mmengine'
 
 
 def scope_of(cfg: Config) -> str:
     """Return the framework that a config is for.
 
     Raises:
-        ValueError: ``default_scope`` is none of ``HOSTS``, nor ``ALONE``.
+        ValueError: ``default_scope`` is neither in ``HOSTS`` nor ``CLASSIFIER_SCOPE``.
     """
     scope = cfg.get('default_scope')
-    if scope not in (*HOSTS, ALONE):
+    scopes = (*HOSTS, CLASSIFIER_SCOPE)
+    if scope not in scopes:
         raise ValueError(
-            f'default_scope must be one of {(*HOSTS, ALONE)}, got {scope!r} in {cfg.filename}. '
-            'Configs '
-            f"that inherit 'mmdet::...' have it; others state default_scope = 'mmdet'."
+            f'default_scope must be one of {scopes}, got {scope!r} in {cfg.filename}. Configs that '
+            "inherit 'mmdet::...' have it; others state default_scope = 'mmdet'."
         )
     return scope
 
 
 def read_config(path: str, *, options: dict[str, Any] | None = None) -> Config:
-    """Read a config, whatever it is for, and merge the options of the command line.
+    """Read a config and merge the options of the command line.
 
     Args:
-        path: of the config.
-        options: what ``--cfg-options`` gives: dotted keys and values.
+        path: Path of the config.
+        options: Dotted keys and values, as ``--cfg-options`` gives them.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ImportError: a framework that it inherits from is not installed; the message says how to get
-            it.
+        FileNotFoundError: The file does not exist.
+        ImportError: A framework that it inherits from is not installed. The message says how to
+            install it.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'config must be an existing file, got {path!r}.')
-    _know_distributions()
+    _name_distributions()
     try:
         cfg = Config.fromfile(path)
     except ModuleNotFoundError as error:
-        # the parser says which package an inherited config lacks, but not how to get it
+        # mmengine's error names the missing package; ours says how to install it as well
         for host in HOSTS:
             if host in str(error):
                 require(path, host, 'mmcv')
@@ -78,20 +78,20 @@ def load_config(
     work_dir: str | None = None,
     launcher: str = 'none',
 ) -> Config:
-    """Read a config, merge the options of the command line, and prepare the framework that it is
-    for.
+    """Read a config, merge the options of the command line, and register the framework's classes.
 
     Args:
-        path: of the config.
-        options: what ``--cfg-options`` gives: dotted keys and values.
-        work_dir: for logs and checkpoints; by default that of the config, else ``work_dirs/<name of
-            the config>``.
-        launcher: of distributed jobs: 'none', 'pytorch', 'slurm' or 'mpi'.
+        path: Path of the config.
+        options: Dotted keys and values, as ``--cfg-options`` gives them.
+        work_dir: Folder for logs and checkpoints. Default: that of the config, or else
+            ``work_dirs/<name of the config>``.
+        launcher: Launcher of distributed jobs: 'none', 'pytorch', 'slurm' or 'mpi'.
+            Default: 'none'.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ImportError: the framework is not installed; the message says how to get it.
-        ValueError: the config is for another framework.
+        FileNotFoundError: The file does not exist.
+        ImportError: The framework is not installed. The message says how to install it.
+        ValueError: The config is for another framework.
     """
     cfg = read_config(path, options=options)
     scope = scope_of(cfg)
@@ -99,14 +99,16 @@ def load_config(
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(path).stem)
     if scope in HOSTS:
+        # in a function, so that importing the engine loads neither framework
         import_module(f'{scope}.utils').register_all_modules(init_default_scope=True)
     allow_checkpoint_globals()
     return cfg
 
 
-def _know_distributions() -> None:
-    """Let mmengine find configs named 'mmseg::...' in the distribution of mmseg that its table does
-    not know.
+def _name_distributions() -> None:
+    """Let mmengine find configs named 'mmseg::...' in either distribution of mmseg.
+
+    Its table maps an import name to the distribution to look for, and names only one of the two.
     """
     for host in HOSTS:
         if not is_installed(MODULE2PACKAGE[host]) and is_installed(host):
@@ -117,7 +119,7 @@ def build_runner(cfg: Config) -> Runner:
     """Build the runner of a config: mmengine's, or the one that ``runner_type`` names.
 
     Raises:
-        ValueError: several processes are asked for without a GPU, by a backend other than gloo.
+        ValueError: The config is for several processes on CPUs and for a backend other than gloo.
     """
     if cfg.get('launcher') == 'pytorch' and get_device() == 'cpu':
         _join_cpu_processes(cfg)
@@ -125,8 +127,9 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def _join_cpu_processes(cfg: Config) -> None:
-    """Do what mmengine does for processes with a GPU each: its own code would set the device of
-    torch.cuda.
+    """Join a group of processes without GPUs, and prepare the config for it.
+
+    mmengine's own code for a group sets the device of torch.cuda.
     """
     backend = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('backend', 'nccl')
     if backend != 'gloo':
@@ -136,7 +139,7 @@ def _join_cpu_processes(cfg: Config) -> None:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group(backend)
         atexit.register(_leave_cpu_processes)
-    # torch's norms over several processes run on a GPU alone
+    # torch's SyncBatchNorm needs a GPU
     cfg.sync_bn = None
     if cfg.get('model_wrapper_cfg') is None:
         cfg.model_wrapper_cfg = dict(
@@ -148,27 +151,23 @@ def _join_cpu_processes(cfg: Config) -> None:
 
 
 def _leave_cpu_processes() -> None:
-    """End gloo's threads: those that outlive the interpreter abort the process, after its work is
-    done.
-    """
-    # a wrapped model, part of a cycle of references, keeps the group and its threads alive
+    """End gloo's threads: if they outlive the interpreter, they abort the process."""
+    # a wrapped model is part of a cycle of references and keeps the group alive until collected
     gc.collect()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def allow_checkpoint_globals() -> None:
-    """Let torch read mmengine's own checkpoints with ``weights_only=True``, torch's default since
-    2.6.
+    """Let torch read mmengine's own checkpoints with ``weights_only=True``, its default since 2.6.
 
-    Beside tensors they hold the history of logged numbers: buffers of numpy arrays, and the names
-        of the buffers'
-    methods. Only these are allowed; before torch 2.6 there is nothing to do.
+    Beside tensors these files hold the history of logged numbers: buffers, numpy arrays, and the
+    names of the buffers' methods. Only these are allowed. Before torch 2.6 there is nothing to do.
     """
     if digit_version(torch.__version__) < digit_version('2.6'):
         return
-    # how numpy's arrays and scalars are pickled; the modules of these functions differ between its
-    # versions
+    # the functions by which numpy's arrays and scalars are pickled; their modules differ between
+    # its versions
     rebuild = [np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]]
     codes = np.typecodes['AllInteger'] + np.typecodes['Float'] + '?'
     dtypes = {type(np.dtype(code)) for code in codes}
@@ -184,15 +183,16 @@ def allow_checkpoint_globals() -> None:
 
 
 def _history_method(owner: Any, name: str) -> Any:
-    """Stand in for ``getattr``, by which methods are pickled: all else that it reaches stays out of
-    reach.
+    """Return a public method of HistoryBuffer; stands in for ``getattr`` when a file is read.
+
+    A pickle names a method by a call of ``getattr``, which would reach any attribute of anything.
+
+    Raises:
+        UnpicklingError: The file asks for something else.
     """
-    if (
-        owner is not HistoryBuffer
-        or name.startswith('_')
-        or not callable(vars(HistoryBuffer).get(name))
-    ):
+    method = vars(HistoryBuffer).get(name)
+    if owner is not HistoryBuffer or name.startswith('_') or not callable(method):
         raise UnpicklingError(
             f'a checkpoint may name public methods of HistoryBuffer, got {name!r} of {owner!r}.'
         )
-    return vars(HistoryBuffer)[name]
+    return method

@@ -1,6 +1,4 @@
-"""Label images of segmentation data that are wrong: found when they are loaded, with the name of
-the file.
-"""
+"""Check label images of segmentation data when they are loaded."""
 
 from __future__ import annotations
 
@@ -8,17 +6,17 @@ from mmengine.config import Config, ConfigDict
 
 from .class_check import LOADERS, classes_of, datasets_of
 
-PLAIN = ('LoadAnnotations', 'mmseg.LoadAnnotations')
+LOAD_ANNOTATIONS = ('LoadAnnotations', 'mmseg.LoadAnnotations')
 
 
 def check_labels_when_loaded(cfg: Config) -> None:
-    """Let every data set of a segmentation config load its labels by
-    ``mmrednet.LoadCheckedAnnotations``.
+    """Replace mmseg's LoadAnnotations in every data set by ``mmrednet.LoadCheckedAnnotations``,
+    whose errors name the file.
 
-    Data sets that learn their classes only when they are built keep mmseg's LoadAnnotations.
+    Data sets that learn their classes when they are built keep mmseg's LoadAnnotations.
 
     Args:
-        cfg: changed in place; one of mmdet stays as it is.
+        cfg: Config to change in place; one for mmdet stays as it is.
     """
     if cfg.get('default_scope') != 'mmseg':
         return
@@ -27,9 +25,10 @@ def check_labels_when_loaded(cfg: Config) -> None:
             classes = classes_of(key, dataset, 'mmseg').get('classes')
             if not classes:
                 continue
-            dataset['pipeline'] = [
-                ConfigDict(step, type='mmrednet.LoadCheckedAnnotations', num_classes=len(classes))
-                if step.get('type') in PLAIN
-                else step
-                for step in dataset.get('pipeline', [])
-            ]
+            pipeline = []
+            for step in dataset.get('pipeline', []):
+                if step.get('type') in LOAD_ANNOTATIONS:
+                    checked = dict(type='mmrednet.LoadCheckedAnnotations', num_classes=len(classes))
+                    step = ConfigDict(step, **checked)
+                pipeline.append(step)
+            dataset['pipeline'] = pipeline

@@ -1,4 +1,4 @@
-"""The options of the training and test scripts, and what they mean for a config."""
+"""Options of the training and test scripts, and how they change a config."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from mmengine.config import Config, ConfigDict, DictAction
 
 from .hosts import scope_of
 
+# for detectors whose config has no tta_model: the suppression that most of mmdet's configs use
 DETECTION_TTA_MODEL = dict(
     type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
 )
+# what DetTTAModel needs to flip boxes back and to scale them to the original image
 FLIP_META_KEYS = (
     'img_id',
     'img_path',
@@ -27,8 +29,10 @@ FLIP_META_KEYS = (
 
 
 class TrainParser(argparse.ArgumentParser):
-    """The options of every script that trains; launchers find the process's number in the
-    environment.
+    """A parser with the options of every script that trains.
+
+    Args:
+        description: Text of ``--help``.
     """
 
     def __init__(self, description: str | None) -> None:
@@ -46,8 +50,7 @@ class TrainParser(argparse.ArgumentParser):
             nargs='?',
             const='auto',
             metavar='CHECKPOINT',
-            help='continue from this '
-            'checkpoint, without a value from the latest in the work directory',
+            help='continue from this checkpoint, or from the latest in the work directory',
         )
         self.add_argument(
             '--cfg-options',
@@ -60,7 +63,11 @@ class TrainParser(argparse.ArgumentParser):
         self.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
     def parse_args(self, *args: Any, **kwargs: Any) -> argparse.Namespace:  # type: ignore[override]
-        """Parse the command line, and set LOCAL_RANK where the launcher gives it as an option."""
+        """Parse the command line.
+
+        torch's launchers give the rank of the process in LOCAL_RANK or, if they are old, as an
+        option. mmengine reads the variable.
+        """
         parsed = super().parse_args(*args, **kwargs)
         os.environ.setdefault('LOCAL_RANK', str(parsed.local_rank))
         return parsed
@@ -69,26 +76,28 @@ class TrainParser(argparse.ArgumentParser):
 def apply_train_options(
     cfg: Config, *, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None
 ) -> None:
-    """Switch a config to mixed precision, a scaled learning rate, or the continuation of a run.
+    """Apply the options of a training script to a config.
 
     Args:
-        cfg: changed in place.
-        amp: train under autocast with a dynamic loss scale.
-        auto_scale_lr: scale the learning rate with the batch size.
-        resume: 'auto' for the latest checkpoint in the work directory, or the path of one.
+        cfg: Config to change in place.
+        amp: Whether to train under autocast with a dynamic loss scale. Default: False.
+        auto_scale_lr: Whether to scale the learning rate with the batch size. Default: False.
+        resume: Path of a checkpoint to continue from, or 'auto' for the latest one in the work
+            directory. Default: None, a new run.
 
     Raises:
-        ValueError: the config has no ``auto_scale_lr.base_batch_size``, or an optimizer wrapper
+        ValueError: The config has no ``auto_scale_lr.base_batch_size``, or an optimizer wrapper
             without autocast.
     """
     if amp:
-        kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        wrapper_type = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        if wrapper_type not in ('OptimWrapper', 'AmpOptimWrapper'):
             raise ValueError(
                 "--amp needs optim_wrapper.type to be 'OptimWrapper' or 'AmpOptimWrapper', got "
-                f'{kind!r}.'
+                f'{wrapper_type!r}.'
             )
         cfg.optim_wrapper.update(type='AmpOptimWrapper')
+        # a config may state a fixed scale
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
@@ -112,59 +121,70 @@ def apply_test_options(
     wait_time: float = 2,
     tta: bool = False,
 ) -> Callable | None:
-    """Switch a config to test a checkpoint, draw or keep its predictions, or augment at test time.
+    """Apply the options of a test script to a config.
 
     Args:
-        cfg: changed in place.
-        checkpoint: the file to test.
-        out: mmdet: a ``.pkl`` file for all predictions; mmseg: a folder for label maps.
-        show: whether to open a window for every image.
-        show_dir: the folder for drawn images, below the work directory.
-        wait_time: how long a window stays, in seconds.
-        tta: whether to merge the predictions for augmented copies of every image.
+        cfg: Config to change in place.
+        checkpoint: Path of the checkpoint to test.
+        out: Path of a ``.pkl`` file for the predictions of mmdet, or of a folder for the label maps
+            of mmseg. Default: None, predictions are not kept.
+        show: Whether to open a window for every image. Default: False.
+        show_dir: Folder for drawn images, below the work directory. Default: None.
+        wait_time: Seconds that a window stays open. Default: 2.
+        tta: Whether to merge the predictions for augmented copies of every image. Default: False.
 
     Returns:
-        What to call with the runner before it tests, or None.
+        A function to call with the runner before it tests, or None.
 
     Raises:
-        ValueError: ``out`` has another ending, or the config has nothing to draw or augment with.
+        ValueError: ``out`` has another suffix, or the config has nothing to draw or augment with.
     """
     cfg.load_from = checkpoint
     if show or show_dir:
-        if 'visualization' not in cfg.get('default_hooks', {}):
-            raise ValueError(
-                '--show and --show-dir need default_hooks.visualization in the config, got '
-                f'default_hooks={list(cfg.get("default_hooks", {}))}.'
-            )
-        cfg.default_hooks.visualization.update(draw=True, show=show, wait_time=wait_time)
-        if show_dir and scope_of(cfg) == 'mmdet':
-            cfg.default_hooks.visualization.test_out_dir = show_dir
-        elif show_dir:
-            cfg.visualizer.save_dir = show_dir
+        _draw_predictions(cfg, show, show_dir, wait_time)
     if tta:
         _apply_tta(cfg)
-    if out is not None and scope_of(cfg) == 'mmdet':
+    if out is None:
+        return None
+    if scope_of(cfg) == 'mmdet':
         return _dump_detections(out)
-    if out is not None:
-        evaluators = (
-            cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-        )
-        for evaluator in evaluators:
-            evaluator.update(output_dir=out, keep_results=True)
+    evaluators = cfg.test_evaluator
+    if not isinstance(evaluators, list):
+        evaluators = [evaluators]
+    for evaluator in evaluators:
+        evaluator.update(output_dir=out, keep_results=True)
     return None
 
 
+def _draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    hooks = cfg.get('default_hooks', {})
+    if 'visualization' not in hooks:
+        raise ValueError(
+            '--show and --show-dir need default_hooks.visualization in the config, got '
+            f'default_hooks={list(hooks)}.'
+        )
+    hooks.visualization.update(draw=True, show=show, wait_time=wait_time)
+    if show_dir and scope_of(cfg) == 'mmdet':
+        hooks.visualization.test_out_dir = show_dir
+    elif show_dir:
+        # mmseg's hook has no folder of its own
+        cfg.visualizer.save_dir = show_dir
+
+
 def _apply_tta(cfg: Config) -> None:
-    detection = scope_of(cfg) == 'mmdet'
+    """Wrap the model and the pipeline of the test data for augmentation at test time."""
     missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
-    if missing and not detection:
+    # flips serve every detector; scales of segmenters depend on the data
+    if missing and scope_of(cfg) != 'mmdet':
         raise ValueError(
             f'--tta needs tta_model and tta_pipeline in a segmentation config, {missing} not found.'
         )
+    # the pipeline belongs to the data set inside of wrappers
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
     cfg.model = ConfigDict(cfg.get('tta_model', DETECTION_TTA_MODEL), module=cfg.model)
+    # the last step packs the results and must follow each augmentation
     flips = dict(
         type='TestTimeAug',
         transforms=[
@@ -176,6 +196,7 @@ def _apply_tta(cfg: Config) -> None:
 
 
 def _dump_detections(out: str) -> Callable:
+    """Return a function that lets a runner write all detections to a file."""
     if not out.endswith(('.pkl', '.pickle')):
         raise ValueError(f'--out must end in .pkl or .pickle for a detector, got {out!r}.')
     from mmdet.evaluation import DumpDetResults

@@ -1,4 +1,4 @@
-"""Classification of images by mmengine alone: what backbones are pretrained with."""
+"""Pretraining of backbones by image classification, with mmengine alone."""
 
 from ..packages import require
 

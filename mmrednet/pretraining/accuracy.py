@@ -1,4 +1,4 @@
-"""How often the right class is the first, or among the first."""
+"""Top-k accuracy of classifiers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Accuracy(BaseMetric):
     ``accuracy/top<k>``.
 
     Args:
-        topk: the numbers k; one that exceeds the number of classes is left out.
-        **kwargs: see mmengine's BaseMetric.
+        topk: Numbers k. Those above the number of classes are left out. Default: (1, 5).
+        **kwargs: Other arguments of mmengine's BaseMetric.
     """
 
     default_prefix = 'accuracy'
@@ -28,23 +28,25 @@ class Accuracy(BaseMetric):
         self.topk = tuple(topk)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Keep for every image the place of its class: 0 if it has the highest score.
+        """Store the rank of each image's class: 0 if it has the highest score.
 
-        Of equal scores the class with the lowest number is the first, as in ``argmax``, and what is
-        no number stands
-        before everything: a network that gives equal scores or NaN knows no class.
+        Of equal scores the class with the lowest index ranks first, as in ``argmax``. NaN ranks
+        before every number, so that a network that returns equal scores or NaN gets no credit.
         """
         for sample in data_samples:
             scores, label = sample['scores'], int(sample['label'])
-            own, number = scores[label], torch.arange(len(scores), device=scores.device)
-            behind = (scores < own) | (scores == own) & (number >= label)
-            self.results.append((int((~behind).sum()), len(scores)))
+            indices = torch.arange(len(scores), device=scores.device)
+            lower = scores < scores[label]
+            tied = (scores == scores[label]) & (indices >= label)
+            rank = int((~(lower | tied)).sum())
+            self.results.append((rank, len(scores)))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Return the percentages."""
-        places = torch.tensor([place for place, _ in results])
-        return {
-            f'top{k}': 100 * float((places < k).double().mean())
-            for k in self.topk
-            if k <= results[0][1]
-        }
+        ranks = torch.tensor([rank for rank, _ in results])
+        num_classes = results[0][1]
+        metrics = {}
+        for k in self.topk:
+            if k <= num_classes:
+                metrics[f'top{k}'] = 100 * float((ranks < k).double().mean())
+        return metrics

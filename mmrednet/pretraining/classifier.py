@@ -1,4 +1,4 @@
-"""A backbone and a linear classifier."""
+"""An image classifier: a backbone and a linear layer."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from ..registry import MODELS
 
 @MODELS.register_module()
 class ImageClassifier(SafelyPretrained, BaseModel):
-    """Mean of the last map, one linear layer, cross entropy.
+    """A backbone, the mean of its last feature map, a linear layer and cross entropy.
 
-    Its names, ``backbone.`` and ``head.fc.``, are those of mmpretrain, and a detector's
-    ``init_cfg`` takes the backbone from its checkpoints as they are.
+    Its keys, ``backbone.`` and ``head.fc.``, are those of mmpretrain. ``init_cfg`` of a detector
+    takes the backbone from its checkpoints as they are.
 
     Args:
-        backbone: config of the backbone.
-        num_classes: of the data.
-        channels: of the backbone's last map.
-        label_smoothing: the share of the target that is spread over all classes.
-        mixup: alpha of the Beta distribution by which two images are blended (Zhang et al., ICLR
-            2018); 0 for none.
-        cutmix: alpha for a rectangle of one image put into another (Yun et al., ICCV 2019); 0 for
-            none. With both, each batch gets one of them, by equal chance.
-        data_preprocessor: see mmengine's BaseModel.
-        init_cfg: see mmengine's BaseModule. A ``Pretrained`` checkpoint is a published or our own
-            classifier, see :func:`mmrednet.backbones.load_pretrained`.
+        backbone: Config of the backbone.
+        num_classes: Number of classes.
+        channels: Number of channels of the backbone's last feature map.
+        label_smoothing: Share of the target that is spread over all classes. Default: 0.
+        mixup: Parameter alpha of the Beta distribution by which two images are blended (Zhang et
+            al., ICLR 2018). Default: 0, none.
+        cutmix: Parameter alpha for a rectangle of one image put into another (Yun et al., ICCV
+            2019). With mixup as well, each batch gets one of both by equal chance. Default: 0,
+            none.
+        data_preprocessor: Config of the preprocessor, see mmengine's BaseModel. Default: None.
+        init_cfg: Config of the initialization, see mmengine's BaseModule. A ``Pretrained``
+            checkpoint is a published classifier or one of ours, see
+            :func:`mmrednet.backbones.load_pretrained`. Default: None.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: An argument is out of its range.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class ImageClassifier(SafelyPretrained, BaseModel):
                 f'negative, got {num_classes=}, {label_smoothing=}, {mixup=}, {cutmix=}.'
             )
         self.backbone = MODELS.build(backbone)
+        # initialized like mmpretrain's linear head; the ModuleDict gives its key, head.fc.
         linear = nn.Linear(channels, num_classes)
         nn.init.normal_(linear.weight, std=0.01)
         nn.init.zeros_(linear.bias)
@@ -69,23 +72,21 @@ class ImageClassifier(SafelyPretrained, BaseModel):
         """Map images (B, 3, H, W) to logits, with mode 'loss' to the loss, with 'predict' to scores
         and labels.
         """
+        labels = data_samples or []
         if mode == 'loss':
-            target = F.one_hot(torch.stack(list(data_samples or ())), self.num_classes).to(
-                inputs.dtype
-            )
-            inputs, target = self._mix(inputs, target)
-            return dict(
-                loss=F.cross_entropy(
-                    self.logits(inputs), target, label_smoothing=self.label_smoothing
-                )
-            )
+            return dict(loss=self._loss(inputs, torch.stack(labels)))
         logits = self.logits(inputs)
         if mode == 'predict':
+            scores = logits.softmax(1)
             return [
-                dict(scores=row, label=label)
-                for row, label in zip(logits.softmax(1), data_samples or (), strict=True)
+                dict(scores=row, label=label) for row, label in zip(scores, labels, strict=True)
             ]
         return logits
+
+    def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        target = F.one_hot(labels, self.num_classes).to(inputs.dtype)
+        inputs, target = self._mix(inputs, target)
+        return F.cross_entropy(self.logits(inputs), target, label_smoothing=self.label_smoothing)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to (B, num_classes)."""
@@ -93,23 +94,37 @@ class ImageClassifier(SafelyPretrained, BaseModel):
 
     def _mix(self, inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Blend each image and its target with those of the image at the other end of the batch."""
-        kinds = [name for name in ('mixup', 'cutmix') if getattr(self, name) > 0]
-        if not kinds:
+        methods = [name for name in ('mixup', 'cutmix') if getattr(self, name) > 0]
+        if not methods:
             return inputs, target
-        kind = kinds[int(torch.randint(len(kinds), ()))]
-        alpha = torch.tensor(float(getattr(self, kind)))
+        method = methods[int(torch.randint(len(methods), ()))]
+        alpha = torch.tensor(float(getattr(self, method)))
         share = float(torch.distributions.Beta(alpha, alpha).sample())
-        if kind == 'mixup':
+        if method == 'mixup':
             inputs = share * inputs + (1 - share) * inputs.flip(0)
         else:
-            height, width = inputs.shape[2:]
-            sides = [int(size * (1 - share) ** 0.5) for size in (height, width)]
-            top, left = (
-                int(torch.randint(size - side + 1, ()))
-                for size, side in zip((height, width), sides, strict=True)
-            )
-            rows, columns = slice(top, top + sides[0]), slice(left, left + sides[1])
-            inputs = inputs.clone()
-            inputs[:, :, rows, columns] = inputs.flip(0)[:, :, rows, columns].clone()
-            share = 1 - sides[0] * sides[1] / (height * width)
+            inputs, share = _paste_rectangles(inputs, share)
         return inputs, share * target + (1 - share) * target.flip(0)
+
+
+def _paste_rectangles(inputs: Tensor, share: float) -> tuple[Tensor, float]:
+    """Paste a rectangle of each image's counterpart into it.
+
+    Args:
+        inputs: Images (B, 3, H, W).
+        share: Share of each image that should stay.
+
+    Returns:
+        The images, and the share that stays: sides are whole pixels.
+    """
+    slices = []
+    area = 1
+    for size in inputs.shape[2:]:
+        # both sides shrink alike, so that the rectangle has the area 1 - share
+        side = int(size * (1 - share) ** 0.5)
+        start = int(torch.randint(size - side + 1, ()))
+        slices.append(slice(start, start + side))
+        area *= side
+    result = inputs.clone()
+    result[:, :, slices[0], slices[1]] = inputs.flip(0)[:, :, slices[0], slices[1]]
+    return result, 1 - area / inputs[0, 0].numel()

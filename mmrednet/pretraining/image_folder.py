@@ -1,4 +1,4 @@
-"""Images in one folder per class."""
+"""Classification data: images in one folder per class."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-# mmcv registers its transforms, which configs name beside ours
+# registers mmcv's transforms, which configs use beside ours
 import mmcv.transforms  # noqa: F401
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
@@ -14,7 +14,7 @@ from mmengine.dist import get_world_size
 
 from ..registry import DATASETS
 
-ENDINGS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.webp')
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.webp')
 
 
 @DATASETS.register_module()
@@ -23,11 +23,11 @@ class ImageFolder(BaseDataset):
     order of their names.
 
     Args:
-        split: the folder below ``data_root``.
-        **kwargs: see mmengine's BaseDataset.
+        split: Folder below ``data_root``. Default: 'train'.
+        **kwargs: Other arguments of mmengine's BaseDataset.
 
     Raises:
-        FileNotFoundError: the folder, its classes, or images in one of them are missing.
+        FileNotFoundError: The folder, its classes, or the images of a class are missing.
     """
 
     def __init__(self, split: str = 'train', **kwargs: Any) -> None:
@@ -37,34 +37,34 @@ class ImageFolder(BaseDataset):
     def load_data_list(self) -> list[dict]:
         """List the images with their labels."""
         root = Path(self.data_root) / self.split
-        classes, images = classes_of(root), []
-        self._metainfo['classes'] = classes
+        images = []
+        self._metainfo['classes'] = classes = classes_of(root)
         for label, name in enumerate(classes):
-            found = images_in(root / name)
-            if not found:
+            paths = images_in(root / name)
+            if not paths:
                 raise FileNotFoundError(
-                    f'{root / name} must hold images that end in one of {ENDINGS}, got none.'
+                    f'{root / name} must hold images that end in one of {SUFFIXES}, got none.'
                 )
-            images += [dict(img_path=str(path), gt_label=label) for path in found]
+            images += [dict(img_path=str(path), gt_label=label) for path in paths]
         return images
 
 
 def images_in(folder: Path) -> list[Path]:
     """Return the images of a folder, at any depth, in the order of their names."""
-    return sorted(path for path in folder.rglob('*') if path.suffix.lower() in ENDINGS)
+    return sorted(path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES)
 
 
 def classes_of(root: Path) -> tuple[str, ...]:
     """Return the names of the folders of classes.
 
+    Args:
+        root: Folder of a split.
+
     Raises:
-        FileNotFoundError: there is no such folder, or fewer than two classes in it.
+        FileNotFoundError: The folder does not exist, or has fewer than two classes.
     """
-    names = (
-        tuple(sorted(path.name for path in root.iterdir() if path.is_dir()))
-        if root.is_dir()
-        else ()
-    )
+    folders = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    names = tuple(sorted(folder.name for folder in folders))
     if len(names) < 2:
         raise FileNotFoundError(
             f'{root} must be a folder with one folder per class, two at least, got {list(names)}.'
@@ -73,15 +73,15 @@ def classes_of(root: Path) -> tuple[str, ...]:
 
 
 def use_image_folders(cfg: Config, root: str | None = None) -> None:
-    """Point a config at the folders of a data set, and give its classifier their number of classes.
+    """Point a config at a data set, and set its classifier's number of classes.
 
     Args:
-        cfg: changed in place.
-        root: with a folder for each split; by default what the config says.
+        cfg: Config to change in place.
+        root: Folder of the data set, with a folder for each split. Default: that of the config.
 
     Raises:
-        FileNotFoundError: a folder is missing.
-        ValueError: the splits have different classes.
+        FileNotFoundError: A folder is missing.
+        ValueError: The splits have different classes.
     """
     classes = {}
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
@@ -90,25 +90,28 @@ def use_image_folders(cfg: Config, root: str | None = None) -> None:
             dataset.data_root = root or dataset.data_root
             classes[dataset.split] = classes_of(Path(dataset.data_root) / dataset.split)
     if len(set(classes.values())) > 1:
-        shown = {split: f'{len(names)}: {list(names[:5])}' for split, names in classes.items()}
-        raise ValueError(f'all splits must have the same classes, got {shown}.')
+        # a data set may have thousands of classes
+        summary = {split: f'{len(names)}: {list(names[:5])}' for split, names in classes.items()}
+        raise ValueError(f'all splits must have the same classes, got {summary}.')
     cfg.model.num_classes = len(next(iter(classes.values())))
 
 
 def check_batches(cfg: Config) -> None:
-    """Check that the images for training fill one batch of every process, where smaller batches are
-    dropped.
+    """Check that every process has images for a batch, if the loader drops smaller batches.
+
+    Args:
+        cfg: Config of a classifier.
 
     Raises:
-        ValueError: they do not, so that there is nothing to train on.
+        ValueError: There are too few images, so that nothing would be trained.
     """
     loader = cfg.train_dataloader
     folder = Path(loader.dataset.data_root) / loader.dataset.split
     images, processes = len(images_in(folder)), get_world_size()
+    # the sampler repeats images until every process has as many
     if loader.get('drop_last') and math.ceil(images / processes) < loader.batch_size:
         raise ValueError(
             f'train_dataloader.batch_size must be at most the number of images in {folder} for '
-            'each '
-            f'process, {images} for {processes}, got {loader.batch_size}: give a smaller one by '
-            '--cfg-options train_dataloader.batch_size=N.'
+            f'each process, {images} for {processes}, got {loader.batch_size}: give a smaller one '
+            'by --cfg-options train_dataloader.batch_size=N.'
         )

@@ -12,6 +12,7 @@ from mmcv.transforms import BaseTransform
 
 from ..registry import TRANSFORMS
 
+# as in torchvision; the share of rectangles that do not fit is small
 TRIES = 10
 
 
@@ -20,12 +21,12 @@ class RandomResizedCrop(BaseTransform):
     """Cut a rectangle of random area and shape and resize it (Szegedy et al., CVPR 2015).
 
     Args:
-        size: side of the square that it becomes.
-        area: least and greatest share of the image.
-        ratio: least and greatest width over height.
+        size: Side of the result, a square.
+        area: Least and greatest share of the image. Default: (0.08, 1).
+        ratio: Least and greatest width over height. Default: (3 / 4, 4 / 3).
 
     Raises:
-        ValueError: a range is empty.
+        ValueError: A range is empty.
     """
 
     def __init__(
@@ -37,8 +38,7 @@ class RandomResizedCrop(BaseTransform):
         if size < 1 or not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
             raise ValueError(
                 'size must be positive, area in (0, 1] and ratio positive, each from least to '
-                'greatest, '
-                f'got {size=}, {area=}, {ratio=}.'
+                f'greatest, got {size=}, {area=}, {ratio=}.'
             )
         self.size, self.area, self.ratio = size, area, ratio
 
@@ -52,9 +52,13 @@ class RandomResizedCrop(BaseTransform):
         return results
 
     def rectangle(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Return top, left, height and width; the greatest centred square where no try fits."""
+        """Return top, left, height and width of a random rectangle.
+
+        If no try fits into the image, it is the largest square in the centre.
+        """
         for _ in range(TRIES):
             area = height * width * np.random.uniform(self.area[0], self.area[1])
+            # uniform on a logarithmic scale: as often wide as high
             ratio = math.exp(np.random.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
             new_width, new_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < new_width <= width and 0 < new_height <= height:
@@ -73,9 +77,9 @@ class RandomErasing(BaseTransform):
     """Fill a random rectangle with noise (Zhong et al., AAAI 2020).
 
     Args:
-        prob: how often.
-        area: least and greatest share of the image.
-        ratio: least and greatest height over width.
+        prob: Probability of a rectangle. Default: 0.25.
+        area: Least and greatest share of the image. Default: (0.02, 1 / 3).
+        ratio: Least and greatest height over width. Default: (0.3, 10 / 3).
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class RandomErasing(BaseTransform):
         ratio: Sequence[float] = (0.3, 10 / 3),
     ) -> None:
         self.prob = prob
+        # only the rectangle of the crop is used, whose ratio is width over height
         self.crop = RandomResizedCrop(1, area, [1 / ratio[1], 1 / ratio[0]])
 
     def transform(self, results: dict) -> dict:
@@ -93,7 +98,7 @@ class RandomErasing(BaseTransform):
             image = results['img'].copy()
             top, left, height, width = self.crop.rectangle(*image.shape[:2])
             patch = image[top : top + height, left : left + width]
-            # of the mean and deviation that normalised images have
+            # normalised by ImageNet's mean and deviation, this is standard normal noise
             patch[:] = np.clip(np.random.normal(120, 58, patch.shape), 0, 255)
             results['img'] = image
         return results

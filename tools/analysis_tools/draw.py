@@ -1,4 +1,4 @@
-"""Draw what a detector or a segmenter sees beside the ground truth, and the kernels of its
+"""Draw predictions of a detector or a segmenter beside the ground truth, and the kernels of its
 involutions.
 """
 
@@ -45,8 +45,7 @@ def parse_args():
 
 
 def last_involution_of_each_stage(model):
-    """Return the name of the stem's involution and of the last one of every stage of the
-    backbone."""
+    """Return the name of the last involution of the backbone's stem and of each of its stages."""
     stages = {}
     for name, layer in model.named_modules():
         if isinstance(layer, Involution) and name.startswith('backbone.'):
@@ -58,49 +57,54 @@ def open_detector(cfg, args):
     from mmdet.apis import init_detector
     from mmdet.registry import DATASETS
 
-    return init_detector(cfg, args.checkpoint, device=args.device), DATASETS.build(
-        cfg.test_dataloader.dataset
-    )
+    model = init_detector(cfg, args.checkpoint, device=args.device)
+    return model, DATASETS.build(cfg.test_dataloader.dataset)
 
 
 def open_segmenter(cfg, args):
     from mmseg.apis import init_model
     from mmseg.registry import DATASETS
 
-    return init_model(cfg, args.checkpoint, device=args.device), DATASETS.build(
-        cfg.test_dataloader.dataset
-    )
+    model = init_model(cfg, args.checkpoint, device=args.device)
+    return model, DATASETS.build(cfg.test_dataloader.dataset)
 
 
-# framework: how to open a model, how to draw what it sees, and the name of the picture
-FORMS = {
+# framework: function that opens a model, function that draws its predictions, name of the picture
+FRAMEWORKS = {
     'mmdet': (open_detector, draw_detections, 'detections.png'),
     'mmseg': (open_segmenter, draw_segmentations, 'segmentations.png'),
 }
 
 
+def write(path, image):
+    cv2.imwrite(str(path), image)
+    print(path)
+
+
+def draw_kernels(model, item):
+    """Return a picture of the kernels of an image of the data set, or None without involution."""
+    stages = last_involution_of_each_stage(model)
+    if not stages:
+        return None
+    sample = item['data_samples']
+    batch = model.data_preprocessor(dict(inputs=[item['inputs']], data_samples=[sample]))
+    maps = kernel_maps(model.backbone, batch['inputs'])
+    panels = {stage: maps[name.removeprefix('backbone.')] for stage, name in stages.items()}
+    return draw_kernel_maps(cv2.imread(sample.img_path), panels)
+
+
 def main():
     args = parse_args()
     cfg = load_config(args.config, options=args.cfg_options)
-    open_model, draw, name = FORMS[scope_of(cfg)]
+    open_model, draw, name = FRAMEWORKS[scope_of(cfg)]
     model, dataset = open_model(cfg, args)
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    picture = args.out_dir / name
-    cv2.imwrite(str(picture), draw(model, dataset, args.images, scale=args.scale)[..., ::-1])
-    print(picture)
-    stages = last_involution_of_each_stage(model)
-    if stages:
-        item = dataset[args.images[0]]
-        batch = model.data_preprocessor(
-            dict(inputs=[item['inputs']], data_samples=[item['data_samples']])
-        )
-        maps = kernel_maps(model.backbone, batch['inputs'])
-        shown = {stage: maps[name.removeprefix('backbone.')] for stage, name in stages.items()}
-        picture = args.out_dir / 'kernels.png'
-        cv2.imwrite(
-            str(picture), draw_kernel_maps(cv2.imread(item['data_samples'].img_path), shown)
-        )
-        print(picture)
+    picture = draw(model, dataset, args.images, scale=args.scale)
+    # OpenCV writes BGR
+    write(args.out_dir / name, picture[..., ::-1])
+    kernels = draw_kernels(model, dataset[args.images[0]])
+    if kernels is not None:
+        write(args.out_dir / 'kernels.png', kernels)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,12 @@
-"""Count what a network takes: parameters, and multiply-adds operator by operator.
+"""Count the parameters of a network and the multiply-adds of its operators.
 
 CONFIG is a config for mmdet or mmseg, one whose model is a backbone alone, or the name of a
-registered backbone, such as mmrednet.VAN with --cfg-options model.arch=b0. No data set and no
-checkpoint is read. docs/counting.md says what papers count.
+registered backbone, such as mmrednet.VAN with --cfg-options model.arch=b0. Neither data nor weights
+are read. docs/counting.md says what papers count.
 
-Exit status: 0, all is counted; 1, the totals lack operators that nobody knows how to count or parts
-    that never ran, and stderr names them; 2, an argument is wrong; 3, the model cannot be built, or
-    not be run for an image alone.
+Exit status: 0, everything is counted; 1, the totals lack operators without a handle or parts that
+never ran, and stderr names them; 2, an argument is wrong; 3, the model cannot be built, or not be
+run for an image alone.
 """
 
 import argparse
@@ -19,11 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from mmengine.config import DictAction
 
-from mmrednet.analysis.counting import CATEGORIES, DEFAULT_COUNT, check_count, count_network
+from mmrednet.analysis.categories import CATEGORIES, DEFAULT_COUNT, check_count
+from mmrednet.analysis.counting import count_network
 from mmrednet.analysis.image_network import UnrunnableError
 from mmrednet.analysis.networks import build_network
 from mmrednet.analysis.reports import UNITS, VIEWS, as_text, describe, missing
-from mmrednet.flop_handles import MMENGINE
+from mmrednet.flop_handles import MMENGINE_HANDLES
 
 
 def parse_args():
@@ -36,13 +37,16 @@ def parse_args():
         type=int,
         nargs=2,
         metavar=('H', 'W'),
-        help='of the image; by default the crop of a '
-        "segmenter's config, 800 1280 for detectors, 224 224 for backbones",
+        help="size of the image; by default the crop of a segmenter's config, 800 1280 for "
+        'detectors, 224 224 for backbones',
     )
     parser.add_argument('--by', choices=VIEWS, default='operator', help='rows of the table')
-    parser.add_argument('--depth', type=int, default=2, help='how deep --by module goes')
+    parser.add_argument('--depth', type=int, default=2, help='number of levels of --by module')
     parser.add_argument(
-        '--convention', choices=list(UNITS), default='macs', help='of the table; totals are in both'
+        '--convention',
+        choices=list(UNITS),
+        default='macs',
+        help='unit of the table; totals are in both',
     )
     parser.add_argument(
         '--count',
@@ -51,16 +55,18 @@ def parse_args():
         help=f'comma-separated categories ({", ".join(CATEGORIES)}) or operators of them, such as '
         'relu; by default what mmengine counts',
     )
-    parser.add_argument('--proposals', type=int, default=1000, help='of a two-stage detector')
     parser.add_argument(
-        '--classes', type=int, help='put a classifier for this many classes behind a backbone'
+        '--proposals', type=int, default=1000, help='number of proposals of a two-stage detector'
+    )
+    parser.add_argument(
+        '--classes', type=int, help='add a classifier of this many classes to a backbone'
     )
     parser.add_argument(
         '--mmengine',
         action='store_true',
-        help='count as mmengine would without us, to see what it misses',
+        help='count by the handles of mmengine alone, to see what it misses',
     )
-    parser.add_argument('--json', type=Path, metavar='F', help='write all of it to a file')
+    parser.add_argument('--json', type=Path, metavar='F', help='write the report to a file')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='change the config, as in key=value'
     )
@@ -74,7 +80,7 @@ def parse_args():
 
 
 def check(args):
-    """Find fault with arguments before anything is built, and make the folder of the file."""
+    """Check the arguments before anything is built, and make the folder of the file."""
     check_count(args.count)
     if args.shape and min(args.shape) < 1:
         raise ValueError(f'--shape must be positive, got {args.shape}.')
@@ -89,12 +95,13 @@ def check(args):
 
 
 def count(args):
+    """Build and count the network, and return the report."""
     network, size = build_network(
         args.config, options=args.cfg_options, proposals=args.proposals, classes=args.classes
     )
     shape = args.shape or size
     complexity = count_network(
-        network, torch.zeros(1, 3, *shape), handles=MMENGINE if args.mmengine else None
+        network, torch.zeros(1, 3, *shape), handles=MMENGINE_HANDLES if args.mmengine else None
     )
     return describe(complexity, network, name=args.config, shape=shape, count=args.count)
 
@@ -109,10 +116,10 @@ def main():
     print(as_text(report, args.by, args.convention, depth=args.depth))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + '\n')
-    lacking = missing(report)
-    if lacking:
-        print('', *lacking, 'The totals lack them.', sep='\n', file=sys.stderr)
-    return len(lacking) > 0
+    problems = missing(report)
+    if problems:
+        print('', *problems, 'The totals lack them.', sep='\n', file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == '__main__':

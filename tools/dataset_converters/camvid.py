@@ -1,7 +1,7 @@
-"""Bring CamVid, as the SegNet tutorial distributes it, into the folders that configs/camvid read.
+"""Convert CamVid, as the SegNet tutorial distributes it, to the folders that configs/camvid read.
 
-The source has train, val and test beside trainannot, valannot and testannot, or the same splits
-below images and annotations. Void, 11 there, becomes 255.
+The source has the folders train, val and test beside trainannot, valannot and testannot, or the
+same splits below images and annotations. The label of void changes from 11 to 255.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+# label of void in the distribution, and the one that mmseg ignores
 VOID, IGNORED = 11, 255
 SPLITS = ('train', 'val', 'test')
 
@@ -43,31 +44,28 @@ def convert(image_path, label_path, out_dir, split):
     if labels.ndim != 2 or labels.max() > VOID or labels.shape != image.size[::-1]:
         raise ValueError(
             f'labels must be (H, W) indices up to {VOID} of the size of the image, '
-            f'{image.size[::-1]}, '
-            f'got {labels.shape} up to {labels.max()} in {label_path}'
+            f'{image.size[::-1]}, got {labels.shape} up to {labels.max()} in {label_path}'
         )
-    for kind, content in (
-        ('images', image),
-        (
-            'annotations',
-            Image.fromarray(np.where(labels == VOID, IGNORED, labels).astype(np.uint8)),
-        ),
-    ):
-        path = out_dir / kind / split / f'{image_path.stem}.png'
+    labels = np.where(labels == VOID, IGNORED, labels).astype(np.uint8)
+    for folder, content in (('images', image), ('annotations', Image.fromarray(labels))):
+        path = out_dir / folder / split / f'{image_path.stem}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
         content.save(path)
 
 
 def main():
     args = parse_args()
-    found = {split: pair for split in SPLITS if (pair := folders(args.source, split))}
-    if not found:
+    splits = {}
+    for split in SPLITS:
+        pair = folders(args.source, split)
+        if pair:
+            splits[split] = pair
+    if not splits:
         sys.exit(
             'source must have folders such as train and trainannot, or images/train and '
-            'annotations/train, '
-            f'got {args.source}'
+            f'annotations/train, got {args.source}'
         )
-    for split, (images, labels) in found.items():
+    for split, (images, labels) in splits.items():
         paths = sorted(path for path in images.iterdir() if path.suffix.lower() in ('.png', '.jpg'))
         for path in paths:
             convert(path, labels / f'{path.stem}.png', args.out_dir, split)

@@ -1,1 +1,1 @@
-"""The generator of docs/model_zoo.md: published figures of every network beside ours."""
+"""Generator of docs/model_zoo.md: published figures of every network beside ours."""

@@ -1,69 +1,75 @@
-"""Plots of the zoo's classifiers: published accuracy against MACs and against measured time."""
+"""Plots of classifiers: published accuracy against our MACs and against measured time."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrednet.analysis.counting import chosen
+from mmrednet.analysis.categories import select
 
 from .rows import Row
 
 MARKERS = 'osD^v<>Pp*hX'
-# a load average above it says that the machine had other work
-QUIET = 0.5
+# a load average above this says that other programs ran
+MAX_LOAD = 0.5
 
 
-def draw(rows: Sequence[Row], known: Mapping[str, Any], folder: Path) -> None:
-    """Write ``accuracy_macs.png``, and ``accuracy_<device>.png`` for each device that was timed.
+def draw(rows: Sequence[Row], figures: Mapping[str, Any], folder: Path) -> None:
+    """Write ``accuracy_macs.png``, and ``accuracy_<device>.png`` for each device with times.
 
     Args:
-        rows: of :func:`model_zoo.rows.read_rows`; those with a family and a score are
-            drawn.
-        known: counts of the rows and times, as in ``docs/model_zoo.json``.
-        folder: to write to.
+        rows: Rows of the networks. Those with a family and a score are drawn.
+        figures: Counts and times, as in ``docs/model_zoo.json``.
+        folder: Folder to write to.
     """
-    giga = {
-        row.key: sum(chosen(known['counts'][row.key]['operators'], ['op']).values()) / 1e9
-        for row in rows
-    }
+    giga = {}
+    for row in rows:
+        operators = Counter(figures['counts'][row.key]['operators'])
+        giga[row.key] = select(operators, ['op']).total() / 1e9
     folder.mkdir(parents=True, exist_ok=True)
     _plot(rows, giga, '$10^9$ multiply-adds at 224 x 224, ours', folder / 'accuracy_macs.png')
-    for device, times in known['times'].items():
-        busy = '' if times['load'] <= QUIET else ', busy with other work: not to be compared'
-        _plot(
-            rows,
-            times['milliseconds'],
-            f'milliseconds for one image of 224 x 224, ours\n{_machine(times)}{busy}',
-            folder / f'accuracy_{device}.png',
-        )
+    for device, times in figures['times'].items():
+        label = f'milliseconds for one image of 224 x 224, ours\n{_machine(times)}'
+        if times['load'] > MAX_LOAD:
+            label += ', busy with other work: not to be compared'
+        _plot(rows, times['milliseconds'], label, folder / f'accuracy_{device}.png')
 
 
 def _machine(times: Mapping[str, Any]) -> str:
     machine = times['machine']
-    threads = (
-        f'{machine["threads"]} thread{"s" if machine["threads"] > 1 else ""}, '
-        if 'threads' in machine
-        else ''
-    )
-    return f'{machine["chip"]}, {threads}torch {machine["torch"]}'
+    parts = [machine['chip'], f'torch {machine["torch"]}']
+    if 'threads' in machine:
+        plural = 's' if machine['threads'] > 1 else ''
+        parts.insert(1, f'{machine["threads"]} thread{plural}')
+    return ', '.join(parts)
 
 
 def _plot(rows: Sequence[Row], horizontal: Mapping[str, float], label: str, path: Path) -> None:
+    """Plot the published accuracy of each family of networks, a line for each.
+
+    Args:
+        rows: Rows of the networks.
+        horizontal: Horizontal coordinate of each network that has one.
+        label: Label of the horizontal axis.
+        path: File to write.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [row for row in rows if row.family and row.score and row.key in horizontal]
+    families: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row.family and row.score and row.key in horizontal:
+            point = (horizontal[row.key], float(row.score))
+            families.setdefault(row.family, []).append(point)
     figure = Figure(figsize=(8, 5.4), layout='constrained')
     axes = figure.add_subplot()
-    for index, family in enumerate(dict.fromkeys(row.family for row in shown)):
-        points = sorted(
-            (horizontal[row.key], float(row.score)) for row in shown if row.family == family
-        )
+    for index, (family, points) in enumerate(families.items()):
         axes.plot(
-            *zip(*points, strict=True),
+            *zip(*sorted(points), strict=True),
             marker=MARKERS[index % len(MARKERS)],
+            # matplotlib has ten colours; dashes tell the families beyond
             color=f'C{index % 10}',
             linestyle='-' if index < 10 else '--',
             markersize=5,
@@ -78,26 +84,25 @@ def _plot(rows: Sequence[Row], horizontal: Mapping[str, float], label: str, path
     )
     axes.grid(alpha=0.3, which='both')
     axes.legend(fontsize=8)
+    # without the version of matplotlib the file stays the same
     FigureCanvasAgg(figure).print_png(path, metadata={'Software': None})
 
 
 def pictures(times: Mapping[str, Any]) -> list[str]:
-    """Return what the page says of the plots, with the machine behind each."""
+    """Return the paragraphs of the page about the plots, with the machine of each."""
     lines = ['![Published top-1 against our MACs](images/accuracy_macs.png)', '']
-    for device, measured in times.items():
+    for device, device_times in times.items():
+        option = '' if device == 'cpu' else f' --device {device}'
         lines += [
             f'![Published top-1 against measured time](images/accuracy_{device}.png)',
             '',
-            f'*Times: {_machine(measured)}; {measured["machine"]["kernels"]}; median of up to nine '
-            'rounds in the '
-            'better of two memory layouts, by `python tools/model_zoo/generate.py --measure'
-            f'{"" if device == "cpu" else f" --device {device}"}`; load average before: '
-            f'{measured["load"]}.*',
+            f'*Times: {_machine(device_times)}; {device_times["machine"]["kernels"]}; median of up '
+            'to nine rounds in the better of two memory layouts, by `python '
+            f'tools/model_zoo/generate.py --measure{option}`; load average before: '
+            f'{device_times["load"]}.*',
             '',
         ]
-        if measured['load'] > QUIET:
-            lines += [
-                '**Other programs ran at the same time: these times must not be compared.**',
-                '',
-            ]
+        if device_times['load'] > MAX_LOAD:
+            warning = 'Other programs ran at the same time: these times must not be compared.'
+            lines += [f'**{warning}**', '']
     return lines

@@ -1,12 +1,10 @@
-"""Published figures of networks beside ours: rows of ``docs/model_zoo.yml``, counts of ours, and
-the page of both.
-"""
+"""Rows of ``docs/model_zoo.yml``: published figures of networks, and counts of ours."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -15,26 +13,27 @@ from typing import Any
 import torch
 import yaml
 
-from mmrednet.analysis.counting import check_count, chosen, count_network
+from mmrednet.analysis.categories import check_count, select
+from mmrednet.analysis.counting import count_network
 from mmrednet.analysis.image_network import ImageNetwork
 from mmrednet.analysis.networks import build_network
 from mmrednet.analysis.reports import describe, missing
 
 IMAGENET_CLASSES = 1000
-# of a row, that may differ
+# figures that have a published value
 FIGURES = ('parameters', 'macs')
 
 
 @dataclass(frozen=True)
 class Convention:
-    """What a source counts.
+    """A source's way of counting.
 
     Args:
-        text: in words.
-        count: categories or operators, see :func:`mmrednet.analysis.counting.chosen`.
-        flops: whether a multiply-add is two.
-        weights: of operators that the source counts otherwise.
-        norms: a regular expression that the names of the counted norms contain; by default all are.
+        text: Description for the page.
+        count: Categories or operators, see :func:`mmrednet.analysis.categories.select`.
+        flops: Whether a multiply-add is two. Default: False.
+        weights: Factors of operators that the source counts otherwise. Default: none.
+        norms: Regular expression that the names of the counted norms match. Default: '', all.
     """
 
     text: str
@@ -45,36 +44,69 @@ class Convention:
 
     @property
     def unit(self) -> str:
-        """What it calls its numbers."""
+        """Name of its unit."""
         return 'FLOPs' if self.flops else 'MACs'
 
     def giga(self, operators: Mapping[str, int]) -> float:
-        """Return 10^9 of what operators take."""
-        counts = chosen(Counter(operators), self.count, flops=self.flops)
+        """Return the sum of the counts of operators, in 10^9."""
+        counts = select(Counter(operators), self.count, flops=self.flops)
         return sum(value * self.weights.get(name, 1) for name, value in counts.items()) / 1e9
 
 
 @dataclass(frozen=True)
-class Row:
-    """A network, and what was published about it; numbers as they were printed.
+class Difference:
+    """One of our figures beside the published one.
 
     Args:
-        title: of the table that it stands in.
-        convention: how its source counts.
-        name: of a network given by ``model``.
-        model: of a backbone.
-        config: path of a config below ``configs``, without its ending.
-        family: the line that it belongs to in the plots.
-        task: what was trained.
-        metrics: what ``score`` is.
-        source: where it was published.
-        shape: (H, W) of the image; by default see :func:`mmrednet.analysis.networks.build_network`.
-        parameters: 'all' or 'trainable', what the source counts.
-        params: 10^6.
-        macs: 10^9, or FLOPs if the convention says so.
-        score: accuracy.
-        why: of 'parameters' and 'macs' what explains that ours differ.
-        unexplained: of the others that differ what is known, or supposed.
+        unit: Name of its unit.
+        computed: Our figure.
+        published: Published figure as printed, '' if there is none.
+    """
+
+    unit: str
+    computed: float
+    published: str
+
+    @property
+    def text(self) -> str:
+        """The difference in percent, '=' if ours rounds to the printed digits, '' without any."""
+        if not self.published:
+            return ''
+        printed = Decimal(self.published)
+        digit = Decimal(1).scaleb(int(printed.as_tuple().exponent))
+        # a half may be rounded either way; a float may lie beside it
+        if abs(Decimal(self.computed) - printed) <= digit * Decimal('0.5000001'):
+            return '='
+        return f'{100 * (self.computed / float(printed) - 1):+.1f} %'
+
+    @property
+    def exists(self) -> bool:
+        """Whether ours differs beyond the printed digit."""
+        return self.text not in ('', '=')
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network and its published figures, which are text as printed.
+
+    Args:
+        title: Title of its table.
+        convention: Way of counting of its source.
+        name: Name of a network that is given by ``model``.
+        model: Config of a backbone.
+        config: Path of a config below ``configs``, without its suffix.
+        family: Name of its line in the plots.
+        task: Data set that it was trained on.
+        metrics: Name of ``score``.
+        source: Publication.
+        shape: Height and width of the image. Default: that of
+            :func:`mmrednet.analysis.networks.build_network`.
+        parameters: Parameters that the source counts, 'all' or 'trainable'. Default: 'all'.
+        params: Number of parameters in 10^6.
+        macs: Number of MACs in 10^9, or of FLOPs if the convention counts those.
+        score: Accuracy.
+        why: Reason why ours differ, for 'parameters' and 'macs'.
+        unexplained: Supposed reason, or what is known, for figures without a reason.
     """
 
     title: str
@@ -96,11 +128,11 @@ class Row:
 
     @property
     def key(self) -> str:
-        """What it is called in the file of counts."""
+        """Its key in the file of counts."""
         return self.config or self.name
 
     def build(self, root: Path) -> tuple[ImageNetwork, Sequence[int]]:
-        """Return the network, of classifiers with a layer for ImageNet's classes, and its (H, W)."""
+        """Return the network and (H, W) of its image. A backbone gets ImageNet's classifier."""
         if self.model is None:
             network, shape = build_network(str(root / f'configs/{self.config}.py'))
         else:
@@ -110,14 +142,16 @@ class Row:
         return network, self.shape or shape
 
     def count(self, root: Path) -> dict[str, Any]:
-        """Return shape, parameters and what operators take, in exact integers, norms as the
-        convention says.
+        """Return shape, parameters and counts of operators, in exact integers.
+
+        Raises:
+            RuntimeError: An operator has no handle, or a part of the network never ran.
         """
         network, shape = self.build(root)
         complexity = count_network(network, torch.zeros(1, 3, *shape))
-        lacking = missing(describe(complexity, network, name=self.key, shape=shape))
-        if lacking:
-            raise RuntimeError(f'{self.key} cannot be counted wholly. {" ".join(lacking)}')
+        problems = missing(describe(complexity, network, name=self.key, shape=shape))
+        if problems:
+            raise RuntimeError(f'{self.key} cannot be counted wholly. {" ".join(problems)}')
         operators = Counter(complexity.counts[''])
         for module, own in complexity.own().items():
             if not re.search(self.convention.norms, module):
@@ -130,162 +164,55 @@ class Row:
             operators=dict(sorted(operators.items())),
         )
 
-    def differences(self, counts: Mapping[str, Any]) -> dict[str, tuple[float, str, str]]:
-        """Return ours, the published figure and the difference, of parameters (M) and of what they
-        take (G).
+    def differences(self, counts: Mapping[str, Any]) -> dict[str, Difference]:
+        """Return the difference of each figure: of the parameters and of MACs or FLOPs.
+
+        Args:
+            counts: Result of :meth:`count`.
         """
-        ours = {
-            'parameters': counts[self.parameters] / 1e6,
-            self.convention.unit: self.convention.giga(counts['operators']),
-        }
+        giga = self.convention.giga(counts['operators'])
         return {
-            unit: (value, published, difference(value, published))
-            for (unit, value), published in zip(ours.items(), (self.params, self.macs), strict=True)
+            'parameters': Difference('parameters', counts[self.parameters] / 1e6, self.params),
+            'macs': Difference(self.convention.unit, giga, self.macs),
         }
-
-
-def difference(ours: float, published: str) -> str:
-    """Return '=' where ours rounds to the printed digits, else by how many percent it is more; ''
-    without a number.
-    """
-    if not published:
-        return ''
-    printed = Decimal(published)
-    unit = Decimal(1).scaleb(int(printed.as_tuple().exponent))
-    # the half itself, too
-    if abs(Decimal(ours) - printed) <= unit * Decimal('0.5000001'):
-        return '='
-    return f'{100 * (ours / float(printed) - 1):+.1f} %'
 
 
 def read_rows(path: Path) -> list[Row]:
     """Read the rows of a file such as ``docs/model_zoo.yml``.
 
     Raises:
-        ValueError: a convention counts what there is not, two rows have one name, or a note is of
-            no figure, of one that has another, or empty.
+        ValueError: A convention counts something unknown, two rows have one name, or a note is
+            empty, belongs to no figure, or to one that has another note.
     """
     data = yaml.safe_load(path.read_text())
     conventions = {name: Convention(**entry) for name, entry in data['conventions'].items()}
     rows = []
     for group in data['groups']:
-        shared = {name: value for name, value in group.items() if name != 'rows'}
-        for row in group['rows']:
-            entry = {**shared, **row}
-            entry['source'] = data['sources'][entry['source']] if 'source' in entry else ''
-            entry['convention'] = conventions[entry['convention']]
-            check_count(entry['convention'].count)
-            rows.append(Row(**entry))
-            _check_notes(rows[-1])
+        for entry in group['rows']:
+            # a row states what differs from its group
+            values = {**group, **entry}
+            del values['rows']
+            values['convention'] = conventions[values['convention']]
+            if 'source' in values:
+                values['source'] = data['sources'][values['source']]
+            row = Row(**values)
+            check_count(row.convention.count)
+            _check_notes(row)
+            rows.append(row)
     keys = Counter(row.key for row in rows)
-    if max(keys.values()) > 1:
-        raise ValueError(
-            f'rows must have names of their own, got {[key for key in keys if keys[key] > 1]} in '
-            f'{path}.'
-        )
+    repeated = [key for key, count in keys.items() if count > 1]
+    if repeated:
+        raise ValueError(f'rows must have names of their own, got {repeated} in {path}.')
     return rows
 
 
 def _check_notes(row: Row) -> None:
-    notes = [*row.why.items(), *row.unexplained.items()]
-    names = [name for name, _ in notes]
-    if (
-        not set(names) <= set(FIGURES)
-        or len(set(names)) < len(names)
-        or not all(text.strip() for _, text in notes)
-    ):
+    names = [*row.why, *row.unexplained]
+    texts = [*row.why.values(), *row.unexplained.values()]
+    has_unknown = not set(names) <= set(FIGURES)
+    has_repeated = len(set(names)) < len(names)
+    if has_unknown or has_repeated or not all(text.strip() for text in texts):
         raise ValueError(
             f'{row.key}: why and unexplained must have texts for some of {FIGURES}, each of its '
-            'own, got '
-            f'{dict(row.why)} and {dict(row.unexplained)}.'
+            f'own, got {dict(row.why)} and {dict(row.unexplained)}.'
         )
-
-
-# headings of the page
-WHY, OPEN = 'Where ours differ beyond the printed digit', 'Open differences'
-SAID_OF_OPEN = 'Here nothing proves why ours differ; what is supposed is marked so.'
-# the text of a page in Markdown is not wrapped as code is
-# ruff: noqa: E501
-HEADER = """# Model zoo
-
-**None of the accuracies on this page was reproduced by us: none of these networks was trained on ImageNet, COCO,
-Cityscapes or ADE20K.** They are quoted from the sources named above each table. Parameters and MACs are ours beside the
-published ones, at the source's input size and counted as the source counts ([how](counting.md)). A difference of "="
-means that ours, rounded, is the printed number.
-
-Written by `python tools/model_zoo/generate.py` from `model_zoo.yml` (what was published) and `model_zoo.json`
-(what was counted, in exact integers, and times); `--check` counts everything again and compares.
-"""
-
-
-def page(rows: Iterable[Row], counts: Mapping[str, Any], pictures: Sequence[str]) -> str:
-    """Return the Markdown of the page.
-
-    Args:
-        rows: of :func:`read_rows`.
-        counts: what :meth:`Row.count` returned, by the keys of the rows.
-        pictures: paragraphs about plots.
-    """
-    rows = list(rows)
-    lines = [HEADER, *pictures]
-    for heading, said in ((WHY, []), (OPEN, [SAID_OF_OPEN, ''])):
-        lines += [
-            f'## {heading}',
-            '',
-            *said,
-            '| network | figure | ours | published | difference | why |',
-            '|---|---|---:|---:|---:|---|',
-        ]
-        lines += [line for row in rows for line in _differing(row, counts[row.key], heading)] + ['']
-    for title in dict.fromkeys(row.title for row in rows):
-        lines += [*_table([row for row in rows if row.title == title], counts), '']
-    return '\n'.join(lines)
-
-
-def _differing(row: Row, counts: Mapping[str, Any], heading: str) -> list[str]:
-    """Return what stands under a heading about a row."""
-    notes = row.why if heading == WHY else row.unexplained
-    return [
-        f'| {row.key} | {unit} | {ours:.2f} | {published} | {apart} | {notes[figure]} |'
-        for figure, (unit, (ours, published, apart)) in zip(
-            FIGURES, row.differences(counts).items(), strict=True
-        )
-        if apart not in ('', '=') and figure in notes
-    ]
-
-
-def _table(rows: Sequence[Row], counts: Mapping[str, Any]) -> list[str]:
-    first = rows[0]
-    published = any(row.params or row.macs or row.score for row in rows)
-    unit = first.convention.unit
-    where = f'{first.task}. ' if first.task else ''
-    lines = [f'## {first.title}', '']
-    if published:
-        lines += [f'{where}Published in: {"; ".join(dict.fromkeys(row.source for row in rows))}.']
-    which = 'trainable parameters' if first.parameters == 'trainable' else 'all parameters'
-    lines += [f'Counted: {which}; {first.convention.text}.', '']
-    heads = [
-        'network',
-        'input',
-        'parameters, 10^6',
-        *(['published', 'difference'] * published),
-        f'{unit}, 10^9',
-        *(
-            ['published', 'difference', f'{first.metrics}, published', 'reproduced by us']
-            * published
-        ),
-    ]
-    lines += [f'| {" | ".join(heads)} |', '|---|---' + '|---:' * (len(heads) - 2) + '|']
-    for row in rows:
-        count = counts[row.key]
-        cells = [row.key, ' x '.join(map(str, count['shape']))]
-        for figure, (ours, printed, apart) in zip(
-            FIGURES, row.differences(count).values(), strict=True
-        ):
-            heading = (WHY if figure in row.why else OPEN).lower().replace(' ', '-')
-            linked = f'[{apart}](#{heading})' if apart not in ('', '=') else apart or '-'
-            cells += [f'{ours:.2f}', *([printed or '-', linked] * published)]
-        if published:
-            cells += [row.score or '-', 'no' if row.score else '-']
-        lines.append(f'| {" | ".join(cells)} |')
-    return lines

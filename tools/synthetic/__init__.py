@@ -1,7 +1,7 @@
-"""Data that needs no download: scenes of shapes and of streets, made from a seed."""
+"""Synthetic data that needs no download: scenes of shapes and of streets, drawn from a seed."""
 
 from .cityscapes_format import LABELS, label_maps, write_cityscapes
-from .coco_format import mask_to_polygons, write_coco
+from .coco_format import annotate_mask, write_coco
 from .folder_format import write_image_folder
 from .shapes import CLASSES, Scene, make_scene, scene_generator
 from .streets import Street, StreetObject, make_street
@@ -12,10 +12,10 @@ __all__ = [
     'Scene',
     'Street',
     'StreetObject',
+    'annotate_mask',
     'label_maps',
     'make_scene',
     'make_street',
-    'mask_to_polygons',
     'scene_generator',
     'write_cityscapes',
     'write_coco',

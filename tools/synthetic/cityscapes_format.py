@@ -1,12 +1,12 @@
-"""Streets as a Cityscapes data set: leftImg8bit and gtFine, with the official names, ids and
-files."""
+"""Streets as a Cityscapes data set, leftImg8bit and gtFine, with official file names and ids."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,9 +18,9 @@ class Label(NamedTuple):
     """A row of the official table of labels.
 
     Args:
-        id: in labelIds and, times 1000, in instanceIds.
-        train_id: in labelTrainIds; 255 is ignored.
-        has_instances: whether objects are told apart.
+        id: Value in labelIds and, times 1000, in instanceIds.
+        train_id: Value in labelTrainIds; 255 is ignored.
+        has_instances: Whether instanceIds tells objects apart. Default: False.
     """
 
     id: int
@@ -28,7 +28,7 @@ class Label(NamedTuple):
     has_instances: bool = False
 
 
-# of the official table, the labels that streets have
+# the labels of the official table that our streets have
 LABELS = {
     'ego vehicle': Label(1, 255),
     'road': Label(7, 0),
@@ -53,47 +53,51 @@ def write_cityscapes(
     These are ``labelIds.png``, ``labelTrainIds.png``, ``instanceIds.png`` and ``polygons.json``.
 
     Args:
-        folder: of the data set.
-        split: its name.
-        streets: what to write.
-        city: as file names call it.
+        folder: Folder of the data set.
+        split: Name of the split.
+        streets: Streets to write.
+        city: Name of the city in folders and files. Default: 'elsewhere'.
     """
-    images, truth = (folder / kind / split / city for kind in ('leftImg8bit', 'gtFine'))
-    for path in (images, truth):
-        path.mkdir(parents=True, exist_ok=True)
+    images = folder / 'leftImg8bit' / split / city
+    truth = folder / 'gtFine' / split / city
+    images.mkdir(parents=True, exist_ok=True)
+    truth.mkdir(parents=True, exist_ok=True)
     for index, street in enumerate(streets):
         name = f'{city}_000000_{index:06d}'
-        size = street.image.shape[:2]
         Image.fromarray(street.image).save(images / f'{name}_leftImg8bit.png')
-        for kind, values in label_maps(street).items():
-            # 16 bits where instances need them, as in the official files
-            depth = np.uint16 if kind == 'instanceIds' else np.uint8
-            Image.fromarray(values.astype(depth)).save(truth / f'{name}_gtFine_{kind}.png')
-        objects = [
-            dict(label=item.label, polygon=[list(point) for point in item.polygon])
-            for item in street.objects
-        ]
-        (truth / f'{name}_gtFine_polygons.json').write_text(
-            json.dumps(dict(imgHeight=size[0], imgWidth=size[1], objects=objects))
-        )
+        for suffix, values in label_maps(street).items():
+            # instance ids exceed a byte, as in the official files
+            dtype = np.uint16 if suffix == 'instanceIds' else np.uint8
+            Image.fromarray(values.astype(dtype)).save(truth / f'{name}_gtFine_{suffix}.png')
+        polygons = truth / f'{name}_gtFine_polygons.json'
+        polygons.write_text(json.dumps(_polygons_of(street)))
+
+
+def _polygons_of(street: Street) -> dict[str, Any]:
+    """Return the contents of polygons.json."""
+    height, width = street.image.shape[:2]
+    objects = []
+    for item in street.objects:
+        objects.append(dict(label=item.label, polygon=[list(point) for point in item.polygon]))
+    return dict(imgHeight=height, imgWidth=width, objects=objects)
 
 
 def label_maps(street: Street) -> dict[str, np.ndarray]:
-    """Return labelIds, labelTrainIds and instanceIds, each (H, W) int32, of a street."""
-    counts: dict[str, int] = {}
-    instances = []
+    """Return the maps labelIds, labelTrainIds and instanceIds of a street, each (H, W), int32."""
+    # label: number of its objects so far
+    counts: Counter[str] = Counter()
+    ids, train_ids, instance_ids = [], [], []
     for item in street.objects:
         label = LABELS[item.label]
-        number = counts[item.label] = counts.get(item.label, -1) + 1
-        instances.append(label.id * 1000 + number if label.has_instances else label.id)
-    polygons, size = [item.polygon for item in street.objects], street.image.shape[:2]
-    values = {
-        'labelIds': [LABELS[item.label].id for item in street.objects],
-        'labelTrainIds': [LABELS[item.label].train_id for item in street.objects],
-        'instanceIds': instances,
-    }
-    backgrounds = {'labelIds': 0, 'labelTrainIds': 255, 'instanceIds': 0}
+        ids.append((item.polygon, label.id))
+        train_ids.append((item.polygon, label.train_id))
+        instance_id = label.id * 1000 + counts[item.label] if label.has_instances else label.id
+        instance_ids.append((item.polygon, instance_id))
+        counts[item.label] += 1
+    size = street.image.shape[:2]
+    # where no object is, nothing is labelled
     return {
-        kind: draw_polygons(list(zip(polygons, numbers, strict=True)), size, backgrounds[kind])
-        for kind, numbers in values.items()
+        'labelIds': draw_polygons(ids, size, background=0),
+        'labelTrainIds': draw_polygons(train_ids, size, background=255),
+        'instanceIds': draw_polygons(instance_ids, size, background=0),
     }

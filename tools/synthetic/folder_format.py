@@ -1,4 +1,4 @@
-"""Scenes of one object as images in one folder per class."""
+"""Scenes of one object as a classification data set: images in one folder per class."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def write_image_folder(
     """Write each scene's image to ``<folder>/<split>/<class of its first object>/``.
 
     Args:
-        folder: of the data set.
-        split: 'train' or 'val'.
-        scenes: with an object each.
-        classes: names of the classes.
+        folder: Folder of the data set.
+        split: Name of the split, 'train' or 'val'.
+        scenes: Scenes with one object each.
+        classes: Names of the classes.
     """
     for name in classes:
         (folder / split / name).mkdir(parents=True, exist_ok=True)

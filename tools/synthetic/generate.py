@@ -1,5 +1,5 @@
-"""Write scenes made from a seed: shapes in COCO format or one per image, or streets in Cityscapes
-format.
+"""Write synthetic data from a seed: shapes in COCO format, one shape per image, or streets in
+Cityscapes format.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from synthetic import (
     write_image_folder,
 )
 
-# format: where it is written, and the size of the images
+# format: default folder and size of the images
 DEFAULTS = {
     'coco': (Path('data/shapes'), (128, 128)),
     'cityscapes': (Path('data/streets'), (128, 256)),
@@ -58,7 +58,7 @@ def parse_args():
         nargs=2,
         default=(2, 5),
         metavar=('LEAST', 'GREATEST'),
-        help='shapes in a scene',
+        help='number of shapes in a scene',
     )
     parser.add_argument('--seed', type=int, default=0, help='the same seed gives the same bytes')
     parser.add_argument('--force', action='store_true', help='write over an existing data set')

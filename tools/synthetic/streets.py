@@ -1,8 +1,7 @@
-"""Street scenes made from a seed, as polygons that hide each other in the order in which they are
-drawn.
+"""Synthetic street scenes, drawn from a seed as polygons that occlude earlier ones.
 
-The polygons alone say which pixel belongs to what, as in Cityscapes: every file of its format
-    follows from them.
+The polygons alone define the label of every pixel, as in Cityscapes: every file of its format
+follows from them.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from .shapes import add_light, random_texture
 
 Pixels = list[tuple[int, int]]
 Polygon = list[tuple[float, float]]
+# lower images show too little of persons and signs
 MIN_HEIGHT = 64
-# mean colours (RGB) of what is drawn; every scene and object varies them
+# mean colours (RGB) of the labels; every object varies them
 COLOURS = {
     'sky': (150, 180, 215),
     'building': (135, 115, 105),
@@ -35,11 +35,11 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class StreetObject:
-    """What a polygon shows.
+    """A labelled polygon.
 
     Args:
-        label: its name in Cityscapes.
-        polygon: corners (x, y) in pixels.
+        label: Name of the label in Cityscapes.
+        polygon: Corners (x, y) in pixels.
     """
 
     label: str
@@ -51,8 +51,8 @@ class Street:
     """An image and its objects, from back to front.
 
     Args:
-        image: (H, W, 3) uint8, RGB.
-        objects: those behind come first; whatever is drawn later hides them.
+        image: Image (H, W, 3), uint8, RGB.
+        objects: Objects in the order of drawing. Later ones occlude earlier ones.
     """
 
     image: np.ndarray
@@ -62,8 +62,14 @@ class Street:
 def draw_polygons(
     polygons: list[tuple[Pixels, int]], size: tuple[int, int], background: int = 0
 ) -> np.ndarray:
-    """Return (H, W) int32 of the values of polygons drawn one upon another, pixel for pixel as
-    Cityscapes does.
+    """Return a map (H, W), int32, of polygons drawn on top of each other.
+
+    It is pixel for pixel what the official scripts of Cityscapes draw.
+
+    Args:
+        polygons: Polygons and the value of each, from back to front.
+        size: Height and width in pixels.
+        background: Value where no polygon is. Default: 0.
     """
     image = Image.new('I', size[::-1], background)
     canvas = ImageDraw.Draw(image)
@@ -73,35 +79,25 @@ def draw_polygons(
 
 
 def make_street(rng: np.random.Generator, size: tuple[int, int] = (128, 256)) -> Street:
-    """Draw a street in perspective: sky, houses, trees, ground, then signs, cars and persons from
-    far to near.
+    """Draw a street in perspective: sky, houses, trees and ground, then signs, cars and persons.
 
     Args:
-        rng: the source of all that is random, see :func:`scene_generator`.
-        size: (H, W) in pixels.
+        rng: Generator of all random numbers, see :func:`scene_generator`.
+        size: Height and width of the image in pixels. Default: (128, 256).
 
     Raises:
-        ValueError: the image is too small.
+        ValueError: The image is too small.
     """
     if min(size) < MIN_HEIGHT:
         raise ValueError(f'size must be at least {MIN_HEIGHT} x {MIN_HEIGHT}, got {size=}.')
     scene = _Painter(rng, size)
     scene.backdrop()
     scene.ground()
+    # from the horizon, 0, to the lower edge, 1: closer objects occlude those behind
     for depth in np.sort(rng.uniform(0.08, 1, rng.integers(5, 12))):
         scene.thing(depth)
     if rng.random() < 0.3:
-        height, width = size
-        top = round(height * rng.uniform(0.9, 0.96))
-        scene.add(
-            'ego vehicle',
-            [
-                (round(width * 0.1), height),
-                (round(width * 0.25), top),
-                (round(width * 0.75), top),
-                (round(width * 0.9), height),
-            ],
-        )
+        scene.bonnet()
     return Street(add_light(rng, scene.image), tuple(scene.objects))
 
 
@@ -114,19 +110,30 @@ def _rectangle(left: float, top: float, right: float, bottom: float) -> Polygon:
 
 
 class _Painter:
-    """A scene while it is drawn."""
+    """A scene while it is drawn.
+
+    Args:
+        rng: Generator of all random numbers.
+        size: Height and width of the image in pixels.
+    """
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
         self.rng, self.size = rng, size
         self.height, self.width = size
         self.image = np.zeros((*size, 3))
         self.objects: list[StreetObject] = []
-        # row of the horizon, column where the street vanishes
+        # row of the horizon and column of the vanishing point
         self.horizon = self.height * rng.uniform(0.4, 0.52)
         self.vanishing = self.width * rng.uniform(0.35, 0.65)
 
     def add(self, label: str, polygon: Polygon, **paint: float) -> None:
-        """Draw an object and keep its polygon."""
+        """Draw an object and record its polygon.
+
+        Args:
+            label: Name of the label.
+            polygon: Corners (x, y).
+            **paint: Other arguments of :meth:`paint`.
+        """
         self.objects.append(StreetObject(label, _to_pixels(polygon)))
         self.paint([polygon], COLOURS[label], **paint)
 
@@ -138,10 +145,16 @@ class _Painter:
         spread: float = 22,
         texture: float = 12,
     ) -> None:
-        """Colour the inside of polygons, in a colour near the one given."""
-        mask = draw_polygons([(_to_pixels(polygon), 1) for polygon in polygons], self.size).astype(
-            bool
-        )
+        """Fill polygons with a texture around a random colour.
+
+        Args:
+            polygons: Polygons to fill alike.
+            colour: Mean of the colour.
+            spread: Standard deviation of the brightness and of each channel. Default: 22.
+            texture: Amplitude of the texture. Default: 12.
+        """
+        pixels = [(_to_pixels(polygon), 1) for polygon in polygons]
+        mask = draw_polygons(pixels, self.size).astype(bool)
         tone = np.asarray(colour) + self.rng.normal(0, spread, 3) + self.rng.normal(0, spread)
         pattern = random_texture(self.rng, self.size, amplitude=texture)[mask] if texture else 0
         self.image[mask] = tone + pattern
@@ -152,17 +165,16 @@ class _Painter:
         x = -self.rng.uniform(0, 0.1) * self.width
         while x < self.width:
             step = self.rng.uniform(0.08, 0.22) * self.width
-            far = abs(x + step / 2 - self.vanishing) / self.width
-            top = self.horizon * (1 - self.rng.uniform(0.25, 0.6) - far * 0.7)
-            kind = self.rng.random()
-            if kind < 0.55:
+            centre = x + step / 2
+            # houses at the sides of the image are closer, and so taller
+            offset = abs(centre - self.vanishing) / self.width
+            top = self.horizon * (1 - self.rng.uniform(0.25, 0.6) - offset * 0.7)
+            choice = self.rng.random()
+            if choice < 0.55:
                 self.house(x, step, max(top, -5))
-            elif kind < 0.85:
-                self.crown(
-                    x + step / 2,
-                    self.horizon * self.rng.uniform(0.55, 0.9),
-                    step * self.rng.uniform(0.5, 0.8),
-                )
+            elif choice < 0.85:
+                row = self.horizon * self.rng.uniform(0.55, 0.9)
+                self.crown(centre, row, step * self.rng.uniform(0.5, 0.8))
             x += step * self.rng.uniform(0.85, 1)
 
     def house(self, x: float, width: float, top: float) -> None:
@@ -170,64 +182,67 @@ class _Painter:
         foot = self.horizon + 0.06 * self.height
         self.add('building', _rectangle(x, top, x + width, foot))
         pane = max(2, width / 9)
-        windows = [
-            _rectangle(left, row, left + pane, row + 1.3 * pane)
-            for row in np.arange(top + pane, foot - 2 * pane, 2.5 * pane).tolist()
-            for left in np.arange(x + pane, x + width - pane, 2.2 * pane).tolist()
-        ]
+        windows = []
+        for row in np.arange(top + pane, foot - 2 * pane, 2.5 * pane).tolist():
+            for left in np.arange(x + pane, x + width - pane, 2.2 * pane).tolist():
+                windows.append(_rectangle(left, row, left + pane, row + 1.3 * pane))
         self.paint(windows, (80, 90, 105), spread=8, texture=0)
 
     def crown(self, x: float, y: float, radius: float) -> None:
         """Draw the crown of a tree, down to the ground."""
         angles = np.linspace(0, 2 * np.pi, 18, endpoint=False)
         radii = radius * self.rng.uniform(0.75, 1.1, 18)
-        self.add(
-            'vegetation',
-            [(x + r * np.cos(a), y + r * np.sin(a)) for a, r in zip(angles, radii, strict=True)],
-            texture=30,
-        )
+        outline = np.stack([x + radii * np.cos(angles), y + radii * np.sin(angles)], 1)
+        self.add('vegetation', outline.tolist(), texture=30)
 
     def ground(self) -> None:
-        """Draw grass, pavements and the street with its markings, which all meet where the street
-        vanishes.
-        """
-        edge = self.horizon
-        self.add('terrain', _rectangle(0, edge, self.width, self.height), texture=22)
+        """Draw grass, pavements and the street, which meet at the vanishing point."""
+        self.add('terrain', _rectangle(0, self.horizon, self.width, self.height), texture=22)
         left = self.vanishing - self.width * self.rng.uniform(0.45, 0.8)
         right = self.vanishing + self.width * self.rng.uniform(0.45, 0.8)
         pavement = self.width * self.rng.uniform(0.15, 0.4)
-        self.add(
-            'sidewalk',
-            [
-                (self.vanishing - 2, edge),
-                (self.vanishing + 2, edge),
-                (right + pavement, self.height),
-                (left - pavement, self.height),
-            ],
-            texture=8,
-        )
-        self.add(
-            'road',
-            [
-                (self.vanishing - 2, edge),
-                (self.vanishing + 2, edge),
-                (right, self.height),
-                (left, self.height),
-            ],
-            texture=8,
-        )
+        self.add('sidewalk', self._strip(left - pavement, right + pavement), texture=8)
+        self.add('road', self._strip(left, right), texture=8)
         self.street = left, right
-        middle = (left + right) / 2
-        for near in (0.15, 0.35, 0.7):
-            far, y, wide = near * 1.4, self._row(near), 3 * near
-            x, x_far = (self.vanishing + (middle - self.vanishing) * depth for depth in (near, far))
-            marking = [
-                (x - wide, y),
-                (x + wide, y),
-                (x_far + wide, self._row(far)),
-                (x_far - wide, self._row(far)),
-            ]
-            self.paint([marking], (210, 210, 205), spread=8, texture=0)
+        for depth in (0.15, 0.35, 0.7):
+            self.marking(depth, (left + right) / 2)
+
+    def _strip(self, left: float, right: float) -> Polygon:
+        """Return a strip of ground from the vanishing point to these columns at the lower edge."""
+        return [
+            (self.vanishing - 2, self.horizon),
+            (self.vanishing + 2, self.horizon),
+            (right, self.height),
+            (left, self.height),
+        ]
+
+    def marking(self, depth: float, middle: float) -> None:
+        """Draw a stroke of the line in the middle of the street.
+
+        Args:
+            depth: Depth of its far end.
+            middle: Column of the line at the lower edge.
+        """
+        half_width = 3 * depth
+        # the far end from left to right, then the close end from right to left
+        corners = []
+        for end, side in ((depth, -1), (depth, 1), (1.4 * depth, 1), (1.4 * depth, -1)):
+            x = self.vanishing + (middle - self.vanishing) * end
+            corners.append((x + side * half_width, self._row(end)))
+        self.paint([corners], (210, 210, 205), spread=8, texture=0)
+
+    def bonnet(self) -> None:
+        """Draw the bonnet of the car that carries the camera."""
+        top = round(self.height * self.rng.uniform(0.9, 0.96))
+        self.add(
+            'ego vehicle',
+            [
+                (self.width * 0.1, self.height),
+                (self.width * 0.25, top),
+                (self.width * 0.75, top),
+                (self.width * 0.9, self.height),
+            ],
+        )
 
     def _row(self, depth: float) -> float:
         """Return the row on the ground at this depth: 0 is the horizon, 1 the lower edge."""
@@ -235,12 +250,12 @@ class _Painter:
 
     def thing(self, depth: float) -> None:
         """Draw a car, a person or a sign that stands at this depth."""
-        y, kind = self._row(depth), self.rng.random()
+        y, choice = self._row(depth), self.rng.random()
         left, right = (self.vanishing + (side - self.vanishing) * depth for side in self.street)
         scale = self.height * depth
-        if kind < 0.45:
+        if choice < 0.45:
             self.car(self.rng.uniform(left, right), y, scale * self.rng.uniform(0.4, 0.55))
-        elif kind < 0.8:
+        elif choice < 0.8:
             x = self.rng.uniform(left - 0.3 * scale, right + 0.3 * scale)
             self.person(x, y, scale * self.rng.uniform(0.45, 0.6))
         else:
@@ -273,20 +288,16 @@ class _Painter:
             (x - 0.34 * width, waist),
         ]
         self.paint([glass], (60, 70, 80), spread=10, texture=4)
-        tyres = [
-            _rectangle(
-                x + side * width - 0.09 * height,
-                y - 0.22 * height,
-                x + side * width + 0.09 * height,
-                y,
-            )
-            for side in (-0.36, 0.36)
-        ]
+        tyres = []
+        for centre in (x - 0.36 * width, x + 0.36 * width):
+            left, right = centre - 0.09 * height, centre + 0.09 * height
+            tyres.append(_rectangle(left, y - 0.22 * height, right, y))
         self.paint(tyres, (25, 25, 28), spread=4, texture=0)
 
     def person(self, x: float, y: float, height: float) -> None:
         """Draw a person who stands or walks, with the feet on row y."""
-        wide, step = 0.16 * height, self.rng.uniform(0.05, 0.2) * height
+        half_width, step = 0.16 * height, self.rng.uniform(0.05, 0.2) * height
+        # right side from the head to the hand; half widths and heights of the person
         outline = [
             (-0.4, 1),
             (0.4, 1),
@@ -296,34 +307,25 @@ class _Painter:
             (1, 0.45),
             (0.7, 0.45),
         ]
-        right = [(x + a * wide, y - b * height) for a, b in outline]
-        left = [(x - a * wide, y - b * height) for a, b in outline[:0:-1]]
-        self.add(
-            'person',
-            [
-                *right,
-                (x + step, y),
-                (x + step - 0.5 * wide, y),
-                (x, y - 0.4 * height),
-                (x - step + 0.5 * wide, y),
-                (x - step, y),
-                *left,
-            ],
-            spread=40,
-            texture=8,
-        )
-        head = _rectangle(x - 0.4 * wide, y - height, x + 0.4 * wide, y - 0.87 * height)
+        right = [(x + across * half_width, y - up * height) for across, up in outline]
+        left = [(x - across * half_width, y - up * height) for across, up in outline[:0:-1]]
+        legs = [
+            (x + step, y),
+            (x + step - 0.5 * half_width, y),
+            (x, y - 0.4 * height),
+            (x - step + 0.5 * half_width, y),
+            (x - step, y),
+        ]
+        self.add('person', [*right, *legs, *left], spread=40, texture=8)
+        head = _rectangle(x - 0.4 * half_width, y - height, x + 0.4 * half_width, y - 0.87 * height)
         self.paint([head], (190, 150, 125), spread=15, texture=0)
 
     def sign(self, x: float, y: float, height: float) -> None:
         """Draw a traffic sign on its pole, with the foot on row y."""
-        wide, plate = max(1, 0.02 * height), 0.14 * height
-        self.add('pole', _rectangle(x - wide, y - height, x + wide, y), texture=0)
+        half_width, radius = max(1, 0.02 * height), 0.14 * height
+        self.add('pole', _rectangle(x - half_width, y - height, x + half_width, y), texture=0)
+        # a triangle, a square or an octagon
         corners = self.rng.choice([3, 4, 8])
         angles = 2 * np.pi * (np.arange(corners) + 0.5) / corners + np.pi / 2
-        self.add(
-            'traffic sign',
-            [(x + plate * np.cos(a), y - height + plate * np.sin(a)) for a in angles],
-            spread=12,
-            texture=6,
-        )
+        plate = [(x + radius * np.cos(a), y - height + radius * np.sin(a)) for a in angles]
+        self.add('traffic sign', plate, spread=12, texture=6)

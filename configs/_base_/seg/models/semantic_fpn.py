@@ -1,13 +1,9 @@
+"""Semantic FPN on the feature maps of a ResNet-50; a config adds the backbone."""
+
 _base_ = './encoder_decoder.py'
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     data_preprocessor=dict(size=(512, 1024)),
-    backbone=dict(
-        type='mmrednet.RedNet',
-        depth=50,
-        norm_cfg=norm_cfg,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/rednet50.pth'),
-    ),
     neck=dict(type='FPN', in_channels=[256, 512, 1024, 2048], out_channels=256, num_outs=4),
     decode_head=dict(
         type='FPNHead',

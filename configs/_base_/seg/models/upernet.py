@@ -1,14 +1,10 @@
+"""UPerNet on the feature maps of a ResNet-50; a config adds the backbone."""
+
 _base_ = './encoder_decoder.py'
 norm_cfg = dict(type='BN', requires_grad=True)
 head = dict(dropout_ratio=0.1, num_classes=19, norm_cfg=norm_cfg, align_corners=False)
 model = dict(
     data_preprocessor=dict(size=(512, 1024)),
-    backbone=dict(
-        type='mmrednet.RedNet',
-        depth=50,
-        norm_cfg=norm_cfg,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/rednet50.pth'),
-    ),
     decode_head=dict(
         type='UPerHead',
         in_channels=[256, 512, 1024, 2048],

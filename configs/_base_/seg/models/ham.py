@@ -1,15 +1,10 @@
+"""SegNeXt's decoder; a config adds the backbone and decode_head.in_channels."""
+
 _base_ = './encoder_decoder.py'
 model = dict(
     data_preprocessor=dict(size=(512, 512), test_cfg=dict(size_divisor=32)),
-    backbone=dict(
-        type='mmrednet.MSCAN',
-        arch='tiny',
-        drop_path_rate=0.1,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/mscan_t.pth'),
-    ),
     decode_head=dict(
         type='mmrednet.LightHamHead',
-        in_channels=[64, 160, 256],
         in_index=[1, 2, 3],
         channels=256,
         ham_channels=256,
