@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .dispatch import unavailable
+
 
 def _load() -> str | None:
     """Load the compiled library and return None, or why it is not loaded."""
@@ -31,6 +33,7 @@ def _load() -> str | None:
 
 # None, or the reason why the kernels of this module cannot be called
 MISSING = _load()
+unavailable['native'] = MISSING
 
 
 @functools.cache

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 LOGGER = logging.getLogger('mmrednet')
 # kernels, and the type of the device that they are for
 DEVICES = {'native': 'cpu', 'triton': 'cuda'}
+# why kernels cannot be called at all, or None; filled by the modules that find or build them
+unavailable: dict[str, str | None] = {}
 
 _required: str | None = None
 _logged: set[tuple[str, str]] = set()
@@ -50,18 +52,11 @@ def check_required(device_type: str) -> None:
         reasons.append(
             f'they are for tensors on {DEVICES[_required]!r}, got tensors on {device_type!r}'
         )
-    missing = _missing(_required)
+    missing = unavailable.get(_required)
     if missing:
         reasons.append(missing)
     if reasons:
         raise RuntimeError(f'The {_required} kernels were required: {"; ".join(reasons)}.')
-
-
-def _missing(name: str) -> str | None:
-    """Return why kernels are not available, or None."""
-    from . import _native, _triton
-
-    return _native.MISSING if name == 'native' else _triton.MISSING
 
 
 def fall_back(kernels: str, operator: str, reasons: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..dispatch import fall_back
+from ..dispatch import fall_back, unavailable
 
 # the first whose matrix products take fewer than sixteen columns
 OLDEST = (3, 5)
@@ -35,6 +35,7 @@ def _find() -> tuple[str | None, str]:
 
 # None, or the reason why the kernels of this package cannot be called
 MISSING, VERSION = _find()
+unavailable['triton'] = MISSING
 
 
 def register(family: str, **ops: tuple[Any, Callable]) -> None:
