@@ -2,11 +2,11 @@
 // works on raw pointers and strides; what the tensors mean is documented in mmrednet/ops/.
 //
 // Each output is computed by one thread in one order, so results do not depend on the number of threads. Channels-last maps
-// are read where they are, position by position, with vectors along the channels of a group (pixels.h). Of other maps, and
-// of keys, a few rows at a time are packed so that vectors run along the width (rows.h). A scatter with a stride, or with
+// are read where they are, position by position, with vectors along the channels of a group (channels_last.h). Of other maps, and
+// of keys, a few rows at a time are packed so that vectors run along the width (packed_rows.h). A scatter with a stride, or with
 // more padding than its kernel reaches, adds row by row instead (local.h). Involution and attention make the weights of a
-// tile or a row of outputs in memory of the thread's own, and use them at once (generate.h, attend.h). Sums over all
-// positions are taken in parts that do not depend on the number of threads, and added up in order (generated.h).
+// tile or a row of outputs in memory of the thread's own, and use them at once (involution_forward.h, local_attention.h). Sums over all
+// positions are taken in parts that do not depend on the number of threads, and added up in order (involution_backward.h).
 
 #ifndef MMREDNET_NAMESPACE
 #error "MMREDNET_NAMESPACE names the instruction set"
@@ -26,27 +26,27 @@ using mmrednet::View;
 using mmrednet::load;
 using mmrednet::store;
 
-#include "lanes.h"
+#include "simd.h"
 
-#include "taps.h"
+#include "window.h"
 
-#include "lines.h"
+#include "transpose.h"
 
-#include "rows.h"
+#include "packed_rows.h"
 
 #include "correlate.h"
 
-#include "multiply.h"
+#include "small_gemm.h"
 
-#include "pixels.h"
+#include "channels_last.h"
 
 #include "local.h"
 
-#include "generate.h"
+#include "involution_forward.h"
 
-#include "generated.h"
+#include "involution_backward.h"
 
-#include "attend.h"
+#include "local_attention.h"
 
 template <typename T, typename A>
 constexpr mmrednet::Typed typed() {

@@ -11,7 +11,7 @@
 #define MMREDNET_BUILT 0
 #endif
 
-#include "problem.h"
+#include "params.h"
 
 #if MMREDNET_BUILT
 #define MMREDNET_NAMESPACE mmrednet_avx2

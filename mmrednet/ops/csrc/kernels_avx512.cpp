@@ -11,7 +11,7 @@
 #define MMREDNET_BUILT 0
 #endif
 
-#include "problem.h"
+#include "params.h"
 
 #if MMREDNET_BUILT
 #include <immintrin.h>

@@ -1,5 +1,5 @@
 // For every processor that the compiler's defaults allow.
-#include "problem.h"
+#include "params.h"
 
 #define MMREDNET_NAMESPACE mmrednet_plain
 #include "kernels.h"

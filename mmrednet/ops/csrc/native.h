@@ -7,7 +7,7 @@
 
 #include <array>
 
-#include "problem.h"
+#include "params.h"
 
 // the widest that was built and that this processor has, no wider than MMREDNET_CPU_CAPABILITY if that is set
 const mmrednet::Kernels& mmrednet_kernels();
