@@ -1,5 +1,15 @@
-// Channels-last maps, read where they are: vectors run along the channels of a group. Included by kernels.h for each
-// instruction set.
+// Channels-last maps, read where they are: vectors run along the channels of a group.
+
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+#include "params.h"
+#include "simd.h"
+#include "window.h"
+
+namespace mmrednet::MMREDNET_ISA {
 
 // where the weights of a span of outputs of one row lie: those of tap (u, t) of output x at u * row + t * tap + x * place
 template <typename W>
@@ -104,7 +114,7 @@ void aggregate_span(const Problem& p, const T* value, Taps<W> taps, T* result, i
 
 // the outputs that see one place of the map along one axis, and through which tap
 struct Hits {
-  int64_t count, tap[mmrednet::kMaxTaps], output[mmrednet::kMaxTaps];
+  int64_t count, tap[kMaxTaps], output[kMaxTaps];
 
   void find(int64_t place, int64_t kernel, int64_t stride, int64_t dilation, int64_t padding, int64_t outputs) {
     count = 0;
@@ -150,3 +160,5 @@ void scatter_pixel(const Problem& p, const T* first, const T* second, T* out, co
   for (; d + 4 <= p.channels; d += 4) scatter_channels<T, A, 4>(p, first + d, second, out + d, rows, columns);
   for (; d < p.channels; ++d) scatter_channels<T, A, 1>(p, first + d, second, out + d, rows, columns);
 }
+
+}  // namespace mmrednet::MMREDNET_ISA

@@ -1,4 +1,16 @@
-// Logits: what the queries of a row meet at each of their neighbours. Included by kernels.h for each instruction set.
+// Logits: what the queries of a row meet at each of their neighbours.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "isa.h"
+#include "packed_rows.h"
+#include "params.h"
+#include "simd.h"
+
+namespace mmrednet::MMREDNET_ISA {
 
 // sixteen outputs and N neighbouring taps of row `row` of the map
 template <typename A, int N, typename R>
@@ -25,7 +37,7 @@ inline void correlate_tile(const Problem& p, const R& keys, const A* query, int6
 template <typename T, typename A>
 void correlate_row(const Problem& p, Rows<T, A>& keys, const A* queries, int64_t pitch, A* logits, int64_t y) {
   const Geometry& g = p.geometry;
-  const int64_t length = mmrednet::padded(p.out_width);
+  const int64_t length = padded(p.out_width);
   for (int64_t u = 0; u < g.kernel_h; ++u, logits += g.kernel_w * pitch) {
     const int64_t row = y * g.stride_h + u * g.dilation_h - g.padding_h;
     if (row < 0 || row >= p.height) {
@@ -44,3 +56,5 @@ void correlate_row(const Problem& p, Rows<T, A>& keys, const A* queries, int64_t
     }
   }
 }
+
+}  // namespace mmrednet::MMREDNET_ISA

@@ -1,5 +1,21 @@
 // The backward pass of involution: kernels made again and stored for the gradient of the map, and the gradients of what
-// they were made from. Included by kernels.h for each instruction set.
+// they were made from.
+
+#pragma once
+
+#include <cstdint>
+
+#include "correlate.h"
+#include "involution_forward.h"
+#include "isa.h"
+#include "packed_rows.h"
+#include "params.h"
+#include "simd.h"
+#include "small_gemm.h"
+#include "transpose.h"
+#include "window.h"
+
+namespace mmrednet::MMREDNET_ISA {
 
 // Kernels of tiles [begin, end), a tile being some outputs of one group of one image; and once for each tile its hidden
 // features, those of an output side by side.
@@ -7,7 +23,7 @@ template <typename T, typename A>
 void store_kernels(const Involution& q, const InvolutionData& data, void* features, void* memory, int64_t begin,
                    int64_t end) {
   const Problem& p = q.local;
-  const int64_t outputs = p.out_height * p.out_width, pitch = mmrednet::padded(q.hidden);
+  const int64_t outputs = p.out_height * p.out_width, pitch = padded(q.hidden);
   Generator<T, A> made(q, data, memory);
   for (int64_t i = begin; i < end; ++i) {
     const Item item = item_of(q, i);
@@ -52,10 +68,10 @@ template <typename T, typename A>
 void add_tile(const Generated& q, const GeneratedData& data, char* memory, Place place, bool begins, A* weight_sums,
               A* bias_sums, A* hidden_sums) {
   const Problem& p = q.local;
-  const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w, features = mmrednet::padded(q.hidden);
+  const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w, features = padded(q.hidden);
   const int64_t y = place.row, y_end = y + q.rows < p.out_height ? y + q.rows : p.out_height;
   const int64_t count = (y_end - y) * p.out_width;
-  A* grads = reinterpret_cast<A*>(memory + mmrednet::rows_bytes(p, sizeof(A)));
+  A* grads = reinterpret_cast<A*>(memory + rows_bytes(p, sizeof(A)));
   A* lines = grads + p.channels * q.pitch;
   Rows<T, A> values(p, p.second, memory,
                     static_cast<const T*>(data.value) + place.image * p.second.b + place.group * p.second.g);
@@ -63,9 +79,9 @@ void add_tile(const Generated& q, const GeneratedData& data, char* memory, Place
                  grads, lines);
   const A* beside = static_cast<const A*>(data.features) + (place.image * p.out_height + y) * p.out_width * features;
   multiply<A>(lines, q.pitch, beside, features, taps, count, features, nullptr, true, weight_sums);
-  add_lines(lines, q.pitch, taps, mmrednet::padded(count), bias_sums);
+  add_lines(lines, q.pitch, taps, padded(count), bias_sums);
   const A* weight = static_cast<const A*>(data.weight) + place.group * q.hidden * taps;
-  multiply<A>(weight, taps, lines, q.pitch, q.hidden, taps, mmrednet::padded(count), nullptr, !begins, hidden_sums);
+  multiply<A>(weight, taps, lines, q.pitch, q.hidden, taps, padded(count), nullptr, !begins, hidden_sums);
 }
 
 // Parts [begin, end) of the sums that are the gradients of weight, bias and hidden features: a part is a chunk of tiles
@@ -73,7 +89,7 @@ void add_tile(const Generated& q, const GeneratedData& data, char* memory, Place
 template <typename T, typename A>
 void run_kernel_gradients(const Generated& q, const GeneratedData& data, void* memory, int64_t begin, int64_t end) {
   const Problem& p = q.local;
-  const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w, features = mmrednet::padded(q.hidden);
+  const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w, features = padded(q.hidden);
   char* held = static_cast<char*>(memory);
   Rows<T, A>::forget(held, 1, 0);
   for (int64_t part = begin; part < end; ++part) {
@@ -109,3 +125,5 @@ void store_hidden_gradients(const Generated& q, const GeneratedData& data, int64
       unpack_lines(to + (y + i) * q.seen.h, q.seen.c, q.seen.w, sums + i * p.out_width, q.pitch, q.hidden, p.out_width);
   }
 }
+
+}  // namespace mmrednet::MMREDNET_ISA

@@ -1,5 +1,19 @@
 // Involution that generates its kernels where it uses them: a tile of outputs of one group at a time, whose kernels fit the
-// first-level cache. Included by kernels.h for each instruction set.
+// first-level cache.
+
+#pragma once
+
+#include <cstdint>
+
+#include "channels_last.h"
+#include "isa.h"
+#include "packed_rows.h"
+#include "params.h"
+#include "simd.h"
+#include "small_gemm.h"
+#include "transpose.h"
+
+namespace mmrednet::MMREDNET_ISA {
 
 // the hidden features of outputs [first, first + count), numbered row by row: one line for each feature, zeros behind them
 template <typename T, typename A>
@@ -49,7 +63,7 @@ struct Generator {
     if (held_tile != image * q.tiles + tile) {
       held_tile = image * q.tiles + tile;
       const int64_t outputs = q.local.out_height * q.local.out_width;
-      first = tile * q.size, count = outputs - first < q.size ? outputs - first : q.size, pitch = mmrednet::padded(count);
+      first = tile * q.size, count = outputs - first < q.size ? outputs - first : q.size, pitch = padded(count);
       pack_hidden<T, A>(q, static_cast<const T*>(data.hidden) + image * q.seen.b, first, count, pitch, hidden);
     }
     if (held_group != group) {
@@ -97,7 +111,7 @@ void run_involution(const Involution& q, const InvolutionData& data, void* memor
   const Problem& p = q.local;
   char* free = static_cast<char*>(memory);
   if (!q.pixels) Rows<T, A>::forget(free, 1, 0);
-  Generator<T, A> made(q, data, free + (q.pixels ? 0 : mmrednet::rows_bytes(p, sizeof(A))));
+  Generator<T, A> made(q, data, free + (q.pixels ? 0 : rows_bytes(p, sizeof(A))));
   for (int64_t i = begin; i < end; ++i) {
     const Item item = item_of(q, i);
     made.make(item.image, item.tile, item.group);
@@ -121,3 +135,5 @@ void run_involution(const Involution& q, const InvolutionData& data, void* memor
     }
   }
 }
+
+}  // namespace mmrednet::MMREDNET_ISA

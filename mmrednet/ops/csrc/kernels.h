@@ -8,54 +8,26 @@
 // tile or a row of outputs in memory of the thread's own, and use them at once (involution_forward.h, local_attention.h). Sums over all
 // positions are taken in parts that do not depend on the number of threads, and added up in order (involution_backward.h).
 
-#ifndef MMREDNET_NAMESPACE
-#error "MMREDNET_NAMESPACE names the instruction set"
-#endif
-
-namespace MMREDNET_NAMESPACE {
-
-using mmrednet::Attention;
-using mmrednet::AttentionData;
-using mmrednet::Generated;
-using mmrednet::GeneratedData;
-using mmrednet::Geometry;
-using mmrednet::Involution;
-using mmrednet::InvolutionData;
-using mmrednet::Problem;
-using mmrednet::View;
-using mmrednet::load;
-using mmrednet::store;
-
-#include "simd.h"
-
-#include "window.h"
-
-#include "transpose.h"
-
-#include "packed_rows.h"
-
-#include "correlate.h"
-
-#include "small_gemm.h"
-
-#include "channels_last.h"
-
-#include "local.h"
-
-#include "involution_forward.h"
+#pragma once
 
 #include "involution_backward.h"
-
+#include "involution_forward.h"
+#include "isa.h"
+#include "local.h"
 #include "local_attention.h"
+#include "params.h"
+#include "simd.h"
+
+namespace mmrednet::MMREDNET_ISA {
 
 template <typename T, typename A>
-constexpr mmrednet::Typed typed() {
+constexpr Typed typed() {
   return {run<T, A>, run_involution<T, A>, store_kernels<T, A>, run_kernel_gradients<T, A>, store_hidden_gradients<T, A>,
           run_attention<T, A>};
 }
 
-inline mmrednet::Kernels kernels(const char* name) {
-  return {name, typed<float, float>(), typed<double, double>(), typed<mmrednet::BFloat16, float>()};
+inline Kernels kernels(const char* name) {
+  return {name, typed<float, float>(), typed<double, double>(), typed<BFloat16, float>()};
 }
 
-}  // namespace MMREDNET_NAMESPACE
+}  // namespace mmrednet::MMREDNET_ISA

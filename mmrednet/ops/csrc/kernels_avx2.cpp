@@ -14,10 +14,10 @@
 #include "params.h"
 
 #if MMREDNET_BUILT
-#define MMREDNET_NAMESPACE mmrednet_avx2
+#define MMREDNET_ISA avx2
 #include "kernels.h"
 
-mmrednet::Kernels mmrednet_kernels_avx2() { return mmrednet_avx2::kernels("avx2"); }
+mmrednet::Kernels mmrednet_kernels_avx2() { return mmrednet::avx2::kernels("avx2"); }
 #else
 mmrednet::Kernels mmrednet_kernels_avx2() { return {}; }
 #endif

@@ -14,14 +14,12 @@
 #include "params.h"
 
 #if MMREDNET_BUILT
-#include <immintrin.h>
-
-#define MMREDNET_NAMESPACE mmrednet_avx512
+#define MMREDNET_ISA avx512
 // sixteen lanes are one register
 #define MMREDNET_SHUFFLES
 #include "kernels.h"
 
-mmrednet::Kernels mmrednet_kernels_avx512() { return mmrednet_avx512::kernels("avx512"); }
+mmrednet::Kernels mmrednet_kernels_avx512() { return mmrednet::avx512::kernels("avx512"); }
 #else
 mmrednet::Kernels mmrednet_kernels_avx512() { return {}; }
 #endif

@@ -1,4 +1,19 @@
-// The three primitives, line by line. Included by kernels.h for each instruction set.
+// The three primitives, line by line.
+
+#pragma once
+
+#include <cstdint>
+
+#include "channels_last.h"
+#include "correlate.h"
+#include "isa.h"
+#include "packed_rows.h"
+#include "params.h"
+#include "simd.h"
+#include "transpose.h"
+#include "window.h"
+
+namespace mmrednet::MMREDNET_ISA {
 
 // scatter, one row of the map of one group: what every output that sees it through some tap adds
 template <typename T, typename A>
@@ -27,7 +42,7 @@ void scatter_row(const Problem& p, const T* grad, const T* weight, T* result, A*
     for (int64_t x = 0; x < p.width; ++x) result[d * r.c + y * r.h + x * r.w] = store<T>(sums[d * p.width + x]);
 }
 
-// Where the weights of row y lie. A scatter with stride 1 is an aggregate with flipped taps (see mmrednet::flipped), whose
+// Where the weights of row y lie. A scatter with stride 1 is an aggregate with flipped taps (see flipped), whose
 // weights lie at what an output sees.
 template <typename T>
 inline Taps<T> weights_of(const Problem& f, const T* weight, int64_t y, bool flip) {
@@ -43,12 +58,12 @@ inline Taps<T> weights_of(const Problem& f, const T* weight, int64_t y, bool fli
 template <typename T, typename A>
 void run(const Problem& p, const void* first_data, const void* second_data, void* result_data, void* memory,
          int64_t begin, int64_t end) {
-  const bool scatter = p.kind == mmrednet::kScatter, correlate = p.kind == mmrednet::kCorrelate;
-  const bool pixels = mmrednet::by_pixels(p), flip = scatter && mmrednet::can_flip(p);
-  const Problem f = flip ? mmrednet::flipped(p) : p;
+  const bool scatter = p.kind == kScatter, correlate = p.kind == kCorrelate;
+  const bool pixels = by_pixels(p), flip = scatter && can_flip(p);
+  const Problem f = flip ? flipped(p) : p;
   char* held = static_cast<char*>(memory);
   // scattering row by row, or pixel by pixel, needs no packed rows
-  const int64_t bytes = pixels || (scatter && !flip) ? 0 : mmrednet::rows_bytes(f, sizeof(A));
+  const int64_t bytes = pixels || (scatter && !flip) ? 0 : rows_bytes(f, sizeof(A));
   A* scratch = reinterpret_cast<A*>(held + p.held * bytes);
   if (bytes) Rows<T, A>::forget(held, p.held, bytes);
   Hits hit_rows, hit_columns;
@@ -69,7 +84,7 @@ void run(const Problem& p, const void* first_data, const void* second_data, void
     } else if (pixels) {
       aggregate_span<T, A>(f, first, weights_of<T>(f, second, y, flip), out + y * p.result.h, y, 0, f.out_width);
     } else if (correlate) {
-      const int64_t pitch = mmrednet::padded(p.out_width), taps = g.kernel_h * g.kernel_w;
+      const int64_t pitch = padded(p.out_width), taps = g.kernel_h * g.kernel_w;
       A* logits = scratch + p.channels * pitch;
       Rows<T, A> rows(p, p.second, piece, second);
       pack_lines(scratch, pitch, first + y * p.first.h, p.first.c, p.first.w, p.channels, p.out_width);
@@ -87,3 +102,5 @@ void run(const Problem& p, const void* first_data, const void* second_data, void
     }
   }
 }
+
+}  // namespace mmrednet::MMREDNET_ISA

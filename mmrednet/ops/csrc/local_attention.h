@@ -1,5 +1,20 @@
-// Local attention row by row: the logits of one row of outputs fit the second-level cache, and never leave it. Included by
-// kernels.h for each instruction set.
+// Local attention row by row: the logits of one row of outputs fit the second-level cache, and never leave it.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "correlate.h"
+#include "isa.h"
+#include "packed_rows.h"
+#include "params.h"
+#include "simd.h"
+#include "small_gemm.h"
+#include "transpose.h"
+#include "window.h"
+
+namespace mmrednet::MMREDNET_ISA {
 
 // e^x for x <= 0, to the last digit but one, by way of 2^n e^r with |r| <= log(2) / 2 and a polynomial for e^r
 inline Lanes<float, 16>::Vector exp_lanes(Lanes<float, 16>::Vector x) {
@@ -103,8 +118,8 @@ template <typename T, typename A>
 void run_attention(const Attention& q, const AttentionData& data, void* memory, int64_t begin, int64_t end) {
   const Problem &k = q.keys, &v = q.values;
   const Geometry& g = k.geometry;
-  const int64_t taps = g.kernel_h * g.kernel_w, pitch = mmrednet::padded(k.out_width), half = k.channels / 2;
-  const int64_t key_bytes = mmrednet::rows_bytes(k, sizeof(A)), value_bytes = mmrednet::rows_bytes(v, sizeof(A));
+  const int64_t taps = g.kernel_h * g.kernel_w, pitch = padded(k.out_width), half = k.channels / 2;
+  const int64_t key_bytes = rows_bytes(k, sizeof(A)), value_bytes = rows_bytes(v, sizeof(A));
   char *held_keys = static_cast<char*>(memory), *held_values = held_keys + k.held * key_bytes;
   Rows<T, A>::forget(held_keys, k.held, key_bytes);
   Rows<T, A>::forget(held_values, k.held, value_bytes);
@@ -153,3 +168,5 @@ void run_attention(const Attention& q, const AttentionData& data, void* memory, 
     unpack_lines(static_cast<A*>(data.grad_logits) + at, q.taps.c, q.taps.w, grad_logits, pitch, taps, k.out_width);
   }
 }
+
+}  // namespace mmrednet::MMREDNET_ISA

@@ -1,4 +1,17 @@
-// Maps that are packed row by row: vectors run along the width. Included by kernels.h for each instruction set.
+// Maps that are packed row by row: vectors run along the width.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "isa.h"
+#include "params.h"
+#include "simd.h"
+#include "transpose.h"
+#include "window.h"
+
+namespace mmrednet::MMREDNET_ISA {
 
 // copy numbers of one row, with zeros around them
 template <typename T, typename A>
@@ -34,8 +47,8 @@ struct Rows {
       : p(problem), view(v), group(reinterpret_cast<int64_t*>(memory)), held(group + 1), data(group_data) {
     slots = mmrednet::slots(p);
     by_tap = mmrednet::by_tap(p);
-    phase = by_tap ? mmrednet::padded(p.out_width) : mmrednet::phase_length(p);
-    pitch = mmrednet::line_length(p);
+    phase = by_tap ? padded(p.out_width) : phase_length(p);
+    pitch = line_length(p);
     packed = reinterpret_cast<A*>(held + slots);
     // another group: nothing that is held belongs to it
     const int64_t address = reinterpret_cast<int64_t>(data);
@@ -155,7 +168,7 @@ template <typename T, typename A>
 void aggregate_line(const Problem& p, Rows<T, A>& rows, const T* weight, T* result, A* weights, int64_t y) {
   const Geometry& g = p.geometry;
   const View& w = p.second;
-  const int64_t pitch = mmrednet::padded(p.out_width);
+  const int64_t pitch = padded(p.out_width);
   hold_seen(p, rows, y);
   for (int64_t u = 0; u < g.kernel_h; ++u) {
     const int64_t row = y * g.stride_h + u * g.dilation_h - g.padding_h;
@@ -166,7 +179,7 @@ void aggregate_line(const Problem& p, Rows<T, A>& rows, const T* weight, T* resu
   aggregate_row<T, A, false>(p, rows, weights, pitch, result, y);
 }
 
-// scatter with stride 1 is an aggregate with flipped taps (see mmrednet::flipped), whose weights move with the gradient
+// scatter with stride 1 is an aggregate with flipped taps (see flipped), whose weights move with the gradient
 template <typename T, typename A>
 void scatter_line(const Problem& f, Rows<T, A>& rows, const T* weight, T* result, A* weights, int64_t y) {
   const Geometry& g = f.geometry;
@@ -182,3 +195,5 @@ void scatter_line(const Problem& f, Rows<T, A>& rows, const T* weight, T* result
   }
   aggregate_row<T, A, true>(f, rows, weights, rows.pitch, result, y);
 }
+
+}  // namespace mmrednet::MMREDNET_ISA

@@ -4,8 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
-#include <type_traits>
 
 namespace mmrednet {
 
@@ -222,11 +220,6 @@ static inline int64_t scratch_bytes(const Attention& q, int64_t number) {
          lines * padded(q.keys.out_width) * number;
 }
 
-// the upper half of a float
-struct BFloat16 {
-  uint16_t bits;
-};
-
 using Run = void (*)(const Problem&, const void*, const void*, void*, void*, int64_t, int64_t);
 using RunInvolution = void (*)(const Involution&, const InvolutionData&, void*, int64_t, int64_t);
 using StoreKernels = void (*)(const Involution&, const InvolutionData&, void*, void*, int64_t, int64_t);
@@ -248,35 +241,5 @@ struct Kernels {
   const char* name;
   Typed float_, double_, bfloat16;
 };
-
-}  // namespace mmrednet
-
-// static: every file has its own, compiled for its own instruction set
-namespace mmrednet {
-
-template <typename A, typename T>
-static inline A load(T value) {
-  return static_cast<A>(value);
-}
-template <>
-inline float load<float, BFloat16>(BFloat16 value) {
-  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof(result));
-  return result;
-}
-
-template <typename T, typename A>
-static inline T store(A value) {
-  return static_cast<T>(value);
-}
-// to the nearest, ties to even, as torch rounds
-template <>
-inline BFloat16 store<BFloat16, float>(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  if (value != value) return BFloat16{0x7fc0};
-  return BFloat16{static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
-}
 
 }  // namespace mmrednet

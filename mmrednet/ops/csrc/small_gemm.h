@@ -1,4 +1,15 @@
-// A product of small matrices, whose operands lie in the caches. Included by kernels.h for each instruction set.
+// A product of small matrices, whose operands lie in the caches.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "isa.h"
+#include "simd.h"
+
+namespace mmrednet::MMREDNET_ISA {
 
 // N rows of the result and V vectors of its columns
 template <typename A, int N, int V>
@@ -54,3 +65,5 @@ void multiply(const A* left, int64_t left_pitch, const A* right, int64_t pitch, 
     else run(std::integral_constant<int, 1>());
   }
 }
+
+}  // namespace mmrednet::MMREDNET_ISA

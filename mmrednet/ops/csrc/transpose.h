@@ -1,5 +1,18 @@
-// Between a tensor and lines, one for each channel, in which neighbouring outputs lie together. Included by kernels.h for
-// each instruction set.
+// Between a tensor and lines, one for each channel, in which neighbouring outputs lie together.
+
+#pragma once
+
+#ifdef MMREDNET_SHUFFLES
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+#include <cstring>
+
+#include "isa.h"
+#include "simd.h"
+
+namespace mmrednet::MMREDNET_ISA {
 
 // Whether blocks of sixteen outputs are turned in registers: where a shuffle of sixteen lanes is one instruction, and
 // MMREDNET_SHUFFLES says so.
@@ -119,3 +132,5 @@ void clear_lines(A* to, int64_t pitch, int64_t lines, int64_t first) {
   for (int64_t d = 0; d < lines; ++d)
     for (int64_t x = first; x < pitch; ++x) to[d * pitch + x] = 0;
 }
+
+}  // namespace mmrednet::MMREDNET_ISA

@@ -1,5 +1,12 @@
-// Which taps and which outputs meet on the map, and in which order outputs are computed. Included by kernels.h for each
-// instruction set.
+// Which taps and which outputs meet on the map, and in which order outputs are computed.
+
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+
+namespace mmrednet::MMREDNET_ISA {
 
 // taps [begin, end) along one axis that fall on the map, for a window whose first tap is at `start`
 inline void inside(int64_t start, int64_t dilation, int64_t size, int64_t kernel, int64_t* begin, int64_t* end) {
@@ -29,3 +36,5 @@ inline Place place_of(int64_t line, int64_t rows, int64_t groups, bool by_row) {
   const int64_t rest = line % (rows * groups);
   return {line / (rows * groups), by_row ? rest % groups : rest / rows, by_row ? rest / groups : rest % rows};
 }
+
+}  // namespace mmrednet::MMREDNET_ISA
