@@ -11,7 +11,8 @@
 
 namespace mmrednet::MMREDNET_ISA {
 
-// where the weights of a span of outputs of one row lie: those of tap (u, t) of output x at u * row + t * tap + x * place
+// where the weights of a span of outputs of one row lie: those of tap (u, t) of output x at u * row
+// + t * tap + x * place
 template <typename W>
 struct Taps {
   const W* data;
@@ -20,7 +21,8 @@ struct Taps {
 
 // N neighbouring channels of a group at one output; four sums hide the latency of an addition
 template <typename T, typename A, int N, typename W>
-inline void aggregate_one(const Problem& p, const T* value, Taps<W> taps, T* result, int64_t y, int64_t x) {
+inline void aggregate_one(const Problem& p, const T* value, Taps<W> taps, T* result, int64_t y,
+                          int64_t x) {
   typedef typename Lanes<A, N>::Vector V;
   const Geometry& g = p.geometry;
   V s0 = {}, s1 = {}, s2 = {}, s3 = {};
@@ -32,7 +34,8 @@ inline void aggregate_one(const Problem& p, const T* value, Taps<W> taps, T* res
   // taps further apart than the map is wide do not meet on it
   const int64_t step = t_end - t_begin > 1 ? g.dilation_w * p.first.w : 0, next = taps.tap;
   for (; u < u_end; ++u) {
-    const T* from = value + (top + u * g.dilation_h) * p.first.h + (left + t_begin * g.dilation_w) * p.first.w;
+    const T* from =
+        value + (top + u * g.dilation_h) * p.first.h + (left + t_begin * g.dilation_w) * p.first.w;
     const W* tap = taps.data + u * taps.row + t_begin * next;
     int64_t t = t_begin;
     for (; t + 4 <= t_end; t += 4, from += 4 * step, tap += 4 * next) {
@@ -51,9 +54,11 @@ inline void aggregate_one(const Problem& p, const T* value, Taps<W> taps, T* res
 // as many neighbouring outputs as share most of what they load
 constexpr int kTogether = 6;
 
-// Sixteen channels of kTogether outputs, all of whose columns lie on the map: a column is loaded once for all of them.
+// Sixteen channels of kTogether outputs, all of whose columns lie on the map: a column is loaded
+// once for all of them.
 template <typename T, typename A, int kKernel, typename W>
-inline void aggregate_together(const Problem& p, const T* value, Taps<W> taps, T* result, int64_t y, int64_t x) {
+inline void aggregate_together(const Problem& p, const T* value, Taps<W> taps, T* result, int64_t y,
+                               int64_t x) {
   typedef typename Lanes<A, 16>::Vector V;
   const Geometry& g = p.geometry;
   V s[kTogether];
@@ -80,27 +85,34 @@ inline void aggregate_together(const Problem& p, const T* value, Taps<W> taps, T
 
 // all channels of one output: as many as possible of the widest kind at once
 template <typename T, typename A, typename W>
-inline void aggregate_all(const Problem& p, const T* value, Taps<W> taps, T* result, int64_t y, int64_t x, int64_t d) {
-  for (; d + 16 <= p.channels; d += 16) aggregate_one<T, A, 16>(p, value + d, taps, result + d, y, x);
+inline void aggregate_all(const Problem& p, const T* value, Taps<W> taps, T* result, int64_t y,
+                          int64_t x, int64_t d) {
+  for (; d + 16 <= p.channels; d += 16)
+    aggregate_one<T, A, 16>(p, value + d, taps, result + d, y, x);
   for (; d + 4 <= p.channels; d += 4) aggregate_one<T, A, 4>(p, value + d, taps, result + d, y, x);
   for (; d < p.channels; ++d) aggregate_one<T, A, 1>(p, value + d, taps, result + d, y, x);
 }
 
 // outputs [x, x_end) of row y of one group; `taps` and `result` begin at output x
 template <typename T, typename A, typename W>
-void aggregate_span(const Problem& p, const T* value, Taps<W> taps, T* result, int64_t y, int64_t x, int64_t x_end) {
+void aggregate_span(const Problem& p, const T* value, Taps<W> taps, T* result, int64_t y, int64_t x,
+                    int64_t x_end) {
   const Geometry& g = p.geometry;
   const int64_t kernel = g.kernel_w;
-  const bool share = g.stride_w == 1 && g.dilation_w == 1 && (kernel == 3 || kernel == 5 || kernel == 7);
+  const bool share =
+      g.stride_w == 1 && g.dilation_w == 1 && (kernel == 3 || kernel == 5 || kernel == 7);
   while (x < x_end) {
     const int64_t left = x - g.padding_w;
     int64_t step = 1, d = 0;
     if (share && x + kTogether <= x_end && left >= 0 && left + kernel + kTogether - 1 <= p.width) {
       step = kTogether;
       for (; d + 16 <= p.channels; d += 16) {
-        if (kernel == 7) aggregate_together<T, A, 7>(p, value + d, taps, result + d, y, x);
-        else if (kernel == 5) aggregate_together<T, A, 5>(p, value + d, taps, result + d, y, x);
-        else aggregate_together<T, A, 3>(p, value + d, taps, result + d, y, x);
+        if (kernel == 7)
+          aggregate_together<T, A, 7>(p, value + d, taps, result + d, y, x);
+        else if (kernel == 5)
+          aggregate_together<T, A, 5>(p, value + d, taps, result + d, y, x);
+        else
+          aggregate_together<T, A, 3>(p, value + d, taps, result + d, y, x);
       }
     }
     for (int64_t i = 0; i < step; ++i) {
@@ -116,7 +128,8 @@ void aggregate_span(const Problem& p, const T* value, Taps<W> taps, T* result, i
 struct Hits {
   int64_t count, tap[kMaxTaps], output[kMaxTaps];
 
-  void find(int64_t place, int64_t kernel, int64_t stride, int64_t dilation, int64_t padding, int64_t outputs) {
+  void find(int64_t place, int64_t kernel, int64_t stride, int64_t dilation, int64_t padding,
+            int64_t outputs) {
     count = 0;
     for (int64_t t = 0; t < kernel; ++t) {
       const int64_t from = place + padding - t * dilation;
@@ -130,8 +143,8 @@ struct Hits {
 };
 
 template <typename T, typename A, int N>
-inline void scatter_channels(const Problem& p, const T* grad, const T* weight, T* result, const Hits& rows,
-                             const Hits& columns) {
+inline void scatter_channels(const Problem& p, const T* grad, const T* weight, T* result,
+                             const Hits& rows, const Hits& columns) {
   typedef typename Lanes<A, N>::Vector V;
   const View &q = p.first, &w = p.second;
   V s0 = {}, s1 = {};
@@ -154,11 +167,15 @@ inline void scatter_channels(const Problem& p, const T* grad, const T* weight, T
 
 // all channels of one position
 template <typename T, typename A>
-void scatter_pixel(const Problem& p, const T* first, const T* second, T* out, const Hits& rows, const Hits& columns) {
+void scatter_pixel(const Problem& p, const T* first, const T* second, T* out, const Hits& rows,
+                   const Hits& columns) {
   int64_t d = 0;
-  for (; d + 16 <= p.channels; d += 16) scatter_channels<T, A, 16>(p, first + d, second, out + d, rows, columns);
-  for (; d + 4 <= p.channels; d += 4) scatter_channels<T, A, 4>(p, first + d, second, out + d, rows, columns);
-  for (; d < p.channels; ++d) scatter_channels<T, A, 1>(p, first + d, second, out + d, rows, columns);
+  for (; d + 16 <= p.channels; d += 16)
+    scatter_channels<T, A, 16>(p, first + d, second, out + d, rows, columns);
+  for (; d + 4 <= p.channels; d += 4)
+    scatter_channels<T, A, 4>(p, first + d, second, out + d, rows, columns);
+  for (; d < p.channels; ++d)
+    scatter_channels<T, A, 1>(p, first + d, second, out + d, rows, columns);
 }
 
 }  // namespace mmrednet::MMREDNET_ISA

@@ -14,8 +14,8 @@ namespace mmrednet::MMREDNET_ISA {
 
 // sixteen outputs and N neighbouring taps of row `row` of the map
 template <typename A, int N, typename R>
-inline void correlate_tile(const Problem& p, const R& keys, const A* query, int64_t pitch, int64_t row, int64_t x,
-                           int64_t t, A* logits) {
+inline void correlate_tile(const Problem& p, const R& keys, const A* query, int64_t pitch,
+                           int64_t row, int64_t x, int64_t t, A* logits) {
   typedef typename Lanes<A, 16>::Vector V;
   V s[N];
   int64_t columns[N];
@@ -32,10 +32,11 @@ inline void correlate_tile(const Problem& p, const R& keys, const A* query, int6
   for (int n = 0; n < N; ++n) std::memcpy(logits + n * pitch + x, &s[n], sizeof(V));
 }
 
-// All taps of row y of the outputs, a line for each: zero for those outside the map. What lies between the end of the row
-// and the next multiple of sixteen is written too.
+// All taps of row y of the outputs, a line for each: zero for those outside the map. What lies
+// between the end of the row and the next multiple of sixteen is written too.
 template <typename T, typename A>
-void correlate_row(const Problem& p, Rows<T, A>& keys, const A* queries, int64_t pitch, A* logits, int64_t y) {
+void correlate_row(const Problem& p, Rows<T, A>& keys, const A* queries, int64_t pitch, A* logits,
+                   int64_t y) {
   const Geometry& g = p.geometry;
   const int64_t length = padded(p.out_width);
   for (int64_t u = 0; u < g.kernel_h; ++u, logits += g.kernel_w * pitch) {
@@ -52,7 +53,8 @@ void correlate_row(const Problem& p, Rows<T, A>& keys, const A* queries, int64_t
         correlate_tile<A, 7>(p, keys, queries, pitch, row, x, t, logits + t * pitch);
       for (; t + 3 <= g.kernel_w; t += 3)
         correlate_tile<A, 3>(p, keys, queries, pitch, row, x, t, logits + t * pitch);
-      for (; t < g.kernel_w; ++t) correlate_tile<A, 1>(p, keys, queries, pitch, row, x, t, logits + t * pitch);
+      for (; t < g.kernel_w; ++t)
+        correlate_tile<A, 1>(p, keys, queries, pitch, row, x, t, logits + t * pitch);
     }
   }
 }

@@ -1,5 +1,5 @@
-// The backward pass of involution: kernels made again and stored for the gradient of the map, and the gradients of what
-// they were made from.
+// The backward pass of involution: kernels made again and stored for the gradient of the map, and
+// the gradients of what they were made from.
 
 #pragma once
 
@@ -17,18 +17,19 @@
 
 namespace mmrednet::MMREDNET_ISA {
 
-// Kernels of tiles [begin, end), a tile being some outputs of one group of one image; and once for each tile its hidden
-// features, those of an output side by side.
+// Kernels of tiles [begin, end), a tile being some outputs of one group of one image; and once for
+// each tile its hidden features, those of an output side by side.
 template <typename T, typename A>
-void store_kernels(const Involution& q, const InvolutionData& data, void* features, void* memory, int64_t begin,
-                   int64_t end) {
+void store_kernels(const Involution& q, const InvolutionData& data, void* features, void* memory,
+                   int64_t begin, int64_t end) {
   const Problem& p = q.local;
   const int64_t outputs = p.out_height * p.out_width, pitch = padded(q.hidden);
   Generator<T, A> made(q, data, memory);
   for (int64_t i = begin; i < end; ++i) {
     const Item item = item_of(q, i);
     made.make(item.image, item.tile, item.group);
-    T* result = static_cast<T*>(data.result) + (item.image * p.groups + item.group) * made.taps * outputs + made.first;
+    T* result = static_cast<T*>(data.result) +
+                (item.image * p.groups + item.group) * made.taps * outputs + made.first;
     unpack_lines(result, outputs, 1, made.kernels, made.pitch, made.taps, made.count);
     if (item.group > 0) continue;
     A* beside = static_cast<A*>(features) + (item.image * outputs + made.first) * pitch;
@@ -49,13 +50,17 @@ void add_lines(const A* lines, int64_t pitch, int64_t rows, int64_t width, A* su
   }
 }
 
-// the gradients of the kernels of a tile, rows [y, y_end) of one group of one image: a line for each tap, zeros behind it
+// the gradients of the kernels of a tile, rows [y, y_end) of one group of one image: a line for
+// each tap, zeros behind it
 template <typename T, typename A>
-void correlate_rows(const Generated& q, const T* grad, Rows<T, A>& values, int64_t y, int64_t y_end, A* grads, A* lines) {
+void correlate_rows(const Generated& q, const T* grad, Rows<T, A>& values, int64_t y, int64_t y_end,
+                    A* grads, A* lines) {
   const Problem& p = q.local;
-  const int64_t width = p.out_width, count = (y_end - y) * width, taps = p.geometry.kernel_h * p.geometry.kernel_w;
+  const int64_t width = p.out_width, count = (y_end - y) * width,
+                taps = p.geometry.kernel_h * p.geometry.kernel_w;
   for (int64_t i = y; i < y_end; ++i)
-    pack_lines(grads + (i - y) * width, q.pitch, grad + i * p.first.h, p.first.c, p.first.w, p.channels, width);
+    pack_lines(grads + (i - y) * width, q.pitch, grad + i * p.first.h, p.first.c, p.first.w,
+               p.channels, width);
   clear_lines(grads, q.pitch, p.channels, count);
   // each row is written over what the one before it has left behind its end
   for (int64_t i = y; i < y_end; ++i)
@@ -63,31 +68,37 @@ void correlate_rows(const Generated& q, const T* grad, Rows<T, A>& values, int64
   clear_lines(lines, q.pitch, taps, count);
 }
 
-// What a tile of one group adds to the sums of its chunk, and to those of its block: the first group of a block begins them.
+// What a tile of one group adds to the sums of its chunk, and to those of its block: the first
+// group of a block begins them.
 template <typename T, typename A>
-void add_tile(const Generated& q, const GeneratedData& data, char* memory, Place place, bool begins, A* weight_sums,
-              A* bias_sums, A* hidden_sums) {
+void add_tile(const Generated& q, const GeneratedData& data, char* memory, Place place, bool begins,
+              A* weight_sums, A* bias_sums, A* hidden_sums) {
   const Problem& p = q.local;
   const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w, features = padded(q.hidden);
   const int64_t y = place.row, y_end = y + q.rows < p.out_height ? y + q.rows : p.out_height;
   const int64_t count = (y_end - y) * p.out_width;
   A* grads = reinterpret_cast<A*>(memory + rows_bytes(p, sizeof(A)));
   A* lines = grads + p.channels * q.pitch;
-  Rows<T, A> values(p, p.second, memory,
-                    static_cast<const T*>(data.value) + place.image * p.second.b + place.group * p.second.g);
-  correlate_rows(q, static_cast<const T*>(data.grad) + place.image * p.first.b + place.group * p.first.g, values, y, y_end,
-                 grads, lines);
-  const A* beside = static_cast<const A*>(data.features) + (place.image * p.out_height + y) * p.out_width * features;
+  Rows<T, A> values(
+      p, p.second, memory,
+      static_cast<const T*>(data.value) + place.image * p.second.b + place.group * p.second.g);
+  correlate_rows(
+      q, static_cast<const T*>(data.grad) + place.image * p.first.b + place.group * p.first.g,
+      values, y, y_end, grads, lines);
+  const A* beside = static_cast<const A*>(data.features) +
+                    (place.image * p.out_height + y) * p.out_width * features;
   multiply<A>(lines, q.pitch, beside, features, taps, count, features, nullptr, true, weight_sums);
   add_lines(lines, q.pitch, taps, padded(count), bias_sums);
   const A* weight = static_cast<const A*>(data.weight) + place.group * q.hidden * taps;
-  multiply<A>(weight, taps, lines, q.pitch, q.hidden, taps, padded(count), nullptr, !begins, hidden_sums);
+  multiply<A>(weight, taps, lines, q.pitch, q.hidden, taps, padded(count), nullptr, !begins,
+              hidden_sums);
 }
 
-// Parts [begin, end) of the sums that are the gradients of weight, bias and hidden features: a part is a chunk of tiles
-// times a block of groups, whatever the number of threads.
+// Parts [begin, end) of the sums that are the gradients of weight, bias and hidden features: a part
+// is a chunk of tiles times a block of groups, whatever the number of threads.
 template <typename T, typename A>
-void run_kernel_gradients(const Generated& q, const GeneratedData& data, void* memory, int64_t begin, int64_t end) {
+void run_kernel_gradients(const Generated& q, const GeneratedData& data, void* memory,
+                          int64_t begin, int64_t end) {
   const Problem& p = q.local;
   const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w, features = padded(q.hidden);
   char* held = static_cast<char*>(memory);
@@ -97,12 +108,14 @@ void run_kernel_gradients(const Generated& q, const GeneratedData& data, void* m
     const int64_t last = first + q.block < p.groups ? first + q.block : p.groups;
     const int64_t tile_end = (chunk + 1) * q.chunk < q.all ? (chunk + 1) * q.chunk : q.all;
     for (int64_t group = first; group < last; ++group) {
-      A* weight_sums = static_cast<A*>(data.weight_sums) + (chunk * p.groups + group) * taps * features;
+      A* weight_sums =
+          static_cast<A*>(data.weight_sums) + (chunk * p.groups + group) * taps * features;
       A* bias_sums = static_cast<A*>(data.bias_sums) + (chunk * p.groups + group) * taps;
       for (int64_t i = 0; i < taps * features; ++i) weight_sums[i] = 0;
       for (int64_t i = 0; i < taps; ++i) bias_sums[i] = 0;
       for (int64_t tile = chunk * q.chunk; tile < tile_end; ++tile) {
-        A* hidden_sums = static_cast<A*>(data.hidden_sums) + (block * q.all + tile) * q.hidden * q.pitch;
+        A* hidden_sums =
+            static_cast<A*>(data.hidden_sums) + (block * q.all + tile) * q.hidden * q.pitch;
         const Place place = {tile / q.tiles, group, tile % q.tiles * q.rows};
         add_tile<T, A>(q, data, held, place, group == first, weight_sums, bias_sums, hidden_sums);
       }
@@ -112,7 +125,8 @@ void run_kernel_gradients(const Generated& q, const GeneratedData& data, void* m
 
 // the gradients of the hidden features of tiles [begin, end): the sums of all blocks, in order
 template <typename T, typename A>
-void store_hidden_gradients(const Generated& q, const GeneratedData& data, int64_t begin, int64_t end) {
+void store_hidden_gradients(const Generated& q, const GeneratedData& data, int64_t begin,
+                            int64_t end) {
   const Problem& p = q.local;
   const int64_t size = q.hidden * q.pitch;
   for (int64_t tile = begin; tile < end; ++tile) {
@@ -122,7 +136,8 @@ void store_hidden_gradients(const Generated& q, const GeneratedData& data, int64
     const int64_t y = tile % q.tiles * q.rows;
     T* to = static_cast<T*>(data.grad_hidden) + tile / q.tiles * q.seen.b;
     for (int64_t i = 0; i < q.rows && y + i < p.out_height; ++i)
-      unpack_lines(to + (y + i) * q.seen.h, q.seen.c, q.seen.w, sums + i * p.out_width, q.pitch, q.hidden, p.out_width);
+      unpack_lines(to + (y + i) * q.seen.h, q.seen.c, q.seen.w, sums + i * p.out_width, q.pitch,
+                   q.hidden, p.out_width);
   }
 }
 

@@ -1,5 +1,5 @@
-// Involution that generates its kernels where it uses them: a tile of outputs of one group at a time, whose kernels fit the
-// first-level cache.
+// Involution that generates its kernels where it uses them: a tile of outputs of one group at a
+// time, whose kernels fit the first-level cache.
 
 #pragma once
 
@@ -15,14 +15,17 @@
 
 namespace mmrednet::MMREDNET_ISA {
 
-// the hidden features of outputs [first, first + count), numbered row by row: one line for each feature, zeros behind them
+// the hidden features of outputs [first, first + count), numbered row by row: one line for each
+// feature, zeros behind them
 template <typename T, typename A>
-void pack_hidden(const Involution& q, const T* from, int64_t first, int64_t count, int64_t pitch, A* to) {
+void pack_hidden(const Involution& q, const T* from, int64_t first, int64_t count, int64_t pitch,
+                 A* to) {
   const int64_t width = q.local.out_width;
   for (int64_t i = 0; i < count;) {
     const int64_t y = (first + i) / width, x = (first + i) % width;
     const int64_t length = count - i < width - x ? count - i : width - x;
-    pack_lines(to + i, pitch, from + y * q.seen.h + x * q.seen.w, q.seen.c, q.seen.w, q.hidden, length);
+    pack_lines(to + i, pitch, from + y * q.seen.h + x * q.seen.w, q.seen.c, q.seen.w, q.hidden,
+               length);
     i += length;
   }
   clear_lines(to, pitch, q.hidden, count);
@@ -39,8 +42,9 @@ inline const A* widened(const A* from, int64_t, A*) {
   return from;
 }
 
-// The kernels of one tile of one group after another, in memory of the thread's own. What neighbouring items of work share
-// is read once: the hidden features of a tile, or the weight of a group.
+// The kernels of one tile of one group after another, in memory of the thread's own. What
+// neighbouring items of work share is read once: the hidden features of a tile, or the weight of a
+// group.
 template <typename T, typename A>
 struct Generator {
   const Involution& q;
@@ -51,7 +55,8 @@ struct Generator {
   // of the tile: its first output, how many there are, and the length of a line
   int64_t first = 0, count = 0, pitch = 0;
 
-  Generator(const Involution& involution, const InvolutionData& given, void* memory) : q(involution), data(given) {
+  Generator(const Involution& involution, const InvolutionData& given, void* memory)
+      : q(involution), data(given) {
     taps = q.local.geometry.kernel_h * q.local.geometry.kernel_w;
     hidden = static_cast<A*>(memory);
     kernels = hidden + q.hidden * q.pitch;
@@ -63,13 +68,17 @@ struct Generator {
     if (held_tile != image * q.tiles + tile) {
       held_tile = image * q.tiles + tile;
       const int64_t outputs = q.local.out_height * q.local.out_width;
-      first = tile * q.size, count = outputs - first < q.size ? outputs - first : q.size, pitch = padded(count);
-      pack_hidden<T, A>(q, static_cast<const T*>(data.hidden) + image * q.seen.b, first, count, pitch, hidden);
+      first = tile * q.size, count = outputs - first < q.size ? outputs - first : q.size,
+      pitch = padded(count);
+      pack_hidden<T, A>(q, static_cast<const T*>(data.hidden) + image * q.seen.b, first, count,
+                        pitch, hidden);
     }
     if (held_group != group) {
       held_group = group;
-      weight = widened(static_cast<const T*>(data.weight) + group * taps * q.hidden, taps * q.hidden, spare);
-      bias = widened(static_cast<const T*>(data.bias) + group * taps, taps, spare + taps * q.hidden);
+      weight = widened(static_cast<const T*>(data.weight) + group * taps * q.hidden,
+                       taps * q.hidden, spare);
+      bias =
+          widened(static_cast<const T*>(data.bias) + group * taps, taps, spare + taps * q.hidden);
     }
     multiply<A>(weight, q.hidden, hidden, pitch, taps, q.hidden, pitch, bias, false, kernels);
   }
@@ -91,23 +100,27 @@ void finish(const Problem& p, const InvolutionData& data, int64_t group, T* resu
       for (int64_t d = 0; d < p.channels; ++d) result[i * w + d] = finished(result[i * w + d], d);
   else
     for (int64_t d = 0; d < p.channels; ++d)
-      for (int64_t i = 0; i < count; ++i) result[d * c + i * w] = finished(result[d * c + i * w], d);
+      for (int64_t i = 0; i < count; ++i)
+        result[d * c + i * w] = finished(result[d * c + i * w], d);
 }
 
-// which image, tile and group an item of work is: the groups of a tile share its hidden features, rows of a group those of
-// the map
+// which image, tile and group an item of work is: the groups of a tile share its hidden features,
+// rows of a group those of the map
 struct Item {
   int64_t image, tile, group;
 };
 
 inline Item item_of(const Involution& q, int64_t item) {
   const int64_t groups = q.local.groups, rest = item % (q.tiles * groups);
-  return {item / q.tiles / groups, q.pixels ? rest / groups : rest % q.tiles, q.pixels ? rest % groups : rest / q.tiles};
+  return {item / q.tiles / groups, q.pixels ? rest / groups : rest % q.tiles,
+          q.pixels ? rest % groups : rest / q.tiles};
 }
 
-// tiles [begin, end) of the problem, a tile being some neighbouring outputs of one group of one image
+// tiles [begin, end) of the problem, a tile being some neighbouring outputs of one group of one
+// image
 template <typename T, typename A>
-void run_involution(const Involution& q, const InvolutionData& data, void* memory, int64_t begin, int64_t end) {
+void run_involution(const Involution& q, const InvolutionData& data, void* memory, int64_t begin,
+                    int64_t end) {
   const Problem& p = q.local;
   char* free = static_cast<char*>(memory);
   if (!q.pixels) Rows<T, A>::forget(free, 1, 0);
@@ -115,7 +128,8 @@ void run_involution(const Involution& q, const InvolutionData& data, void* memor
   for (int64_t i = begin; i < end; ++i) {
     const Item item = item_of(q, i);
     made.make(item.image, item.tile, item.group);
-    const T* value = static_cast<const T*>(data.value) + item.image * p.first.b + item.group * p.first.g;
+    const T* value =
+        static_cast<const T*>(data.value) + item.image * p.first.b + item.group * p.first.g;
     T* result = static_cast<T*>(data.result) + item.image * p.result.b + item.group * p.result.g;
     if (!q.pixels) {
       Rows<T, A> rows(p, p.first, free, value);
@@ -125,9 +139,11 @@ void run_involution(const Involution& q, const InvolutionData& data, void* memor
       continue;
     }
     for (int64_t x = made.first; x < made.first + made.count;) {
-      const int64_t row = x / p.out_width, column = x % p.out_width, left = made.first + made.count - x;
+      const int64_t row = x / p.out_width, column = x % p.out_width,
+                    left = made.first + made.count - x;
       const int64_t length = left < p.out_width - column ? left : p.out_width - column;
-      const Taps<A> where = {made.kernels + x - made.first, p.geometry.kernel_w * made.pitch, made.pitch, 1};
+      const Taps<A> where = {made.kernels + x - made.first, p.geometry.kernel_w * made.pitch,
+                             made.pitch, 1};
       T* to = result + row * p.result.h + column * p.result.w;
       aggregate_span<T, A>(p, value, where, to, row, column, column + length);
       finish<T, A>(p, data, item.group, to, length);

@@ -1,5 +1,5 @@
-// The instruction set that a file is compiled for: the kernels are templates in a namespace named after it, because the
-// same function compiled for two instruction sets must not have one name.
+// The instruction set that a file is compiled for: the kernels are templates in a namespace named
+// after it, because the same function compiled for two instruction sets must not have one name.
 
 #pragma once
 

@@ -1,5 +1,6 @@
-// For processors with AVX512, which dispatch asks for before anything here is called. Headers of the standard library
-// come first: what they define inline is shared with files that are compiled for every processor.
+// For processors with AVX512, which dispatch asks for before anything here is called. Headers of
+// the standard library come first: what they define inline is shared with files that are compiled
+// for every processor.
 #include <cstdint>
 #include <cstring>
 #include <type_traits>

@@ -13,8 +13,9 @@ namespace {
 using mmrednet::Kind;
 using mmrednet::Problem;
 
-at::Tensor solve(Kind kind, const at::Tensor& first_given, const at::Tensor& second_given, at::IntArrayRef size,
-                 at::IntArrayRef map, at::IntArrayRef outputs, const mmrednet::Geometry& geometry) {
+at::Tensor solve(Kind kind, const at::Tensor& first_given, const at::Tensor& second_given,
+                 at::IntArrayRef size, at::IntArrayRef map, at::IntArrayRef outputs,
+                 const mmrednet::Geometry& geometry) {
   const auto type = mmrednet::kernel_type(first_given.scalar_type(), second_given.scalar_type());
   const at::Tensor first = first_given.to(type), second = second_given.to(type);
   at::Tensor result = mmrednet::empty_in_layout_of(first, size);
@@ -33,14 +34,17 @@ at::Tensor solve(Kind kind, const at::Tensor& first_given, const at::Tensor& sec
   p.out_width = outputs[1];
   p.lines = size[3];
   const auto run = mmrednet::kernels_for(type).local;
-  const int64_t line_work = std::max<int64_t>(1, p.channels * size[4] * geometry.kernel_h * geometry.kernel_w);
+  const int64_t line_work =
+      std::max<int64_t>(1, p.channels * size[4] * geometry.kernel_h * geometry.kernel_w);
   const int64_t grain = std::max<int64_t>(1, mmrednet::kGrain / line_work);
   const Problem f = kind == mmrednet::kScatter && mmrednet::can_flip(p) ? mmrednet::flipped(p) : p;
-  p.held = mmrednet::held_groups(f, kind == mmrednet::kCorrelate ? p.second : p.first, mmrednet::sum_bytes(type));
+  p.held = mmrednet::held_groups(f, kind == mmrednet::kCorrelate ? p.second : p.first,
+                                 mmrednet::sum_bytes(type));
   p.scratch = mmrednet::scratch_bytes(p, mmrednet::sum_bytes(type));
   at::parallel_for(0, size[0] * p.groups * p.lines, grain, [&](int64_t begin, int64_t end) {
     std::unique_ptr<char[]> scratch(new char[p.scratch]);
-    run(p, first.const_data_ptr(), second.const_data_ptr(), result.mutable_data_ptr(), scratch.get(), begin, end);
+    run(p, first.const_data_ptr(), second.const_data_ptr(), result.mutable_data_ptr(),
+        scratch.get(), begin, end);
   });
   return result.to(first_given.scalar_type());
 }
@@ -53,8 +57,10 @@ at::Tensor aggregate(const at::Tensor& value, const at::Tensor& weight, at::IntA
   const Geometry g = geometry(window);
   TORCH_CHECK_VALUE(value.dim() == 5, "value must have 5 dimensions, got ", value.sizes());
   const auto outputs = output_size(g, value.sizes().slice(3));
-  check_sizes("weight", weight, {value.size(0), value.size(1), g.kernel_h * g.kernel_w, outputs[0], outputs[1]});
-  return solve(kAggregate, value, weight, {value.size(0), value.size(1), value.size(2), outputs[0], outputs[1]},
+  check_sizes("weight", weight,
+              {value.size(0), value.size(1), g.kernel_h * g.kernel_w, outputs[0], outputs[1]});
+  return solve(kAggregate, value, weight,
+               {value.size(0), value.size(1), value.size(2), outputs[0], outputs[1]},
                value.sizes().slice(3), outputs, g);
 }
 
@@ -63,18 +69,22 @@ at::Tensor correlate(const at::Tensor& query, const at::Tensor& key, at::IntArra
   TORCH_CHECK_VALUE(key.dim() == 5, "key must have 5 dimensions, got ", key.sizes());
   const auto outputs = output_size(g, key.sizes().slice(3));
   check_sizes("query", query, {key.size(0), key.size(1), key.size(2), outputs[0], outputs[1]});
-  return solve(kCorrelate, query, key, {key.size(0), key.size(1), g.kernel_h * g.kernel_w, outputs[0], outputs[1]},
+  return solve(kCorrelate, query, key,
+               {key.size(0), key.size(1), g.kernel_h * g.kernel_w, outputs[0], outputs[1]},
                key.sizes().slice(3), outputs, g);
 }
 
-at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef size, at::IntArrayRef window) {
+at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef size,
+                   at::IntArrayRef window) {
   const Geometry g = geometry(window);
-  TORCH_CHECK_VALUE(grad.dim() == 5 && size.size() == 2, "grad must have 5 dimensions and size 2, got ", grad.sizes(),
-                    " and ", size);
+  TORCH_CHECK_VALUE(grad.dim() == 5 && size.size() == 2,
+                    "grad must have 5 dimensions and size 2, got ", grad.sizes(), " and ", size);
   const auto outputs = output_size(g, size);
   check_sizes("grad", grad, {grad.size(0), grad.size(1), grad.size(2), outputs[0], outputs[1]});
-  check_sizes("weight", weight, {grad.size(0), grad.size(1), g.kernel_h * g.kernel_w, outputs[0], outputs[1]});
-  return solve(kScatter, grad, weight, {grad.size(0), grad.size(1), grad.size(2), size[0], size[1]}, size, outputs, g);
+  check_sizes("weight", weight,
+              {grad.size(0), grad.size(1), g.kernel_h * g.kernel_w, outputs[0], outputs[1]});
+  return solve(kScatter, grad, weight, {grad.size(0), grad.size(1), grad.size(2), size[0], size[1]},
+               size, outputs, g);
 }
 
 }  // namespace mmrednet

@@ -34,30 +34,33 @@ void scatter_row(const Problem& p, const T* grad, const T* weight, T* result, A*
       for (int64_t d = 0; d < p.channels; ++d) {
         A* __restrict__ s = sums + d * p.width + column;
         const T* gr = grad + d * q.c + row * q.h + first * q.w;
-        for (int64_t x = 0; x < last - first; ++x) s[x * g.stride_w] += load<A>(wt[x * w.w]) * load<A>(gr[x * q.w]);
+        for (int64_t x = 0; x < last - first; ++x)
+          s[x * g.stride_w] += load<A>(wt[x * w.w]) * load<A>(gr[x * q.w]);
       }
     }
   }
   for (int64_t d = 0; d < p.channels; ++d)
-    for (int64_t x = 0; x < p.width; ++x) result[d * r.c + y * r.h + x * r.w] = store<T>(sums[d * p.width + x]);
+    for (int64_t x = 0; x < p.width; ++x)
+      result[d * r.c + y * r.h + x * r.w] = store<T>(sums[d * p.width + x]);
 }
 
-// Where the weights of row y lie. A scatter with stride 1 is an aggregate with flipped taps (see flipped), whose
-// weights lie at what an output sees.
+// Where the weights of row y lie. A scatter with stride 1 is an aggregate with flipped taps (see
+// flipped), whose weights lie at what an output sees.
 template <typename T>
 inline Taps<T> weights_of(const Problem& f, const T* weight, int64_t y, bool flip) {
   const Geometry& g = f.geometry;
   const View& w = f.second;
   if (!flip) return {weight + y * w.h, g.kernel_w * w.c, w.c, w.w};
   const int64_t last = g.kernel_h * g.kernel_w - 1;
-  return {weight + last * w.c + (y - g.padding_h) * w.h - g.padding_w * w.w, g.dilation_h * w.h - g.kernel_w * w.c,
-          g.dilation_w * w.w - w.c, w.w};
+  return {weight + last * w.c + (y - g.padding_h) * w.h - g.padding_w * w.w,
+          g.dilation_h * w.h - g.kernel_w * w.c, g.dilation_w * w.w - w.c, w.w};
 }
 
-// lines [begin, end) of the problem, a line being one row of one group of one image; `memory` holds p.scratch bytes
+// lines [begin, end) of the problem, a line being one row of one group of one image; `memory` holds
+// p.scratch bytes
 template <typename T, typename A>
-void run(const Problem& p, const void* first_data, const void* second_data, void* result_data, void* memory,
-         int64_t begin, int64_t end) {
+void run(const Problem& p, const void* first_data, const void* second_data, void* result_data,
+         void* memory, int64_t begin, int64_t end) {
   const bool scatter = p.kind == kScatter, correlate = p.kind == kCorrelate;
   const bool pixels = by_pixels(p), flip = scatter && can_flip(p);
   const Problem f = flip ? flipped(p) : p;
@@ -79,15 +82,18 @@ void run(const Problem& p, const void* first_data, const void* second_data, void
       hit_rows.find(y, g.kernel_h, g.stride_h, g.dilation_h, g.padding_h, p.out_height);
       for (int64_t x = 0; x < p.width; ++x) {
         hit_columns.find(x, g.kernel_w, g.stride_w, g.dilation_w, g.padding_w, p.out_width);
-        scatter_pixel<T, A>(p, first, second, out + y * p.result.h + x * p.result.w, hit_rows, hit_columns);
+        scatter_pixel<T, A>(p, first, second, out + y * p.result.h + x * p.result.w, hit_rows,
+                            hit_columns);
       }
     } else if (pixels) {
-      aggregate_span<T, A>(f, first, weights_of<T>(f, second, y, flip), out + y * p.result.h, y, 0, f.out_width);
+      aggregate_span<T, A>(f, first, weights_of<T>(f, second, y, flip), out + y * p.result.h, y, 0,
+                           f.out_width);
     } else if (correlate) {
       const int64_t pitch = padded(p.out_width), taps = g.kernel_h * g.kernel_w;
       A* logits = scratch + p.channels * pitch;
       Rows<T, A> rows(p, p.second, piece, second);
-      pack_lines(scratch, pitch, first + y * p.first.h, p.first.c, p.first.w, p.channels, p.out_width);
+      pack_lines(scratch, pitch, first + y * p.first.h, p.first.c, p.first.w, p.channels,
+                 p.out_width);
       clear_lines(scratch, pitch, p.channels, p.out_width);
       correlate_row(p, rows, scratch, pitch, logits, y);
       unpack_lines(out + y * p.result.h, p.result.c, p.result.w, logits, pitch, taps, p.out_width);

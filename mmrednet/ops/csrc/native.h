@@ -1,4 +1,5 @@
-// What the operators of torch share: the kernels for this processor, and results laid out as their inputs are.
+// What the operators of torch share: the kernels for this processor, and results laid out as their
+// inputs are.
 
 #pragma once
 
@@ -9,7 +10,8 @@
 
 #include "params.h"
 
-// the widest that was built and that this processor has, no wider than MMREDNET_CPU_CAPABILITY if that is set
+// the widest that was built and that this processor has, no wider than MMREDNET_CPU_CAPABILITY if
+// that is set
 const mmrednet::Kernels& mmrednet_kernels();
 
 namespace mmrednet {
@@ -29,15 +31,18 @@ inline const Typed& kernels_for(at::ScalarType type) {
 }
 
 // bytes of a number in which sums are taken
-inline int64_t sum_bytes(at::ScalarType type) { return type == at::kDouble ? sizeof(double) : sizeof(float); }
+inline int64_t sum_bytes(at::ScalarType type) {
+  return type == at::kDouble ? sizeof(double) : sizeof(float);
+}
 
 View view(const at::Tensor& tensor);
 
-// of the eight numbers of a window, all of whose sums and products with sizes of a map are numbers too
+// of the eight numbers of a window, all of whose sums and products with sizes of a map are numbers
+// too
 Geometry geometry(at::IntArrayRef window);
 
-// The functions in Python check their arguments; whoever calls torch.ops.mmrednet goes past them. A wrong size would be
-// an address outside a tensor.
+// The functions in Python check their arguments; whoever calls torch.ops.mmrednet goes past them. A
+// wrong size would be an address outside a tensor.
 void check_sizes(const char* name, const at::Tensor& tensor, at::IntArrayRef expected);
 
 // (Ho, Wo), the outputs of a window on a map of (H, W)
@@ -52,6 +57,7 @@ at::Tensor in_layout_of(const at::Tensor& like, const at::Tensor& tensor);
 // the primitives: see mmrednet/ops/local.py
 at::Tensor aggregate(const at::Tensor& value, const at::Tensor& weight, at::IntArrayRef window);
 at::Tensor correlate(const at::Tensor& query, const at::Tensor& key, at::IntArrayRef window);
-at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef size, at::IntArrayRef window);
+at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef size,
+                   at::IntArrayRef window);
 
 }  // namespace mmrednet

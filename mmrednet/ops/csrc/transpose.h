@@ -14,8 +14,8 @@
 
 namespace mmrednet::MMREDNET_ISA {
 
-// Whether blocks of sixteen outputs are turned in registers: where a shuffle of sixteen lanes is one instruction, and
-// MMREDNET_SHUFFLES says so.
+// Whether blocks of sixteen outputs are turned in registers: where a shuffle of sixteen lanes is
+// one instruction, and MMREDNET_SHUFFLES says so.
 template <typename A>
 constexpr bool kTurned = false;
 
@@ -34,7 +34,8 @@ inline void turn<float>(Lanes<float, 16>::Vector* s) {
 #pragma GCC unroll 4
   for (int bit = 1; bit < 16; bit *= 2) {
     // lanes 16 to 31 are those of the second vector
-    const I first = (lane & bit) ? lane + (16 - bit) : lane, second = (lane & bit) ? lane + 16 : lane + bit;
+    const I first = (lane & bit) ? lane + (16 - bit) : lane,
+            second = (lane & bit) ? lane + 16 : lane + bit;
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
       if (i & bit) continue;
@@ -92,22 +93,27 @@ inline void unpack_block(T* to, int64_t step, const A* from, int64_t pitch, int6
 
 // what a tensor keeps at d * line + x * step, in lines: one for each d
 template <typename T, typename A>
-void pack_lines(A* to, int64_t pitch, const T* from, int64_t line, int64_t step, int64_t lines, int64_t count) {
+void pack_lines(A* to, int64_t pitch, const T* from, int64_t line, int64_t step, int64_t lines,
+                int64_t count) {
   int64_t d = 0;
   if constexpr (kTurned<A>)
     for (; line == 1 && d + 8 <= lines; d += d + 16 <= lines ? 16 : 8)
       for (int64_t x = 0; x < count; x += 16) {
         const int64_t some = count - x < 16 ? count - x : 16;
-        if (d + 16 <= lines) pack_block<T, A, 16>(to + d * pitch + x, pitch, from + x * step + d, step, some);
-        else pack_block<T, A, 8>(to + d * pitch + x, pitch, from + x * step + d, step, some);
+        if (d + 16 <= lines)
+          pack_block<T, A, 16>(to + d * pitch + x, pitch, from + x * step + d, step, some);
+        else
+          pack_block<T, A, 8>(to + d * pitch + x, pitch, from + x * step + d, step, some);
       }
   for (; d < lines; ++d)
     for (int64_t x = 0; x < count; ++x) to[d * pitch + x] = load<A>(from[d * line + x * step]);
 }
 
-// Lines back to where a tensor keeps them. Lines have numbers, which may be anything, up to a multiple of sixteen.
+// Lines back to where a tensor keeps them. Lines have numbers, which may be anything, up to a
+// multiple of sixteen.
 template <typename T, typename A>
-void unpack_lines(T* to, int64_t line, int64_t step, const A* from, int64_t pitch, int64_t lines, int64_t count) {
+void unpack_lines(T* to, int64_t line, int64_t step, const A* from, int64_t pitch, int64_t lines,
+                  int64_t count) {
   if (step == 1) {
     for (int64_t d = 0; d < lines; ++d)
       for (int64_t x = 0; x < count; ++x) to[d * line + x] = store<T>(from[d * pitch + x]);
@@ -118,8 +124,10 @@ void unpack_lines(T* to, int64_t line, int64_t step, const A* from, int64_t pitc
     int64_t d = 0;
     if constexpr (kTurned<A>)
       for (; line == 1 && d + 8 <= lines; d += d + 16 <= lines ? 16 : 8) {
-        if (d + 16 <= lines) unpack_block<T, A, 16>(to + x * step + d, step, from + d * pitch + x, pitch, some);
-        else unpack_block<T, A, 8>(to + x * step + d, step, from + d * pitch + x, pitch, some);
+        if (d + 16 <= lines)
+          unpack_block<T, A, 16>(to + x * step + d, step, from + d * pitch + x, pitch, some);
+        else
+          unpack_block<T, A, 8>(to + x * step + d, step, from + d * pitch + x, pitch, some);
       }
     for (int64_t i = x; i < x + some; ++i)
       for (int64_t e = d; e < lines; ++e) to[e * line + i * step] = store<T>(from[e * pitch + i]);
