@@ -1,143 +1,177 @@
-// The backward pass of involution: kernels made again and stored for the gradient of the map, and
-// the gradients of what they were made from.
+// The backward pass of involution: kernels generated again, for the gradient of the value, and the
+// gradients of hidden features, weight and bias.
 
 #pragma once
 
 #include <cstdint>
 
 #include "correlate.h"
+#include "integers.h"
 #include "involution_forward.h"
 #include "isa.h"
+#include "matrix.h"
 #include "packed_rows.h"
 #include "params.h"
 #include "simd.h"
 #include "small_gemm.h"
 #include "transpose.h"
-#include "window.h"
+#include "workspace.h"
 
 namespace mmrednet::MMREDNET_ISA {
 
-// Kernels of tiles [begin, end), a tile being some outputs of one group of one image; and once for
-// each tile its hidden features, those of an output side by side.
+// Stores the kernels of tiles [begin, end), and once for each tile its hidden features, with those
+// of an output contiguous.
 template <typename T, typename A>
-void store_kernels(const Involution& q, const InvolutionData& data, void* features, void* memory,
-                   int64_t begin, int64_t end) {
-  const Problem& p = q.local;
-  const int64_t outputs = p.out_height * p.out_width, pitch = padded(q.hidden);
-  Generator<T, A> made(q, data, memory);
-  for (int64_t i = begin; i < end; ++i) {
-    const Item item = item_of(q, i);
-    made.make(item.image, item.tile, item.group);
-    T* result = static_cast<T*>(data.result) +
-                (item.image * p.groups + item.group) * made.taps * outputs + made.first;
-    unpack_lines(result, outputs, 1, made.kernels, made.pitch, made.taps, made.count);
-    if (item.group > 0) continue;
-    A* beside = static_cast<A*>(features) + (item.image * outputs + made.first) * pitch;
-    unpack_lines(beside, 1, pitch, made.hidden, made.pitch, q.hidden, made.count);
-    for (int64_t x = 0; x < made.count; ++x)
-      for (int64_t r = q.hidden; r < pitch; ++r) beside[x * pitch + r] = 0;
+void store_kernels(const InvolutionParams& params, const InvolutionPointers& pointers,
+                   void* features, void* memory, int64_t begin, int64_t end) {
+  const LocalParams& p = params.local;
+  const int64_t outputs = p.out_height * p.out_width;
+  const int64_t pitch = round_up(params.hidden_channels);
+  KernelGenerator<T, A> generator(params, pointers, memory);
+  for (int64_t item = begin; item < end; ++item) {
+    const Tile tile = tile_index(params, item);
+    generator.generate(tile);
+    const int64_t group_index = tile.image * p.groups + tile.group;
+    T* kernels = static_cast<T*>(pointers.result) + group_index * generator.taps * outputs;
+    unpack_matrix<T, A>(kernels + generator.first, outputs, 1, generator.kernels);
+    // all groups have the same hidden features
+    if (tile.group > 0) continue;
+    A* tile_features = static_cast<A*>(features) + (tile.image * outputs + generator.first) * pitch;
+    unpack_matrix<A, A>(tile_features, 1, pitch, generator.hidden);
+    zero_columns<A>({tile_features, pitch, generator.outputs, pitch}, params.hidden_channels);
   }
 }
 
-// add the numbers of each line
+// Adds the elements of each row of a matrix to sums[row]. Its columns are whole vectors.
 template <typename A>
-void add_lines(const A* lines, int64_t pitch, int64_t rows, int64_t width, A* sums) {
-  typedef typename Lanes<A, 16>::Vector V;
-  for (int64_t k = 0; k < rows; ++k) {
-    V sum = {};
-    for (int64_t x = 0; x < width; x += 16) sum += load_lanes<A, 16>(lines + k * pitch + x);
-    for (int n = 0; n < 16; ++n) sums[k] += sum[n];
+void add_row_sums(Matrix<const A> matrix, A* sums) {
+  for (int64_t k = 0; k < matrix.rows; ++k) {
+    Simd<A> sum = {};
+    for (int64_t x = 0; x < matrix.columns; x += kSimdWidth)
+      sum += load_simd<A>(matrix.data + k * matrix.pitch + x);
+    for (int n = 0; n < kSimdWidth; ++n) sums[k] += sum[n];
   }
 }
 
-// the gradients of the kernels of a tile, rows [y, y_end) of one group of one image: a line for
-// each tap, zeros behind it
+// Gradients of the kernels of rows [y, y_end) of one group: a matrix row for each tap, zeros behind
+// the last output.
 template <typename T, typename A>
-void correlate_rows(const Generated& q, const T* grad, Rows<T, A>& values, int64_t y, int64_t y_end,
-                    A* grads, A* lines) {
-  const Problem& p = q.local;
-  const int64_t width = p.out_width, count = (y_end - y) * width,
-                taps = p.geometry.kernel_h * p.geometry.kernel_w;
-  for (int64_t i = y; i < y_end; ++i)
-    pack_lines(grads + (i - y) * width, q.pitch, grad + i * p.first.h, p.first.c, p.first.w,
-               p.channels, width);
-  clear_lines(grads, q.pitch, p.channels, count);
-  // each row is written over what the one before it has left behind its end
-  for (int64_t i = y; i < y_end; ++i)
-    correlate_row(p, values, grads + (i - y) * width, q.pitch, lines + (i - y) * width, i);
-  clear_lines(lines, q.pitch, taps, count);
+void correlate_rows(const InvolutionBackwardParams& params, const T* grad, PackedRows<T, A>& values,
+                    int64_t y, int64_t y_end, Matrix<A> grads, Matrix<A> kernel_grads) {
+  const LocalParams& p = params.local;
+  const Strides& strides = p.first;
+  const int64_t width = p.out_width;
+  for (int64_t row = y; row < y_end; ++row) {
+    const Matrix<A> target = grads.from(0, (row - y) * width);
+    pack_matrix<T, A>({target.data, target.pitch, target.rows, width}, grad + row * strides.h,
+                      strides.c, strides.w);
+  }
+  zero_columns(grads, grads.columns);
+  // In this order, because a row is computed in whole vectors: the next one overwrites what it has
+  // left behind its end.
+  for (int64_t row = y; row < y_end; ++row) {
+    const int64_t column = (row - y) * width;
+    correlate_row<T, A>(values, grads.from(0, column), kernel_grads.from(0, column), row);
+  }
+  zero_columns(kernel_grads, kernel_grads.columns);
 }
 
-// What a tile of one group adds to the sums of its chunk, and to those of its block: the first
-// group of a block begins them.
+// The sums that one tile of one group adds to: those of its chunk for weight and bias, and those of
+// its block for the hidden features.
+template <typename A>
+struct PartialSums {
+  A *weight, *bias, *hidden;
+};
+
+// Adds the gradients of a tile. The first group of a block begins the sums of the hidden features.
 template <typename T, typename A>
-void add_tile(const Generated& q, const GeneratedData& data, char* memory, Place place, bool begins,
-              A* weight_sums, A* bias_sums, A* hidden_sums) {
-  const Problem& p = q.local;
-  const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w, features = padded(q.hidden);
-  const int64_t y = place.row, y_end = y + q.rows < p.out_height ? y + q.rows : p.out_height;
-  const int64_t count = (y_end - y) * p.out_width;
-  A* grads = reinterpret_cast<A*>(memory + rows_bytes(p, sizeof(A)));
-  A* lines = grads + p.channels * q.pitch;
-  Rows<T, A> values(
-      p, p.second, memory,
-      static_cast<const T*>(data.value) + place.image * p.second.b + place.group * p.second.g);
-  correlate_rows(
-      q, static_cast<const T*>(data.grad) + place.image * p.first.b + place.group * p.first.g,
-      values, y, y_end, grads, lines);
-  const A* beside = static_cast<const A*>(data.features) +
-                    (place.image * p.out_height + y) * p.out_width * features;
-  multiply<A>(lines, q.pitch, beside, features, taps, count, features, nullptr, true, weight_sums);
-  add_lines(lines, q.pitch, taps, padded(count), bias_sums);
-  const A* weight = static_cast<const A*>(data.weight) + place.group * q.hidden * taps;
-  multiply<A>(weight, taps, lines, q.pitch, q.hidden, taps, padded(count), nullptr, !begins,
-              hidden_sums);
+void add_tile(const InvolutionBackwardParams& params, const InvolutionBackwardPointers& pointers,
+              char* memory, const Tile& tile, bool first_of_block, PartialSums<A> sums) {
+  const LocalParams& p = params.local;
+  const int64_t image = tile.image, group = tile.group;
+  const int64_t taps = num_taps(p.window), pitch = params.tile_pitch;
+  const int64_t hidden = params.hidden_channels, features_pitch = round_up(hidden);
+  const int64_t y = tile.tile * params.tile_rows;
+  const int64_t y_end = int_min(y + params.tile_rows, p.out_height);
+  const int64_t outputs = (y_end - y) * p.out_width;
+
+  A* workspace = reinterpret_cast<A*>(memory + packed_rows_bytes(p, sizeof(A)));
+  const Matrix<A> grads = {workspace, pitch, p.channels, outputs};
+  const Matrix<A> kernel_grads = {workspace + p.channels * pitch, pitch, taps, outputs};
+  const T* value = static_cast<const T*>(pointers.value) + image * p.second.b + group * p.second.g;
+  const T* grad = static_cast<const T*>(pointers.grad) + image * p.first.b + group * p.first.g;
+  PackedRows<T, A> values(p, p.second, memory, value);
+  correlate_rows(params, grad, values, y, y_end, grads, kernel_grads);
+
+  // weight: kernel gradients times hidden features
+  const A* features = static_cast<const A*>(pointers.features) +
+                      (image * p.out_height + y) * p.out_width * features_pitch;
+  multiply<A>(kernel_grads, {features, features_pitch, outputs, features_pitch}, nullptr, true,
+              {sums.weight, features_pitch, taps, features_pitch});
+  // bias: the sum of the kernel gradients
+  const int64_t columns = round_up(outputs);
+  add_row_sums<A>({kernel_grads.data, pitch, taps, columns}, sums.bias);
+  // hidden features: weight, transposed, times kernel gradients
+  const A* weight = static_cast<const A*>(pointers.weight) + group * hidden * taps;
+  multiply<A>({weight, taps, hidden, taps}, kernel_grads, nullptr, !first_of_block,
+              {sums.hidden, pitch, hidden, columns});
 }
 
-// Parts [begin, end) of the sums that are the gradients of weight, bias and hidden features: a part
-// is a chunk of tiles times a block of groups, whatever the number of threads.
+// Parts [begin, end) of the gradients of weight, bias and hidden features. A part is a chunk of
+// tiles of a block of groups.
 template <typename T, typename A>
-void run_kernel_gradients(const Generated& q, const GeneratedData& data, void* memory,
-                          int64_t begin, int64_t end) {
-  const Problem& p = q.local;
-  const int64_t taps = p.geometry.kernel_h * p.geometry.kernel_w, features = padded(q.hidden);
-  char* held = static_cast<char*>(memory);
-  Rows<T, A>::forget(held, 1, 0);
+void run_kernel_gradients(const InvolutionBackwardParams& params,
+                          const InvolutionBackwardPointers& pointers, void* memory, int64_t begin,
+                          int64_t end) {
+  const LocalParams& p = params.local;
+  const int64_t taps = num_taps(p.window), features_pitch = round_up(params.hidden_channels);
+  char* workspace = static_cast<char*>(memory);
+  PackedRows<T, A>::invalidate(workspace, 1, 0);
   for (int64_t part = begin; part < end; ++part) {
-    const int64_t chunk = part / q.blocks, block = part % q.blocks, first = block * q.block;
-    const int64_t last = first + q.block < p.groups ? first + q.block : p.groups;
-    const int64_t tile_end = (chunk + 1) * q.chunk < q.all ? (chunk + 1) * q.chunk : q.all;
-    for (int64_t group = first; group < last; ++group) {
-      A* weight_sums =
-          static_cast<A*>(data.weight_sums) + (chunk * p.groups + group) * taps * features;
-      A* bias_sums = static_cast<A*>(data.bias_sums) + (chunk * p.groups + group) * taps;
-      for (int64_t i = 0; i < taps * features; ++i) weight_sums[i] = 0;
-      for (int64_t i = 0; i < taps; ++i) bias_sums[i] = 0;
-      for (int64_t tile = chunk * q.chunk; tile < tile_end; ++tile) {
-        A* hidden_sums =
-            static_cast<A*>(data.hidden_sums) + (block * q.all + tile) * q.hidden * q.pitch;
-        const Place place = {tile / q.tiles, group, tile % q.tiles * q.rows};
-        add_tile<T, A>(q, data, held, place, group == first, weight_sums, bias_sums, hidden_sums);
+    const int64_t chunk = part / params.blocks, block = part % params.blocks;
+    const int64_t first_group = block * params.block_groups;
+    const int64_t group_end = int_min(first_group + params.block_groups, p.groups);
+    const int64_t tile_end = int_min((chunk + 1) * params.chunk_tiles, params.tiles);
+    for (int64_t group = first_group; group < group_end; ++group) {
+      const int64_t sum = chunk * p.groups + group;
+      PartialSums<A> sums;
+      sums.weight = static_cast<A*>(pointers.weight_sums) + sum * taps * features_pitch;
+      sums.bias = static_cast<A*>(pointers.bias_sums) + sum * taps;
+      for (int64_t i = 0; i < taps * features_pitch; ++i) sums.weight[i] = 0;
+      for (int64_t i = 0; i < taps; ++i) sums.bias[i] = 0;
+      for (int64_t i = chunk * params.chunk_tiles; i < tile_end; ++i) {
+        const int64_t block_tile = block * params.tiles + i;
+        sums.hidden = static_cast<A*>(pointers.hidden_sums) +
+                      block_tile * params.hidden_channels * params.tile_pitch;
+        const Tile tile = {i / params.image_tiles, i % params.image_tiles, group};
+        add_tile<T, A>(params, pointers, workspace, tile, group == first_group, sums);
       }
     }
   }
 }
 
-// the gradients of the hidden features of tiles [begin, end): the sums of all blocks, in order
+// Stores the gradients of the hidden features of tiles [begin, end): the sums of all blocks, added
+// in order.
 template <typename T, typename A>
-void store_hidden_gradients(const Generated& q, const GeneratedData& data, int64_t begin,
+void store_hidden_gradients(const InvolutionBackwardParams& params,
+                            const InvolutionBackwardPointers& pointers, int64_t begin,
                             int64_t end) {
-  const Problem& p = q.local;
-  const int64_t size = q.hidden * q.pitch;
+  const LocalParams& p = params.local;
+  const Strides& strides = params.hidden_strides;
+  const int64_t size = params.hidden_channels * params.tile_pitch;
   for (int64_t tile = begin; tile < end; ++tile) {
-    A* sums = static_cast<A*>(data.hidden_sums) + tile * size;
-    for (int64_t block = 1; block < q.blocks; ++block)
-      for (int64_t i = 0; i < size; ++i) sums[i] += sums[block * q.all * size + i];
-    const int64_t y = tile % q.tiles * q.rows;
-    T* to = static_cast<T*>(data.grad_hidden) + tile / q.tiles * q.seen.b;
-    for (int64_t i = 0; i < q.rows && y + i < p.out_height; ++i)
-      unpack_lines(to + (y + i) * q.seen.h, q.seen.c, q.seen.w, sums + i * p.out_width, q.pitch,
-                   q.hidden, p.out_width);
+    A* sums = static_cast<A*>(pointers.hidden_sums) + tile * size;
+    for (int64_t block = 1; block < params.blocks; ++block)
+      for (int64_t i = 0; i < size; ++i) sums[i] += sums[block * params.tiles * size + i];
+    const int64_t image = tile / params.image_tiles;
+    const int64_t y = tile % params.image_tiles * params.tile_rows;
+    const int64_t y_end = int_min(y + params.tile_rows, p.out_height);
+    T* target = static_cast<T*>(pointers.grad_hidden) + image * strides.b;
+    for (int64_t row = y; row < y_end; ++row) {
+      const Matrix<const A> row_sums = {sums + (row - y) * p.out_width, params.tile_pitch,
+                                        params.hidden_channels, p.out_width};
+      unpack_matrix<T, A>(target + row * strides.h, strides.c, strides.w, row_sums);
+    }
   }
 }
 

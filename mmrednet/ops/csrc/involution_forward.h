@@ -1,154 +1,197 @@
-// Involution that generates its kernels where it uses them: a tile of outputs of one group at a
-// time, whose kernels fit the first-level cache.
+// Involution with its kernel generation fused: kernels of one tile of one group are generated into
+// the workspace, where they fit the first-level cache, and used from there.
 
 #pragma once
 
 #include <cstdint>
 
 #include "channels_last.h"
+#include "integers.h"
 #include "isa.h"
+#include "matrix.h"
 #include "packed_rows.h"
 #include "params.h"
 #include "simd.h"
 #include "small_gemm.h"
 #include "transpose.h"
+#include "workspace.h"
 
 namespace mmrednet::MMREDNET_ISA {
 
-// the hidden features of outputs [first, first + count), numbered row by row: one line for each
-// feature, zeros behind them
+// Packs the hidden features of outputs [first, first + target.columns) of an image, numbered row by
+// row: a matrix row for each feature, with zeros behind the last output.
 template <typename T, typename A>
-void pack_hidden(const Involution& q, const T* from, int64_t first, int64_t count, int64_t pitch,
-                 A* to) {
-  const int64_t width = q.local.out_width;
-  for (int64_t i = 0; i < count;) {
+void pack_hidden(const InvolutionParams& p, const T* source, int64_t first, Matrix<A> target) {
+  const Strides& strides = p.hidden_strides;
+  const int64_t width = p.local.out_width;
+  for (int64_t i = 0; i < target.columns;) {
     const int64_t y = (first + i) / width, x = (first + i) % width;
-    const int64_t length = count - i < width - x ? count - i : width - x;
-    pack_lines(to + i, pitch, from + y * q.seen.h + x * q.seen.w, q.seen.c, q.seen.w, q.hidden,
-               length);
+    const int64_t length = int_min(target.columns - i, width - x);
+    pack_matrix<T, A>({target.data + i, target.pitch, target.rows, length},
+                      source + y * strides.h + x * strides.w, strides.c, strides.w);
     i += length;
   }
-  clear_lines(to, pitch, q.hidden, count);
+  zero_columns(target, target.columns);
 }
 
-// numbers in the type in which sums are taken, copied to `to` where that is another one
+// Elements in the accumulator type: converted into `target`, or, if they have it, where they are.
 template <typename T, typename A>
-inline const A* widened(const T* from, int64_t count, A* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = load<A>(from[i]);
-  return to;
+inline const A* widen(const T* source, int64_t count, A* target) {
+  for (int64_t i = 0; i < count; ++i) target[i] = load<A>(source[i]);
+  return target;
 }
 template <typename A>
-inline const A* widened(const A* from, int64_t, A*) {
-  return from;
+inline const A* widen(const A* source, int64_t, A*) {
+  return source;
 }
 
-// The kernels of one tile of one group after another, in memory of the thread's own. What
-// neighbouring items of work share is read once: the hidden features of a tile, or the weight of a
-// group.
-template <typename T, typename A>
-struct Generator {
-  const Involution& q;
-  const InvolutionData& data;
-  A *hidden, *kernels, *spare;
-  const A *weight = nullptr, *bias = nullptr;
-  int64_t taps, held_tile = -1, held_group = -1;
-  // of the tile: its first output, how many there are, and the length of a line
-  int64_t first = 0, count = 0, pitch = 0;
-
-  Generator(const Involution& involution, const InvolutionData& given, void* memory)
-      : q(involution), data(given) {
-    taps = q.local.geometry.kernel_h * q.local.geometry.kernel_w;
-    hidden = static_cast<A*>(memory);
-    kernels = hidden + q.hidden * q.pitch;
-    spare = kernels + taps * q.pitch;
-  }
-
-  // `kernels` are then those of the tile, a line for each tap
-  void make(int64_t image, int64_t tile, int64_t group) {
-    if (held_tile != image * q.tiles + tile) {
-      held_tile = image * q.tiles + tile;
-      const int64_t outputs = q.local.out_height * q.local.out_width;
-      first = tile * q.size, count = outputs - first < q.size ? outputs - first : q.size,
-      pitch = padded(count);
-      pack_hidden<T, A>(q, static_cast<const T*>(data.hidden) + image * q.seen.b, first, count,
-                        pitch, hidden);
-    }
-    if (held_group != group) {
-      held_group = group;
-      weight = widened(static_cast<const T*>(data.weight) + group * taps * q.hidden,
-                       taps * q.hidden, spare);
-      bias =
-          widened(static_cast<const T*>(data.bias) + group * taps, taps, spare + taps * q.hidden);
-    }
-    multiply<A>(weight, q.hidden, hidden, pitch, taps, q.hidden, pitch, bias, false, kernels);
-  }
-};
-
-// scale and shift the results of some outputs of one row, while they are at hand
-template <typename T, typename A>
-void finish(const Problem& p, const InvolutionData& data, int64_t group, T* result, int64_t count) {
-  if (data.scale == nullptr) return;
-  const A* scale = static_cast<const A*>(data.scale) + group * p.channels;
-  const A* shift = static_cast<const A*>(data.shift) + group * p.channels;
-  const int64_t c = p.result.c, w = p.result.w;
-  const auto finished = [&](T given, int64_t d) {
-    const A number = load<A>(given) * scale[d] + shift[d];
-    return store<T>(data.relu && number < 0 ? A{0} : number);
-  };
-  if (c == 1)
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t d = 0; d < p.channels; ++d) result[i * w + d] = finished(result[i * w + d], d);
-  else
-    for (int64_t d = 0; d < p.channels; ++d)
-      for (int64_t i = 0; i < count; ++i)
-        result[d * c + i * w] = finished(result[d * c + i * w], d);
-}
-
-// which image, tile and group an item of work is: the groups of a tile share its hidden features,
-// rows of a group those of the map
-struct Item {
+// A tile of one group of one image.
+struct Tile {
   int64_t image, tile, group;
 };
 
-inline Item item_of(const Involution& q, int64_t item) {
-  const int64_t groups = q.local.groups, rest = item % (q.tiles * groups);
-  return {item / q.tiles / groups, q.pixels ? rest / groups : rest % q.tiles,
-          q.pixels ? rest % groups : rest / q.tiles};
+// The order of work. In a channels-last map the groups of a tile follow one another, and share its
+// hidden features. In any other map the rows of a group do, and share packed rows of the map.
+inline Tile tile_index(const InvolutionParams& p, int64_t item) {
+  const int64_t groups = p.local.groups;
+  const int64_t image = item / p.tiles / groups;
+  const int64_t remainder = item % (p.tiles * groups);
+  if (p.channels_last) return {image, remainder / groups, remainder % groups};
+  return {image, remainder % p.tiles, remainder / p.tiles};
 }
 
-// tiles [begin, end) of the problem, a tile being some neighbouring outputs of one group of one
-// image
+// Generates the kernels of one tile after another. What consecutive tiles share is read once: the
+// hidden features of a tile, or the weight of a group.
 template <typename T, typename A>
-void run_involution(const Involution& q, const InvolutionData& data, void* memory, int64_t begin,
-                    int64_t end) {
-  const Problem& p = q.local;
-  char* free = static_cast<char*>(memory);
-  if (!q.pixels) Rows<T, A>::forget(free, 1, 0);
-  Generator<T, A> made(q, data, free + (q.pixels ? 0 : rows_bytes(p, sizeof(A))));
-  for (int64_t i = begin; i < end; ++i) {
-    const Item item = item_of(q, i);
-    made.make(item.image, item.tile, item.group);
-    const T* value =
-        static_cast<const T*>(data.value) + item.image * p.first.b + item.group * p.first.g;
-    T* result = static_cast<T*>(data.result) + item.image * p.result.b + item.group * p.result.g;
-    if (!q.pixels) {
-      Rows<T, A> rows(p, p.first, free, value);
-      hold_seen(p, rows, item.tile);
-      aggregate_row<T, A, false>(p, rows, made.kernels, made.pitch, result, item.tile);
-      finish<T, A>(p, data, item.group, result + item.tile * p.result.h, made.count);
+struct KernelGenerator {
+  const InvolutionParams& p;
+  const InvolutionPointers& pointers;
+  int64_t taps;
+  // first output of the current tile, and number of its outputs
+  int64_t first = 0, outputs = 0;
+  // a row for each hidden channel, and a row for each tap
+  Matrix<A> hidden = {}, kernels = {};
+
+  KernelGenerator(const InvolutionParams& params, const InvolutionPointers& tensors, void* memory)
+      : p(params), pointers(tensors), taps(num_taps(params.local.window)) {
+    hidden.data = static_cast<A*>(memory);
+    kernels.data = hidden.data + p.hidden_channels * p.tile_pitch;
+    widened = kernels.data + taps * p.tile_pitch;
+  }
+
+  // Generates the kernels of a tile: weight * hidden + bias.
+  void generate(const Tile& tile) {
+    if (current_tile != tile.image * p.tiles + tile.tile) read_hidden(tile);
+    if (current_group != tile.group) read_weight(tile.group);
+    // whole vectors: hidden features are zero behind the last output
+    const Matrix<A> whole_kernels = {kernels.data, kernels.pitch, taps, kernels.pitch};
+    multiply<A>(weight, hidden, bias, false, whole_kernels);
+  }
+
+ private:
+  Matrix<const A> weight = {};
+  const A* bias = nullptr;
+  // place for weight and bias in the accumulator type
+  A* widened;
+  int64_t current_tile = -1, current_group = -1;
+
+  void read_hidden(const Tile& tile) {
+    current_tile = tile.image * p.tiles + tile.tile;
+    first = tile.tile * p.tile_size;
+    outputs = int_min(p.local.out_height * p.local.out_width - first, p.tile_size);
+    const int64_t pitch = round_up(outputs);
+    hidden = {hidden.data, pitch, p.hidden_channels, outputs};
+    kernels = {kernels.data, pitch, taps, outputs};
+    const T* source = static_cast<const T*>(pointers.hidden) + tile.image * p.hidden_strides.b;
+    pack_hidden<T, A>(p, source, first, hidden);
+  }
+
+  void read_weight(int64_t group) {
+    current_group = group;
+    const int64_t size = taps * p.hidden_channels;
+    const T* group_weight = static_cast<const T*>(pointers.weight) + group * size;
+    const T* group_bias = static_cast<const T*>(pointers.bias) + group * taps;
+    weight = {widen(group_weight, size, widened), p.hidden_channels, taps, p.hidden_channels};
+    bias = widen(group_bias, taps, widened + size);
+  }
+};
+
+// Applies scale, shift and ReLU to some outputs of one row, while they are in the cache.
+template <typename T, typename A>
+void apply_affine(const LocalParams& p, const InvolutionPointers& pointers, int64_t group,
+                  T* result, int64_t outputs) {
+  if (pointers.scale == nullptr) return;
+  const A* scale = static_cast<const A*>(pointers.scale) + group * p.channels;
+  const A* shift = static_cast<const A*>(pointers.shift) + group * p.channels;
+  const int64_t channel_stride = p.result.c, output_stride = p.result.w;
+  const auto affine = [&](T element, int64_t d) {
+    const A value = load<A>(element) * scale[d] + shift[d];
+    return store<T>(pointers.relu && value < 0 ? A{0} : value);
+  };
+  // the inner loop runs along contiguous memory
+  if (channel_stride == 1) {
+    for (int64_t x = 0; x < outputs; ++x)
+      for (int64_t d = 0; d < p.channels; ++d)
+        result[x * output_stride + d] = affine(result[x * output_stride + d], d);
+    return;
+  }
+  for (int64_t d = 0; d < p.channels; ++d) {
+    T* row = result + d * channel_stride;
+    for (int64_t x = 0; x < outputs; ++x)
+      row[x * output_stride] = affine(row[x * output_stride], d);
+  }
+}
+
+// A tile of a channels-last map: outputs that may begin and end within a row.
+template <typename T, typename A>
+void involution_tile(const KernelGenerator<T, A>& generator, const T* value, T* result,
+                     int64_t group) {
+  const LocalParams& p = generator.p.local;
+  const Matrix<A>& kernels = generator.kernels;
+  const int64_t end = generator.first + generator.outputs;
+  for (int64_t output = generator.first; output < end;) {
+    const int64_t y = output / p.out_width, x = output % p.out_width;
+    const int64_t length = int_min(end - output, p.out_width - x);
+    const WeightView<A> weights = {kernels.data + output - generator.first,
+                                   p.window.kernel_w * kernels.pitch, kernels.pitch, 1};
+    T* target = result + y * p.result.h + x * p.result.w;
+    aggregate_span<T, A>(p, value, weights, target, y, x, x + length);
+    apply_affine<T, A>(p, generator.pointers, group, target, length);
+    output += length;
+  }
+}
+
+// A tile of any other map: row y of the outputs.
+template <typename T, typename A>
+void involution_row(const KernelGenerator<T, A>& generator, PackedRows<T, A>& rows, T* result,
+                    int64_t group, int64_t y) {
+  const LocalParams& p = rows.p;
+  rows.pack_window(y);
+  aggregate_row<T, A, false>(rows, generator.kernels, result, y);
+  apply_affine<T, A>(p, generator.pointers, group, result + y * p.result.h, generator.outputs);
+}
+
+// Tiles [begin, end) of all groups and images. `memory` has params.workspace_bytes.
+template <typename T, typename A>
+void run_involution(const InvolutionParams& params, const InvolutionPointers& pointers,
+                    void* memory, int64_t begin, int64_t end) {
+  const LocalParams& p = params.local;
+  char* packed_rows = static_cast<char*>(memory);
+  const int64_t bytes = params.channels_last ? 0 : packed_rows_bytes(p, sizeof(A));
+  if (!params.channels_last) PackedRows<T, A>::invalidate(packed_rows, 1, bytes);
+  KernelGenerator<T, A> generator(params, pointers, packed_rows + bytes);
+  for (int64_t item = begin; item < end; ++item) {
+    const Tile tile = tile_index(params, item);
+    const int64_t image = tile.image, group = tile.group;
+    const T* value = static_cast<const T*>(pointers.value) + image * p.first.b + group * p.first.g;
+    T* result = static_cast<T*>(pointers.result) + image * p.result.b + group * p.result.g;
+    generator.generate(tile);
+    if (params.channels_last) {
+      involution_tile(generator, value, result, group);
       continue;
     }
-    for (int64_t x = made.first; x < made.first + made.count;) {
-      const int64_t row = x / p.out_width, column = x % p.out_width,
-                    left = made.first + made.count - x;
-      const int64_t length = left < p.out_width - column ? left : p.out_width - column;
-      const Taps<A> where = {made.kernels + x - made.first, p.geometry.kernel_w * made.pitch,
-                             made.pitch, 1};
-      T* to = result + row * p.result.h + column * p.result.w;
-      aggregate_span<T, A>(p, value, where, to, row, column, column + length);
-      finish<T, A>(p, data, item.group, to, length);
-      x += length;
-    }
+    PackedRows<T, A> rows(p, p.first, packed_rows, value);
+    involution_row(generator, rows, result, group, tile.tile);
   }
 }
 

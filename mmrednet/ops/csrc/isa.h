@@ -1,5 +1,7 @@
-// The instruction set that a file is compiled for: the kernels are templates in a namespace named
-// after it, because the same function compiled for two instruction sets must not have one name.
+// The instruction set that a file is compiled for.
+//
+// The kernels are templates in a namespace that is named after it. Without that, the linker would
+// take the same function of two instruction sets for one.
 
 #pragma once
 

@@ -1,217 +1,207 @@
-// Maps that are packed row by row: vectors run along the width.
+// Feature maps packed row by row, so that vectors run along the width, and the aggregate over them.
 
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#include "integers.h"
 #include "isa.h"
+#include "matrix.h"
 #include "params.h"
 #include "simd.h"
 #include "transpose.h"
 #include "window.h"
+#include "workspace.h"
 
 namespace mmrednet::MMREDNET_ISA {
 
-// copy numbers of one row, with zeros around them
+// Copies up to `count` elements of a row behind `left` zeros, and fills the target with zeros.
 template <typename T, typename A>
-inline void pack_line(A* to, int64_t length, int64_t left, const T* from, int64_t step,
-                      int64_t count) {
-  if (count > length - left) count = length - left;
-  for (int64_t i = 0; i < left; ++i) to[i] = 0;
-  if (step == 1)
-    for (int64_t i = 0; i < count; ++i) to[left + i] = load<A>(from[i]);
+inline void pack_padded_row(A* target, int64_t length, int64_t left, const T* source,
+                            int64_t stride, int64_t count) {
+  count = int_min(count, length - left);
+  for (int64_t i = 0; i < left; ++i) target[i] = 0;
+  // a loop of its own, because the compiler vectorises it
+  if (stride == 1)
+    for (int64_t i = 0; i < count; ++i) target[left + i] = load<A>(source[i]);
   else
-    for (int64_t i = 0; i < count; ++i) to[left + i] = load<A>(from[i * step]);
-  for (int64_t i = left + count; i < length; ++i) to[i] = 0;
+    for (int64_t i = 0; i < count; ++i) target[left + i] = load<A>(source[i * stride]);
+  for (int64_t i = left + count; i < length; ++i) target[i] = 0;
 }
 
-// Rows of a map of one group, copied so that every tap of sixteen outputs is one load: zeros stand
-// for what lies outside, and columns that outputs of one stride see through one tap lie together.
-// Taps share what they see, except by_tap().
+// A ring buffer of packed rows of one group of a feature map, in the workspace of a thread.
+//
+// A packed row has zeros for what lies outside the map, and is laid out so that each tap of 16
+// neighbouring outputs is one vector load: as it is for stride 1, in phases for larger strides, or
+// by tap (see workspace.h). Neighbouring rows of outputs share most rows of the map, which are then
+// in the buffer already.
 template <typename T, typename A>
-struct Rows {
-  const Problem& p;
-  const View& view;
-  // in memory that outlives this object: the address of the group that is held, and the number of
-  // the row in each slot
-  int64_t *group, *held;
-  const T* data;
+struct PackedRows {
+  const LocalParams& p;
+  const Strides& strides;
+  // In the workspace, which outlives this object: the address of the group whose rows these are,
+  // the row of the map in each slot (-1: none), and the elements.
+  int64_t *cached_group, *cached_row;
   A* packed;
+  // first element of the group in the tensor
+  const T* group;
+  // number of slots, elements of a phase (or of a tap), and elements of a row
   int64_t slots, phase, pitch;
   bool by_tap;
 
-  // Nothing is held in these pieces of memory: all ones are no address, while that of an empty map
-  // is zero.
-  static void forget(char* memory, int64_t pieces, int64_t bytes) {
-    for (int64_t i = 0; i < pieces; ++i) std::memset(memory + i * bytes, 0xff, sizeof(int64_t));
+  // Marks the buffers of `count` groups as empty. All bits set is the address of no group, while
+  // that of a tensor without elements is zero.
+  static void invalidate(char* memory, int64_t count, int64_t bytes) {
+    for (int64_t i = 0; i < count; ++i) std::memset(memory + i * bytes, 0xff, sizeof(int64_t));
   }
 
-  Rows(const Problem& problem, const View& v, char* memory, const T* group_data)
-      : p(problem),
-        view(v),
-        group(reinterpret_cast<int64_t*>(memory)),
-        held(group + 1),
-        data(group_data) {
-    slots = mmrednet::slots(p);
-    by_tap = mmrednet::by_tap(p);
-    phase = by_tap ? padded(p.out_width) : phase_length(p);
-    pitch = line_length(p);
-    packed = reinterpret_cast<A*>(held + slots);
-    // another group: nothing that is held belongs to it
-    const int64_t address = reinterpret_cast<int64_t>(data);
-    if (*group == address) return;
-    *group = address;
-    for (int64_t i = 0; i < slots; ++i) held[i] = -1;
+  PackedRows(const LocalParams& params, const Strides& map, char* memory, const T* group_data)
+      : p(params),
+        strides(map),
+        cached_group(reinterpret_cast<int64_t*>(memory)),
+        cached_row(cached_group + 1),
+        group(group_data),
+        slots(ring_slots(params)),
+        pitch(packed_row_length(params)),
+        by_tap(packs_by_tap(params)) {
+    phase = by_tap ? round_up(p.out_width) : phase_length(p);
+    packed = reinterpret_cast<A*>(cached_row + slots);
+    // the rows of another group are of no use
+    const int64_t address = reinterpret_cast<int64_t>(group);
+    if (*cached_group == address) return;
+    *cached_group = address;
+    for (int64_t i = 0; i < slots; ++i) cached_row[i] = -1;
   }
 
-  // the packed row of channel d; hold() has been called for it
-  const A* line(int64_t row, int64_t d) const {
-    return packed + (row % slots * p.channels + d) * pitch;
-  }
+  // The slot of a row: one matrix row for each channel. Rows that are in use at the same time span
+  // at most `slots` rows, so they never share a slot.
+  A* slot(int64_t row) const { return packed + row % slots * p.channels * pitch; }
 
-  // where the outputs' columns of tap t begin in a line
-  int64_t column(int64_t t) const {
+  // A packed row of channel d.
+  const A* row(int64_t y, int64_t d) const { return slot(y) + d * pitch; }
+
+  // Where the columns that outputs see through tap t begin in a packed row.
+  int64_t tap_offset(int64_t t) const {
     if (by_tap) return t * phase;
-    const int64_t j = t * p.geometry.dilation_w;
-    if (p.geometry.stride_w == 1) return j;
-    return j % p.geometry.stride_w * phase + j / p.geometry.stride_w;
+    const int64_t column = t * p.window.dilation_w;
+    if (p.window.stride_w == 1) return column;
+    return column % p.window.stride_w * phase + column / p.window.stride_w;
   }
 
-  void hold(int64_t row) {
-    const int64_t slot = row % slots, stride = p.geometry.stride_w, left = p.geometry.padding_w;
-    if (held[slot] == row) return;
-    held[slot] = row;
-    if (by_tap) {
-      hold_by_tap(packed + slot * p.channels * pitch, data + row * view.h);
-      return;
-    }
-    if (stride == 1) {
-      A* to = packed + slot * p.channels * pitch;
-      const int64_t count = p.width < pitch - left ? p.width : pitch - left;
-      for (int64_t d = 0; d < p.channels; ++d)
-        for (int64_t i = 0; i < left; ++i) to[d * pitch + i] = 0;
-      pack_lines(to + left, pitch, data + row * view.h, view.c, view.w, p.channels, count);
-      clear_lines(to, pitch, p.channels, left + count);
-      return;
-    }
-    for (int64_t d = 0; d < p.channels; ++d) {
-      A* to = packed + (slot * p.channels + d) * pitch;
-      const T* from = data + row * view.h + d * view.c;
-      for (int64_t i = 0; i < pitch; ++i) to[i] = 0;
-      const int64_t count = p.width < pitch - left ? p.width : pitch - left;
-      for (int64_t c = 0; c < count; ++c)
-        to[(c + left) % stride * phase + (c + left) / stride] = load<A>(from[c * view.w]);
+  // Packs a row of the map, unless it is there already.
+  void pack(int64_t y) {
+    if (cached_row[y % slots] == y) return;
+    cached_row[y % slots] = y;
+    const T* source = group + y * strides.h;
+    if (by_tap)
+      pack_taps(slot(y), source);
+    else if (p.window.stride_w == 1)
+      pack_columns(slot(y), source);
+    else
+      pack_phases(slot(y), source);
+  }
+
+  // Packs all rows of the map that row y of the outputs needs.
+  void pack_window(int64_t y) {
+    const Window& window = p.window;
+    for (int64_t u = 0; u < window.kernel_h; ++u) {
+      const int64_t row = y * window.stride_h + u * window.dilation_h - window.padding_h;
+      if (row >= 0 && row < p.height) pack(row);
     }
   }
 
-  void hold_by_tap(A* to, const T* from) const {
-    const Geometry& g = p.geometry;
-    for (int64_t i = 0; i < p.channels * pitch; ++i) to[i] = 0;
-    for (int64_t t = 0; t < g.kernel_w; ++t) {
-      int64_t first, last;
-      valid(t, g.stride_w, g.dilation_w, g.padding_w, p.width, p.out_width, &first, &last);
+ private:
+  // Columns of the map that fit a packed row behind the left padding.
+  int64_t num_columns() const { return int_min(p.width, pitch - p.window.padding_w); }
+
+  void pack_columns(A* target, const T* source) const {
+    const int64_t left = p.window.padding_w, count = num_columns();
+    for (int64_t d = 0; d < p.channels; ++d)
+      for (int64_t i = 0; i < left; ++i) target[d * pitch + i] = 0;
+    pack_matrix<T, A>({target + left, pitch, p.channels, count}, source, strides.c, strides.w);
+    zero_columns<A>({target, pitch, p.channels, pitch}, left + count);
+  }
+
+  void pack_phases(A* target, const T* source) const {
+    const int64_t left = p.window.padding_w, stride = p.window.stride_w;
+    zero_columns<A>({target, pitch, p.channels, pitch}, 0);
+    for (int64_t d = 0; d < p.channels; ++d)
+      for (int64_t x = 0; x < num_columns(); ++x) {
+        const int64_t column = x + left;
+        target[d * pitch + column % stride * phase + column / stride] =
+            load<A>(source[d * strides.c + x * strides.w]);
+      }
+  }
+
+  void pack_taps(A* target, const T* source) const {
+    const Window& window = p.window;
+    zero_columns<A>({target, pitch, p.channels, pitch}, 0);
+    for (int64_t t = 0; t < window.kernel_w; ++t) {
+      const Range outputs = outputs_inside(t, window.stride_w, window.dilation_w, window.padding_w,
+                                           p.width, p.out_width);
       for (int64_t d = 0; d < p.channels; ++d)
-        for (int64_t x = first; x < last; ++x)
-          to[d * pitch + t * phase + x] = load<A>(
-              from[d * view.c + (x * g.stride_w + t * g.dilation_w - g.padding_w) * view.w]);
+        for (int64_t x = outputs.begin; x < outputs.end; ++x) {
+          const int64_t column = x * window.stride_w + t * window.dilation_w - window.padding_w;
+          target[d * pitch + t * phase + x] = load<A>(source[d * strides.c + column * strides.w]);
+        }
     }
   }
 };
 
-// Sixteen outputs of a row and D channels at once. The weights of a tap lie as its outputs do, or,
-// for scatter, as what the outputs see through it.
-template <typename A, int D, bool kShifted, typename R>
-inline void aggregate_tile(const Problem& p, const R& rows, const A* weights, int64_t pitch,
-                           int64_t y, int64_t x, int64_t d, A* sums) {
-  typedef typename Lanes<A, 16>::Vector V;
-  const Geometry& g = p.geometry;
-  V s[D];
-  for (int n = 0; n < D; ++n) s[n] = V{};
-  for (int64_t u = 0; u < g.kernel_h; ++u) {
-    const int64_t row = y * g.stride_h + u * g.dilation_h - g.padding_h;
+// Sums of 16 outputs of row y, from x on, and of D channels, from d on.
+//
+// `weights` has a row for each tap. Its columns are those of the outputs; or, if kShifted, they are
+// laid out as the packed rows are, and move with the tap (see scatter_row_flipped).
+template <typename T, typename A, int D, bool kShifted>
+inline void aggregate_tile(const PackedRows<T, A>& rows, Matrix<const A> weights, int64_t y,
+                           int64_t x, int64_t d, A* sums) {
+  const LocalParams& p = rows.p;
+  const Window& window = p.window;
+  Simd<A> s[D];
+  for (int n = 0; n < D; ++n) s[n] = Simd<A>{};
+  for (int64_t u = 0; u < window.kernel_h; ++u) {
+    const int64_t row = y * window.stride_h + u * window.dilation_h - window.padding_h;
     if (row < 0 || row >= p.height) continue;
-    const A* line = rows.line(row, d) + x;
-    for (int64_t t = 0; t < g.kernel_w; ++t) {
-      const int64_t column = rows.column(t);
-      const V factor =
-          load_lanes<A, 16>(weights + (u * g.kernel_w + t) * pitch + x + (kShifted ? column : 0));
-      const A* from = line + column;
+    const A* packed_row = rows.row(row, d) + x;
+    for (int64_t t = 0; t < window.kernel_w; ++t) {
+      const int64_t offset = rows.tap_offset(t);
+      const int64_t tap = u * window.kernel_w + t;
+      const Simd<A> weight =
+          load_simd<A>(weights.data + tap * weights.pitch + x + (kShifted ? offset : 0));
+      const A* source = packed_row + offset;
 #pragma GCC unroll 8
-      for (int n = 0; n < D; ++n) s[n] += factor * load_lanes<A, 16>(from + n * rows.pitch);
+      for (int n = 0; n < D; ++n) s[n] += weight * load_simd<A>(source + n * rows.pitch);
     }
   }
   std::memcpy(sums, s, sizeof(s));
 }
 
-// one row of the outputs of one group, from packed weights
+// Row y of the outputs of one group. `result` is the first element of the group. The rows that the
+// window needs have been packed.
 template <typename T, typename A, bool kShifted>
-void aggregate_row(const Problem& p, const Rows<T, A>& rows, const A* weights, int64_t pitch,
-                   T* result, int64_t y) {
-  const View& r = p.result;
-  A sums[8 * 16];
-  for (int64_t x = 0; x < p.out_width; x += 16) {
-    const int64_t count = p.out_width - x < 16 ? p.out_width - x : 16;
-    int64_t d = 0;
-    while (d < p.channels) {
-      const int64_t left = p.channels - d;
-      const int step = left >= 8 ? 8 : left >= 4 ? 4 : 1;
-      if (step == 8)
-        aggregate_tile<A, 8, kShifted>(p, rows, weights, pitch, y, x, d, sums);
-      else if (step == 4)
-        aggregate_tile<A, 4, kShifted>(p, rows, weights, pitch, y, x, d, sums);
+void aggregate_row(const PackedRows<T, A>& rows, Matrix<const A> weights, T* result, int64_t y) {
+  const LocalParams& p = rows.p;
+  const Strides& strides = p.result;
+  // Eight independent sums hide the latency of a multiply-add, and each vector of weights is loaded
+  // once for eight channels. More would not fit the 16 registers of AVX2.
+  A sums[8 * kSimdWidth];
+  for (int64_t x = 0; x < p.out_width; x += kSimdWidth) {
+    const int64_t outputs = int_min(p.out_width - x, kSimdWidth);
+    for (int64_t d = 0; d < p.channels;) {
+      const int64_t remaining = p.channels - d;
+      const int channels = remaining >= 8 ? 8 : remaining >= 4 ? 4 : 1;
+      if (channels == 8)
+        aggregate_tile<T, A, 8, kShifted>(rows, weights, y, x, d, sums);
+      else if (channels == 4)
+        aggregate_tile<T, A, 4, kShifted>(rows, weights, y, x, d, sums);
       else
-        aggregate_tile<A, 1, kShifted>(p, rows, weights, pitch, y, x, d, sums);
-      unpack_lines(result + d * r.c + y * r.h + x * r.w, r.c, r.w, sums, 16, step, count);
-      d += step;
+        aggregate_tile<T, A, 1, kShifted>(rows, weights, y, x, d, sums);
+      T* target = result + d * strides.c + y * strides.h + x * strides.w;
+      unpack_matrix<T, A>(target, strides.c, strides.w, {sums, kSimdWidth, channels, outputs});
+      d += channels;
     }
   }
-}
-
-// hold all rows of the map that row y of the outputs sees
-template <typename T, typename A>
-void hold_seen(const Problem& p, Rows<T, A>& rows, int64_t y) {
-  const Geometry& g = p.geometry;
-  for (int64_t u = 0; u < g.kernel_h; ++u) {
-    const int64_t row = y * g.stride_h + u * g.dilation_h - g.padding_h;
-    if (row >= 0 && row < p.height) rows.hold(row);
-  }
-}
-
-// aggregate: the weights of a row of outputs
-template <typename T, typename A>
-void aggregate_line(const Problem& p, Rows<T, A>& rows, const T* weight, T* result, A* weights,
-                    int64_t y) {
-  const Geometry& g = p.geometry;
-  const View& w = p.second;
-  const int64_t pitch = padded(p.out_width);
-  hold_seen(p, rows, y);
-  for (int64_t u = 0; u < g.kernel_h; ++u) {
-    const int64_t row = y * g.stride_h + u * g.dilation_h - g.padding_h;
-    if (row < 0 || row >= p.height) continue;
-    for (int64_t k = u * g.kernel_w; k < (u + 1) * g.kernel_w; ++k)
-      pack_line(weights + k * pitch, pitch, 0, weight + k * w.c + y * w.h, w.w, p.out_width);
-  }
-  aggregate_row<T, A, false>(p, rows, weights, pitch, result, y);
-}
-
-// scatter with stride 1 is an aggregate with flipped taps (see flipped), whose weights move with
-// the gradient
-template <typename T, typename A>
-void scatter_line(const Problem& f, Rows<T, A>& rows, const T* weight, T* result, A* weights,
-                  int64_t y) {
-  const Geometry& g = f.geometry;
-  const View& w = f.second;
-  for (int64_t u = 0; u < g.kernel_h; ++u) {
-    const int64_t row = y + u * g.dilation_h - g.padding_h;
-    if (row < 0 || row >= f.height) continue;
-    rows.hold(row);
-    for (int64_t k = u * g.kernel_w; k < (u + 1) * g.kernel_w; ++k) {
-      const T* from = weight + (g.kernel_h * g.kernel_w - 1 - k) * w.c + row * w.h;
-      pack_line(weights + k * rows.pitch, rows.pitch, g.padding_w, from, w.w, f.width);
-    }
-  }
-  aggregate_row<T, A, true>(f, rows, weights, rows.pitch, result, y);
 }
 
 }  // namespace mmrednet::MMREDNET_ISA

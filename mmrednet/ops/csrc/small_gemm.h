@@ -1,71 +1,75 @@
-// A product of small matrices, whose operands lie in the caches.
+// Products of small matrices that lie in the caches.
 
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
+#include "integers.h"
 #include "isa.h"
+#include "matrix.h"
 #include "simd.h"
 
 namespace mmrednet::MMREDNET_ISA {
 
-// N rows of the result and V vectors of its columns
+// A tile of the result, N rows of V vectors, which stays in registers. N * V independent sums hide
+// the latency of a multiply-add; each vector of `right` is loaded once for N rows.
 template <typename A, int N, int V>
-inline void multiply_block(const A* left, int64_t left_pitch, const A* right, int64_t pitch,
-                           int64_t count, const A* bias, bool add, A* result) {
-  typedef typename Lanes<A, 16>::Vector Vector;
-  Vector s[N][V];
+inline void multiply_tile(Matrix<const A> left, Matrix<const A> right, const A* bias, bool add,
+                          Matrix<A> result) {
+  Simd<A> sums[N][V];
   for (int n = 0; n < N; ++n)
     for (int v = 0; v < V; ++v)
-      s[n][v] =
-          add ? load_lanes<A, 16>(result + n * pitch + 16 * v) : Vector{} + (bias ? bias[n] : 0);
-  for (int64_t r = 0; r < count; ++r) {
-    Vector seen[V];
+      sums[n][v] = add ? load_simd<A>(result.data + n * result.pitch + kSimdWidth * v)
+                       : Simd<A>{} + (bias ? bias[n] : 0);
+  for (int64_t r = 0; r < right.rows; ++r) {
+    Simd<A> row[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) seen[v] = load_lanes<A, 16>(right + r * pitch + 16 * v);
+    for (int v = 0; v < V; ++v)
+      row[v] = load_simd<A>(right.data + r * right.pitch + kSimdWidth * v);
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      const A factor = left[n * left_pitch + r];
+      const A factor = left.data[n * left.pitch + r];
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) s[n][v] += factor * seen[v];
+      for (int v = 0; v < V; ++v) sums[n][v] += factor * row[v];
     }
   }
   for (int n = 0; n < N; ++n)
-    for (int v = 0; v < V; ++v) std::memcpy(result + n * pitch + 16 * v, &s[n][v], sizeof(Vector));
+    for (int v = 0; v < V; ++v)
+      store_simd<A>(result.data + n * result.pitch + kSimdWidth * v, sums[n][v]);
 }
 
+// N rows of the result. With three vectors, up to 24 sums and three vectors of `right` fit the 32
+// registers of AVX-512.
 template <typename A, int N>
-inline void multiply_rows(const A* left, int64_t left_pitch, const A* right, int64_t pitch,
-                          int64_t count, int64_t width, const A* bias, bool add, A* result) {
+inline void multiply_rows(Matrix<const A> left, Matrix<const A> right, const A* bias, bool add,
+                          Matrix<A> result) {
+  constexpr int64_t kWide = 3 * kSimdWidth;
   int64_t x = 0;
-  for (; x + 48 <= width; x += 48)
-    multiply_block<A, N, 3>(left, left_pitch, right + x, pitch, count, bias, add, result + x);
-  for (; x < width; x += 16)
-    multiply_block<A, N, 1>(left, left_pitch, right + x, pitch, count, bias, add, result + x);
+  for (; x + kWide <= result.columns; x += kWide)
+    multiply_tile<A, N, 3>(left, right.from(0, x), bias, add, result.from(0, x));
+  for (; x < result.columns; x += kSimdWidth)
+    multiply_tile<A, N, 1>(left, right.from(0, x), bias, add, result.from(0, x));
 }
 
-// result (rows x width) = left (rows x count) * right (count x width) + bias, one for each row, or
-// null; or, where `add` says so, + what the result is already. `pitch` is that of right and result,
-// `width` a multiple of sixteen.
+// result = left * right + bias, or, with `add`, result += left * right. `bias` has one element for
+// each row, or is null. The number of columns of the result must be a multiple of the SIMD width.
 template <typename A>
-void multiply(const A* left, int64_t left_pitch, const A* right, int64_t pitch, int64_t rows,
-              int64_t count, int64_t width, const A* bias, bool add, A* result) {
-  int64_t step;
-  for (int64_t k = 0; k < rows; k += step) {
-    const auto run = [&](auto some) {
-      step = some;
-      multiply_rows<A, some>(left + k * left_pitch, left_pitch, right, pitch, count, width,
-                             bias ? bias + k : bias, add, result + k * pitch);
+void multiply(Matrix<const A> left, Matrix<const A> right, const A* bias, bool add,
+              Matrix<A> result) {
+  for (int64_t row = 0; row < result.rows;) {
+    const auto run = [&](auto rows) {
+      const A* row_bias = bias ? bias + row : nullptr;
+      multiply_rows<A, rows>(left.from(row, 0), right, row_bias, add, result.from(row, 0));
+      row += rows;
     };
-    // taps are often a multiple of seven, features one of eight
-    const int64_t rest = rows - k;
-    if (rest % 7 == 0)
+    // 49 taps (7x7) are seven times seven rows; hidden channels are often a multiple of eight
+    const int64_t remaining = result.rows - row;
+    if (remaining % 7 == 0)
       run(std::integral_constant<int, 7>());
-    else if (rest >= 8)
+    else if (remaining >= 8)
       run(std::integral_constant<int, 8>());
-    else if (rest >= 3)
+    else if (remaining >= 3)
       run(std::integral_constant<int, 3>());
     else
       run(std::integral_constant<int, 1>());

@@ -1,4 +1,7 @@
-// Between a tensor and lines, one for each channel, in which neighbouring outputs lie together.
+// Copies between tensors of any strides and matrices whose rows are contiguous.
+//
+// A row of such a matrix is one channel (or tap), a column one output. Of a channels-last tensor
+// this is a transpose.
 
 #pragma once
 
@@ -9,136 +12,158 @@
 #include <cstdint>
 #include <cstring>
 
+#include "integers.h"
 #include "isa.h"
+#include "matrix.h"
 #include "simd.h"
 
 namespace mmrednet::MMREDNET_ISA {
 
-// Whether blocks of sixteen outputs are turned in registers: where a shuffle of sixteen lanes is
-// one instruction, and MMREDNET_SHUFFLES says so.
+// Whether 16 x 16 blocks are transposed in registers. It needs a shuffle of two registers of 16
+// elements in one instruction, which AVX-512 has for floats; MMREDNET_SHUFFLES is defined there.
+// Elsewhere elements are copied one by one.
 template <typename A>
-constexpr bool kTurned = false;
+constexpr bool kTransposesBlocks = false;
 
 template <typename A>
-inline void turn(typename Lanes<A, 16>::Vector*) {}
+inline void transpose_block(Simd<A>*) {}
 
 #ifdef MMREDNET_SHUFFLES
 template <>
-constexpr bool kTurned<float> = true;
+constexpr bool kTransposesBlocks<float> = true;
 
-// swaps the numbers whose lane and vector differ in a bit, bit by bit
+// Transposes 16 vectors in place. Element (i, j) goes to (j, i) in four steps, one for each bit of
+// the indices: a step swaps the elements whose row and column differ in that bit.
 template <>
-inline void turn<float>(Lanes<float, 16>::Vector* s) {
-  typedef Lanes<int32_t, 16>::Vector I;
-  const I lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+inline void transpose_block<float>(Simd<float>* rows) {
+  using Index = Vector<int32_t, kSimdWidth>;
+  const Index lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #pragma GCC unroll 4
-  for (int bit = 1; bit < 16; bit *= 2) {
-    // lanes 16 to 31 are those of the second vector
-    const I first = (lane & bit) ? lane + (16 - bit) : lane,
-            second = (lane & bit) ? lane + 16 : lane + bit;
+  for (int bit = 1; bit < kSimdWidth; bit *= 2) {
+    // in a shuffle, lanes 16 to 31 are those of its second vector
+    const Index lower = (lane & bit) ? lane + (kSimdWidth - bit) : lane;
+    const Index upper = (lane & bit) ? lane + kSimdWidth : lane + bit;
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) {
+    for (int i = 0; i < kSimdWidth; ++i) {
       if (i & bit) continue;
-      const auto a = s[i], b = s[i + bit];
-      s[i] = __builtin_shuffle(a, b, first);
-      s[i + bit] = __builtin_shuffle(a, b, second);
+      const auto first = rows[i], second = rows[i + bit];
+      rows[i] = __builtin_shuffle(first, second, lower);
+      rows[i + bit] = __builtin_shuffle(first, second, upper);
     }
   }
 }
 #endif
 
-// the first lanes alone
+// Stores the first `count` elements of a vector.
 template <typename A>
-inline void store_first(A* to, typename Lanes<A, 16>::Vector value, int64_t count) {
-  for (int64_t n = 0; n < count; ++n) to[n] = value[n];
+inline void store_first(A* target, Simd<A> value, int64_t count) {
+  for (int64_t n = 0; n < count; ++n) target[n] = value[n];
 }
 #ifdef MMREDNET_SHUFFLES
 template <>
-inline void store_first<float>(float* to, Lanes<float, 16>::Vector value, int64_t count) {
-  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)value);
+inline void store_first<float>(float* target, Simd<float> value, int64_t count) {
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  _mm512_mask_storeu_ps(target, mask, (__m512)value);
 }
 #endif
 
-// `count` outputs of N channels, up to sixteen
+// Transposes up to 16 outputs of N contiguous channels; neighbouring outputs are `stride` apart.
 template <typename T, typename A, int N>
-inline void pack_block(A* to, int64_t pitch, const T* from, int64_t step, int64_t count) {
-  typename Lanes<A, 16>::Vector s[16];
+inline void pack_block(A* target, int64_t pitch, const T* source, int64_t stride, int64_t outputs) {
+  Simd<A> block[kSimdWidth];
 #pragma GCC unroll 16
-  for (int x = 0; x < 16; ++x) {
-    s[x] = typename Lanes<A, 16>::Vector{};
-    if (x >= count) continue;
-    const auto seen = load_lanes<A, N>(from + x * step);
-    std::memcpy(&s[x], &seen, sizeof(seen));
+  for (int x = 0; x < kSimdWidth; ++x) {
+    block[x] = Simd<A>{};
+    if (x >= outputs) continue;
+    const auto channels = load_vector<A, N>(source + x * stride);
+    std::memcpy(&block[x], &channels, sizeof(channels));
   }
-  turn<A>(s);
+  transpose_block<A>(block);
 #pragma GCC unroll 16
-  for (int d = 0; d < N; ++d) store_first<A>(to + d * pitch, s[d], count);
+  for (int d = 0; d < N; ++d) store_first<A>(target + d * pitch, block[d], outputs);
 }
 
+// The way back.
 template <typename T, typename A, int N>
-inline void unpack_block(T* to, int64_t step, const A* from, int64_t pitch, int64_t count) {
-  typename Lanes<A, 16>::Vector s[16];
+inline void unpack_block(T* target, int64_t stride, const A* source, int64_t pitch,
+                         int64_t outputs) {
+  Simd<A> block[kSimdWidth];
 #pragma GCC unroll 16
-  for (int d = 0; d < 16; ++d)
-    s[d] = d < N ? load_lanes<A, 16>(from + d * pitch) : typename Lanes<A, 16>::Vector{};
-  turn<A>(s);
+  for (int d = 0; d < kSimdWidth; ++d)
+    block[d] = d < N ? load_simd<A>(source + d * pitch) : Simd<A>{};
+  transpose_block<A>(block);
 #pragma GCC unroll 16
-  for (int x = 0; x < 16; ++x) {
-    if (x >= count) break;
-    typename Lanes<A, N>::Vector seen;
-    std::memcpy(&seen, &s[x], sizeof(seen));
-    store_lanes<T, A, N>(to + x * step, seen);
+  for (int x = 0; x < kSimdWidth; ++x) {
+    if (x >= outputs) break;
+    Vector<A, N> channels;
+    std::memcpy(&channels, &block[x], sizeof(channels));
+    store_converted<T, A, N>(target + x * stride, channels);
   }
 }
 
-// what a tensor keeps at d * line + x * step, in lines: one for each d
+// The first multiple of 8 rows of pack_matrix(), if they are contiguous in the tensor: blocks of 16
+// channels, and a last one of 8. Returns their number.
 template <typename T, typename A>
-void pack_lines(A* to, int64_t pitch, const T* from, int64_t line, int64_t step, int64_t lines,
-                int64_t count) {
-  int64_t d = 0;
-  if constexpr (kTurned<A>)
-    for (; line == 1 && d + 8 <= lines; d += d + 16 <= lines ? 16 : 8)
-      for (int64_t x = 0; x < count; x += 16) {
-        const int64_t some = count - x < 16 ? count - x : 16;
-        if (d + 16 <= lines)
-          pack_block<T, A, 16>(to + d * pitch + x, pitch, from + x * step + d, step, some);
-        else
-          pack_block<T, A, 8>(to + d * pitch + x, pitch, from + x * step + d, step, some);
-      }
-  for (; d < lines; ++d)
-    for (int64_t x = 0; x < count; ++x) to[d * pitch + x] = load<A>(from[d * line + x * step]);
+inline int64_t pack_blocks(Matrix<A> to, const T* source, int64_t stride) {
+  const int64_t last = to.rows / 16 * 16;
+  for (int64_t j = 0; j < to.columns; j += kSimdWidth) {
+    const int64_t count = int_min(to.columns - j, kSimdWidth);
+    const T* column = source + j * stride;
+    for (int64_t i = 0; i < last; i += 16)
+      pack_block<T, A, 16>(to.data + i * to.pitch + j, to.pitch, column + i, stride, count);
+    if (to.rows - last >= 8)
+      pack_block<T, A, 8>(to.data + last * to.pitch + j, to.pitch, column + last, stride, count);
+  }
+  return to.rows / 8 * 8;
 }
 
-// Lines back to where a tensor keeps them. Lines have numbers, which may be anything, up to a
-// multiple of sixteen.
+// Copies the tensor elements (i, j) at source[i * row_stride + j * column_stride] into a matrix.
 template <typename T, typename A>
-void unpack_lines(T* to, int64_t line, int64_t step, const A* from, int64_t pitch, int64_t lines,
-                  int64_t count) {
-  if (step == 1) {
-    for (int64_t d = 0; d < lines; ++d)
-      for (int64_t x = 0; x < count; ++x) to[d * line + x] = store<T>(from[d * pitch + x]);
+void pack_matrix(Matrix<A> to, const T* source, int64_t row_stride, int64_t column_stride) {
+  int64_t i = 0;
+  if constexpr (kTransposesBlocks<A>)
+    if (row_stride == 1) i = pack_blocks<T, A>(to, source, column_stride);
+  for (; i < to.rows; ++i)
+    for (int64_t j = 0; j < to.columns; ++j)
+      to.data[i * to.pitch + j] = load<A>(source[i * row_stride + j * column_stride]);
+}
+
+// The way back of pack_blocks(), for up to 16 columns.
+template <typename T, typename A>
+inline int64_t unpack_blocks(T* target, int64_t stride, Matrix<const A> from) {
+  const int64_t last = from.rows / 16 * 16;
+  for (int64_t i = 0; i < last; i += 16)
+    unpack_block<T, A, 16>(target + i, stride, from.data + i * from.pitch, from.pitch,
+                           from.columns);
+  if (from.rows - last >= 8)
+    unpack_block<T, A, 8>(target + last, stride, from.data + last * from.pitch, from.pitch,
+                          from.columns);
+  return from.rows / 8 * 8;
+}
+
+// Copies a matrix to the tensor elements (i, j) at target[i * row_stride + j * column_stride].
+// Whole vectors are read, so its rows must reach to a multiple of the SIMD width. What lies behind
+// the last column may be anything.
+template <typename T, typename A>
+void unpack_matrix(T* target, int64_t row_stride, int64_t column_stride, Matrix<const A> from) {
+  if (column_stride == 1) {
+    for (int64_t i = 0; i < from.rows; ++i)
+      for (int64_t j = 0; j < from.columns; ++j)
+        target[i * row_stride + j] = store<T>(from.data[i * from.pitch + j]);
     return;
   }
-  for (int64_t x = 0; x < count; x += 16) {
-    const int64_t some = count - x < 16 ? count - x : 16;
-    int64_t d = 0;
-    if constexpr (kTurned<A>)
-      for (; line == 1 && d + 8 <= lines; d += d + 16 <= lines ? 16 : 8) {
-        if (d + 16 <= lines)
-          unpack_block<T, A, 16>(to + x * step + d, step, from + d * pitch + x, pitch, some);
-        else
-          unpack_block<T, A, 8>(to + x * step + d, step, from + d * pitch + x, pitch, some);
-      }
-    for (int64_t i = x; i < x + some; ++i)
-      for (int64_t e = d; e < lines; ++e) to[e * line + i * step] = store<T>(from[e * pitch + i]);
+  for (int64_t j = 0; j < from.columns; j += kSimdWidth) {
+    Matrix<const A> columns = from.from(0, j);
+    columns.columns = int_min(columns.columns, kSimdWidth);
+    T* corner = target + j * column_stride;
+    int64_t i = 0;
+    if constexpr (kTransposesBlocks<A>)
+      if (row_stride == 1) i = unpack_blocks<T, A>(corner, column_stride, columns);
+    // column by column: the elements of one lie together in a channels-last tensor
+    for (int64_t x = 0; x < columns.columns; ++x)
+      for (int64_t d = i; d < columns.rows; ++d)
+        corner[d * row_stride + x * column_stride] = store<T>(columns.data[d * columns.pitch + x]);
   }
-}
-
-// zeros in the lines from `first` on
-template <typename A>
-void clear_lines(A* to, int64_t pitch, int64_t lines, int64_t first) {
-  for (int64_t d = 0; d < lines; ++d)
-    for (int64_t x = first; x < pitch; ++x) to[d * pitch + x] = 0;
 }
 
 }  // namespace mmrednet::MMREDNET_ISA
