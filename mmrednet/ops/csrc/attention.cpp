@@ -15,6 +15,7 @@
 #include <tuple>
 
 #include "integers.h"
+#include "kernel_table.h"
 #include "native.h"
 #include "params.h"
 #include "workspace.h"

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "kernel_table.h"
 #include "native.h"
 #include "params.h"
 #include "workspace.h"

@@ -6,6 +6,7 @@
 
 #include "channels_last.h"
 #include "correlate.h"
+#include "integers.h"
 #include "isa.h"
 #include "matrix.h"
 #include "packed_rows.h"

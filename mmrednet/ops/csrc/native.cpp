@@ -4,11 +4,16 @@
 #include "native.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_strided.h>
+#include <c10/core/ScalarType.h>
+#include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
@@ -16,6 +21,8 @@
 #include <vector>
 
 #include "integers.h"
+#include "kernel_table.h"
+#include "params.h"
 
 namespace mmrednet {
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "integers.h"
 #include "isa.h"
 #include "simd.h"
 
