@@ -59,5 +59,5 @@ test: ext
 
 lint: env
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/clang-format --dry-run -Werror mmrednet/ops/csrc/*.h mmrednet/ops/csrc/*.cpp
+	@$(VENV)/bin/clang-format --dry-run -Werror mmrednet/ops/csrc/*.h mmrednet/ops/csrc/*.cpp tests/csrc/*.cpp
 	@$(PYTHON) -m mypy

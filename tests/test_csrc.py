@@ -1,4 +1,6 @@
-"""The C++ headers of the CPU kernels: each compiles by itself, for every instruction set."""
+"""The C++ headers of the CPU kernels: each compiles by itself, for every instruction set; and how
+accurate the exponential is.
+"""
 
 import re
 import shutil
@@ -73,3 +75,22 @@ def test_standard_headers_come_before_the_instruction_set(isa):
     for header in HEADERS:
         used.update(re.findall(r'#include <(\w+)>', (CSRC / header).read_text()))
     assert used <= early
+
+
+@pytest.mark.parametrize('isa', ISA_FLAGS)
+def test_the_exponential_is_accurate_over_the_whole_range(tmp_path, isa):
+    compiler = shutil.which('g++')
+    if compiler is None or not accepts(compiler, ISA_FLAGS[isa]):
+        pytest.skip(f'no g++ that compiles for {isa}')
+    program = tmp_path / 'exp_accuracy'
+    # as setup.py compiles
+    flags = ['-std=c++20', '-O3', '-Wno-psabi', '-fno-math-errno', f'-DMMREDNET_ISA={isa}']
+    source = Path(__file__).parent / 'csrc' / 'exp_accuracy.cpp'
+    command = [compiler, *flags, *ISA_FLAGS[isa], f'-I{CSRC}', str(source), '-o', str(program)]
+    subprocess.run(command, check=True)
+    # a prime, so that the lowest bits differ; with 1 every float is tried, in two minutes
+    result = subprocess.run([program, '499'], capture_output=True, text=True)
+    if result.returncode == 77:
+        pytest.skip(f'no processor with {isa}')
+    assert result.returncode == 0
+    assert float(result.stdout) < 2
