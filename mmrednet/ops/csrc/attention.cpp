@@ -1,4 +1,4 @@
-// Local attention for the CPU: see mmrednet/ops/attention.py.
+// Local attention for the CPU: see mmrednet/ops/attention.py and difference_attention.py.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -82,8 +82,9 @@ struct AttentionCall {
   AttentionParams params = {};
   AttentionPointers pointers = {};
 
-  AttentionCall(const Inputs& inputs, const Window& window) {
+  AttentionCall(const Inputs& inputs, const Window& window, Relation relation) {
     check_inputs(inputs, window);
+    params.relation = relation;
     const auto query_type = inputs.query.scalar_type(), key_type = inputs.key.scalar_type();
     type = kernel_type(c10::promoteTypes(query_type, key_type), inputs.value.scalar_type());
     accumulator = accumulator_type(type);
@@ -125,40 +126,30 @@ struct AttentionCall {
   }
 };
 
-// Returns the result (B, N, D, Ho, Wo) and the logsumexp of the logits (B, N, Ho, Wo).
-std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::Tensor& key,
-                                             const at::Tensor& value, const OptionalTensor& rows,
-                                             const OptionalTensor& columns,
-                                             const OptionalTensor& bias, at::IntArrayRef window) {
-  AttentionCall call({query, key, value, rows, columns, bias}, to_window(window));
-  const int64_t batch = query.size(0), heads = query.size(1), channels = value.size(2);
-  const int64_t out_height = query.size(3), out_width = query.size(4);
-  at::Tensor result =
-      empty_in_layout_of(call.value, {batch, heads, channels, out_height, out_width});
-  at::Tensor logsumexp =
-      at::empty({batch, heads, out_height, out_width}, query.options().dtype(call.accumulator));
+// Returns the result (B, N, D, Ho, Wo). Stores the logsumexp of the logits in a tensor (B, N, Ho,
+// Wo) of the accumulator type, if there is one.
+at::Tensor forward(AttentionCall& call, at::ScalarType result_type, at::Tensor logsumexp) {
+  const LocalParams& values = call.params.values;
+  at::Tensor result = empty_in_layout_of(
+      call.value,
+      {call.value.size(0), values.groups, values.channels, values.out_height, values.out_width});
   call.params.values.result = strides_of(result);
   call.pointers.result = result.mutable_data_ptr();
-  call.pointers.logsumexp = logsumexp.mutable_data_ptr();
+  if (logsumexp.defined()) call.pointers.logsumexp = logsumexp.mutable_data_ptr();
   call.run();
-  // the values may be float64 where query and key are not
-  const auto logit_type = c10::promoteTypes(query.scalar_type(), key.scalar_type());
-  return {result.to(value.scalar_type()), logsumexp.to(accumulator_type(logit_type))};
+  return result.to(result_type);
 }
 
 // Returns the attention weights and the gradients of the logits, both (B, N, K, Ho, Wo).
-std::tuple<at::Tensor, at::Tensor> attention_logit_gradients(
-    const at::Tensor& grad_output, const at::Tensor& query, const at::Tensor& key,
-    const at::Tensor& value, const OptionalTensor& rows, const OptionalTensor& columns,
-    const OptionalTensor& bias, at::IntArrayRef numbers) {
-  const Window window = to_window(numbers);
-  AttentionCall call({query, key, value, rows, columns, bias}, window);
-  const int64_t batch = query.size(0), heads = query.size(1), channels = value.size(2);
-  const int64_t out_height = query.size(3), out_width = query.size(4);
-  check_sizes("grad", grad_output, {batch, heads, channels, out_height, out_width});
+std::tuple<at::Tensor, at::Tensor> backward(AttentionCall& call, const at::Tensor& grad_output) {
+  const LocalParams& values = call.params.values;
+  const int64_t batch = call.value.size(0);
+  check_sizes("grad", grad_output,
+              {batch, values.groups, values.channels, values.out_height, values.out_width});
   const at::Tensor grad = grad_output.to(call.type);
-  at::Tensor weight = empty_in_layout_of(call.query.to(call.accumulator),
-                                         {batch, heads, num_taps(window), out_height, out_width});
+  at::Tensor weight = empty_in_layout_of(
+      call.query.to(call.accumulator),
+      {batch, values.groups, num_taps(values.window), values.out_height, values.out_width});
   at::Tensor grad_logits = at::empty_like(weight);
   call.params.backward = true;
   call.params.grad = strides_of(grad);
@@ -170,6 +161,43 @@ std::tuple<at::Tensor, at::Tensor> attention_logit_gradients(
   return {weight, grad_logits};
 }
 
+std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::Tensor& key,
+                                             const at::Tensor& value, const OptionalTensor& rows,
+                                             const OptionalTensor& columns,
+                                             const OptionalTensor& bias, at::IntArrayRef window) {
+  AttentionCall call({query, key, value, rows, columns, bias}, to_window(window), kProduct);
+  at::Tensor logsumexp = at::empty({query.size(0), query.size(1), query.size(3), query.size(4)},
+                                   query.options().dtype(call.accumulator));
+  const at::Tensor result = forward(call, value.scalar_type(), logsumexp);
+  // the values may be float64 where query and key are not
+  const auto logit_type = c10::promoteTypes(query.scalar_type(), key.scalar_type());
+  return {result, logsumexp.to(accumulator_type(logit_type))};
+}
+
+std::tuple<at::Tensor, at::Tensor> attention_logit_gradients(
+    const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const OptionalTensor& rows, const OptionalTensor& columns, const OptionalTensor& bias,
+    at::IntArrayRef window) {
+  AttentionCall call({query, key, value, rows, columns, bias}, to_window(window), kProduct);
+  return backward(call, grad);
+}
+
+at::Tensor difference_attention(const at::Tensor& query, const at::Tensor& key,
+                                const at::Tensor& value, const OptionalTensor& bias,
+                                at::IntArrayRef window) {
+  const Inputs inputs = {query, key, value, {}, {}, bias};
+  AttentionCall call(inputs, to_window(window), kAbsoluteDifference);
+  return forward(call, value.scalar_type(), {});
+}
+
+std::tuple<at::Tensor, at::Tensor> difference_logit_gradients(
+    const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const OptionalTensor& bias, at::IntArrayRef window) {
+  const Inputs inputs = {query, key, value, {}, {}, bias};
+  AttentionCall call(inputs, to_window(window), kAbsoluteDifference);
+  return backward(call, grad);
+}
+
 }  // namespace
 
 }  // namespace mmrednet
@@ -177,4 +205,6 @@ std::tuple<at::Tensor, at::Tensor> attention_logit_gradients(
 TORCH_LIBRARY_IMPL(mmrednet, CPU, m) {
   m.impl("attention", &mmrednet::attention);
   m.impl("attention_logit_gradients", &mmrednet::attention_logit_gradients);
+  m.impl("difference_attention", &mmrednet::difference_attention);
+  m.impl("difference_logit_gradients", &mmrednet::difference_logit_gradients);
 }

@@ -1,4 +1,4 @@
-// Logits: the dot products of the queries of a row with the keys of their neighbours.
+// Logits: the relation of the queries of a row to the keys of their neighbours.
 
 #pragma once
 
@@ -15,7 +15,7 @@ namespace mmrednet::MMREDNET_ISA {
 
 // Logits of 16 outputs, from x on, and of N neighbouring taps of row `row` of the map, from t on.
 // `queries` has a row for each channel, `logits` one for each of the taps.
-template <typename T, typename A, int N>
+template <Relation kRelation, typename T, typename A, int N>
 inline void correlate_tile(const PackedRows<T, A>& keys, Matrix<const A> queries, int64_t row,
                            int64_t x, int64_t t, Matrix<A> logits) {
   Simd<A> sums[N];
@@ -28,13 +28,20 @@ inline void correlate_tile(const PackedRows<T, A>& keys, Matrix<const A> queries
     const Simd<A> query = load_simd<A>(queries.data + d * queries.pitch + x);
     const A* key = keys.row(row, d);
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) sums[n] += query * load_simd<A>(key + columns[n]);
+    for (int n = 0; n < N; ++n) {
+      if constexpr (kRelation == kProduct) {
+        sums[n] += query * load_simd<A>(key + columns[n]);
+      } else {
+        const Simd<A> difference = query - load_simd<A>(key + columns[n]);
+        sums[n] -= difference < 0 ? -difference : difference;
+      }
+    }
   }
   for (int n = 0; n < N; ++n) store_simd<A>(logits.data + n * logits.pitch + x, sums[n]);
 }
 
 // The logits of all taps of one row of the window.
-template <typename T, typename A>
+template <Relation kRelation, typename T, typename A>
 inline void correlate_window_row(const PackedRows<T, A>& keys, Matrix<const A> queries, int64_t row,
                                  Matrix<A> logits) {
   const int64_t taps = keys.p.window.kernel_w;
@@ -42,17 +49,18 @@ inline void correlate_window_row(const PackedRows<T, A>& keys, Matrix<const A> q
     // seven taps are a row of the common 7x7 window, and enough independent sums to hide latency
     int64_t t = 0;
     for (; t + 7 <= taps; t += 7)
-      correlate_tile<T, A, 7>(keys, queries, row, x, t, logits.from(t, 0));
+      correlate_tile<kRelation, T, A, 7>(keys, queries, row, x, t, logits.from(t, 0));
     for (; t + 3 <= taps; t += 3)
-      correlate_tile<T, A, 3>(keys, queries, row, x, t, logits.from(t, 0));
-    for (; t < taps; ++t) correlate_tile<T, A, 1>(keys, queries, row, x, t, logits.from(t, 0));
+      correlate_tile<kRelation, T, A, 3>(keys, queries, row, x, t, logits.from(t, 0));
+    for (; t < taps; ++t)
+      correlate_tile<kRelation, T, A, 1>(keys, queries, row, x, t, logits.from(t, 0));
   }
 }
 
 // The logits of row y of the outputs: a matrix row for each tap, zeros for taps in rows outside the
 // map. Rows are written up to a multiple of the SIMD width; what lies behind the last output is of
 // no use.
-template <typename T, typename A>
+template <typename T, typename A, Relation kRelation = kProduct>
 void correlate_row(PackedRows<T, A>& keys, Matrix<const A> queries, Matrix<A> logits, int64_t y) {
   const LocalParams& p = keys.p;
   const Window& window = p.window;
@@ -62,7 +70,7 @@ void correlate_row(PackedRows<T, A>& keys, Matrix<const A> queries, Matrix<A> lo
     const Matrix<A> row_logits = logits.from(u * window.kernel_w, 0);
     if (row >= 0 && row < p.height) {
       keys.pack(row);
-      correlate_window_row(keys, queries, row, row_logits);
+      correlate_window_row<kRelation>(keys, queries, row, row_logits);
       continue;
     }
     for (int64_t t = 0; t < window.kernel_w; ++t)

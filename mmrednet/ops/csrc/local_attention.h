@@ -149,15 +149,20 @@ struct AttentionRows {
     PackedRows<T, A> keys(k, k.second, key_rows + cached * key_bytes, key);
     PackedRows<T, A> values(v, v.first, value_rows + cached * value_bytes, value);
     pack_row(pointers.query, k.first, index, queries);
-    correlate_row<T, A>(keys, queries, logits, y);
+    if (params.relation == kProduct)
+      correlate_row<T, A, kProduct>(keys, queries, logits, y);
+    else
+      correlate_row<T, A, kAbsoluteDifference>(keys, queries, logits, y);
     const LogitTerms<A> terms = logit_terms(head);
     if (params.backward) {
       softmax_row<A>(k, terms, logits, y, nullptr);
       store_gradients(values, index);
       return;
     }
+    A* logsumexp = static_cast<A*>(pointers.logsumexp);
     const int64_t row = (image * k.groups + head) * k.result_rows + y;
-    softmax_row(k, terms, logits, y, static_cast<A*>(pointers.logsumexp) + row * k.out_width);
+    if (logsumexp) logsumexp += row * k.out_width;
+    softmax_row(k, terms, logits, y, logsumexp);
     values.pack_window(y);
     T* result = static_cast<T*>(pointers.result) + image * v.result.b + head * v.result.g;
     aggregate_row<T, A, false>(values, logits, result, y);

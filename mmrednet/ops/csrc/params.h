@@ -93,8 +93,13 @@ struct InvolutionBackwardPointers {
   void* grad_hidden;
 };
 
-// Local attention: a correlate, a softmax and an aggregate over the same window.
+// What a query and a key give: the sum of their products, or minus the sum of the absolute
+// differences.
+enum Relation { kProduct, kAbsoluteDifference };
+
+// Local attention: logits, a softmax and an aggregate over the same window.
 struct AttentionParams {
+  Relation relation;
   LocalParams keys, values;
   // strides of the gradient of the result, and of attention weights and gradients of logits
   Strides grad, weight;
@@ -111,7 +116,7 @@ struct AttentionPointers {
   const void *rows, *columns, *bias;
   // gradient of the result, for the backward pass
   const void* grad;
-  // outputs of the forward pass; logsumexp is in the accumulator type
+  // outputs of the forward pass; logsumexp is in the accumulator type, or null
   void *result, *logsumexp;
   // outputs of the backward pass, both in the accumulator type
   void *weight, *grad_logits;
