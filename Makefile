@@ -14,7 +14,7 @@ help:
 	@echo 'make bench      time kernels and backbones on this CPU'
 	@echo 'make sanitize   the tests of the CPU kernels under sanitizers'
 	@echo 'make test       the test suite'
-	@echo 'make lint       ruff and mypy'
+	@echo 'make lint       ruff, clang-format and mypy'
 	@echo 'make env        only the environment, at VENV=$(VENV)'
 
 env:
@@ -59,4 +59,5 @@ test: ext
 
 lint: env
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/clang-format --dry-run -Werror mmrednet/ops/csrc/*.h mmrednet/ops/csrc/*.cpp tests/csrc/*.cpp
 	@$(PYTHON) -m mypy

@@ -1,5 +1,6 @@
-"""Builds the native CPU kernels where torch and a compiler are there; without them the package
-works on plain torch.
+"""Builds the native CPU kernels, if torch and a compiler are there.
+
+Without them the package is installed all the same, and computes in plain torch.
 """
 
 import sys
@@ -7,45 +8,47 @@ from pathlib import Path
 
 from setuptools import setup
 
-SOURCES, HEADERS = (
-    sorted(str(path) for path in Path('mmrednet/ops/csrc').glob(name)) for name in ('*.cpp', '*.h')
-)
+CSRC = Path('mmrednet/ops/csrc')
+SOURCES = sorted(str(path) for path in CSRC.glob('*.cpp'))
+HEADERS = sorted(str(path) for path in CSRC.glob('*.h'))
 
 
-def native_kernels():
-    """Return what setup() needs to build the kernels, nothing where torch cannot be imported."""
+def build_arguments():
+    """Return the arguments of ``setup()`` that build the kernels, or none without torch."""
     try:
         from torch.backends import openmp
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError as error:
-        say_why_not(
-            f'torch cannot be imported here ({error}); pip install --no-build-isolation shows it '
-            'one'
+        report_missing_kernels(
+            f'torch cannot be imported here ({error}); '
+            'pip install --no-build-isolation shows it the installed one'
         )
         return {}
 
     class OptionalBuild(BuildExtension):
-        """Goes on without the kernels where they cannot be compiled."""
+        """Installs the package without the kernels if they cannot be compiled."""
 
         def run(self):
             try:
                 super().run()
             except Exception as error:  # noqa: BLE001
-                say_why_not(f'{type(error).__name__}: {error}')
+                report_missing_kernels(f'{type(error).__name__}: {error}')
 
-    # vectors are passed between inlined functions alone, so their calling convention does not
-    # matter
+    # -Wno-psabi: how vectors are passed to functions differs between instruction sets. Only inlined
+    # functions take vectors, so it does not matter.
+    # -fno-math-errno: math functions need not set errno, and can be vectorised.
     flags = ['-O3', '-Wall', '-Wno-psabi', '-fno-math-errno']
     if openmp.is_available() and sys.platform == 'linux':
-        # only to compile: the threads are those of the library that torch has brought
+        # at::parallel_for is a template that uses OpenMP. The flag is not passed to the linker,
+        # because the library must be the one that torch has loaded.
         flags.append('-fopenmp')
     extension = CppExtension('mmrednet.ops._C', SOURCES, depends=HEADERS, extra_compile_args=flags)
     return dict(ext_modules=[extension], cmdclass=dict(build_ext=OptionalBuild))
 
 
-def say_why_not(reason):
-    """Print once that the package is installed without its native kernels."""
+def report_missing_kernels(reason):
+    """Print that the package is installed without its native kernels."""
     print(f'mmrednet: the native CPU kernels are not built: {reason}')
 
 
-setup(**native_kernels())
+setup(**build_arguments())

@@ -49,6 +49,15 @@ def attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
     return multiply_adds.attention(query, value, rows, columns, height * width)
 
 
+def difference_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Count the aggregation of ``mmrednet::difference_attention(query, key, value, bias, window)``:
+    differences are no multiply-adds.
+    """
+    query, _, value = map(get_shape, inputs[:3])
+    taps = math.prod(integers(inputs[4])[:2])
+    return multiply_adds.aggregate(value, (*value[:2], taps, *query[3:]))
+
+
 def axial_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
     """Count ``mmrednet::axial_attention(query, key, value, relative, scale, shift, terms, span,
     value_position)``.
@@ -69,6 +78,7 @@ HANDLES: dict[str, Handle] = {
     'mmrednet::correlate': correlate,
     'mmrednet::involution': involution,
     'mmrednet::attention': attention,
+    'mmrednet::difference_attention': difference_attention,
     'mmrednet::axial_attention': axial_attention,
 }
 

@@ -7,7 +7,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops import Window, attend, local_aggregate, local_attention
+from ..ops import Window, local_attention, local_difference_attention
 from .position import GeometryPrior
 from .spatial import spatial_operator
 
@@ -84,16 +84,6 @@ class LocalRelation(BaseModule):
             )
         return query.unsqueeze(2), key.unsqueeze(2)
 
-    def _neighbours(self, key: Tensor) -> Tensor:
-        """Return (B, G, K, Ho, Wo): keys are one channel per group, so a copy for every tap is
-        small.
-        """
-        window = self.window
-        columns = F.unfold(key, window.kernel, window.dilation, window.padding, window.stride)
-        return columns.unflatten(1, (self.groups, window.taps)).unflatten(
-            3, window.output_size(*key.shape[-2:])
-        )
-
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         value = F.pad(x, (0, 0, 0, 0, 0, self.missing)) if self.missing else x
@@ -101,10 +91,7 @@ class LocalRelation(BaseModule):
         prior = None if self.prior is None else self.prior()
         query, key = self._pair(x)
         if self.relation == 'absolute_difference':
-            logits = -(query - self._neighbours(key.squeeze(2))).abs()
-            if prior is not None:
-                logits = logits + prior[:, :, None, None]
-            result = local_aggregate(value, attend(logits, self.window, x.shape[-2:]), self.window)
+            result = local_difference_attention(query, key, value, self.window, bias=prior)
         else:
             result = local_attention(query, key, value, self.window, bias=prior)
         result = result.flatten(1, 2)

@@ -2,6 +2,7 @@
 
 from .attention import attend, local_attention
 from .axial import axial_attention
+from .difference_attention import local_difference_attention
 from .dispatch import require_kernels
 from .involution import local_involution
 from .local import active_kernels, local_aggregate, local_correlate, local_scatter
@@ -15,6 +16,7 @@ __all__ = [
     'local_aggregate',
     'local_attention',
     'local_correlate',
+    'local_difference_attention',
     'local_involution',
     'local_scatter',
     'require_kernels',

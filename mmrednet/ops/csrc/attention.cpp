@@ -1,135 +1,210 @@
-// Local attention as an operator of torch.
+// Local attention for the CPU: see mmrednet/ops/attention.py and difference_attention.py.
 
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <c10/core/ScalarType.h>
+#include <c10/util/ArrayRef.h>
+#include <c10/util/Exception.h>
 #include <torch/library.h>
 
-#include <algorithm>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <tuple>
 
+#include "integers.h"
+#include "kernel_table.h"
 #include "native.h"
+#include "params.h"
+#include "workspace.h"
+
+namespace mmrednet {
 
 namespace {
 
-using Optional = std::optional<at::Tensor>;
+using OptionalTensor = std::optional<at::Tensor>;
 
-// for each head, one line for each row or column of the window
-at::Tensor lines_of(const at::Tensor& table, at::ScalarType type) { return table.to(type).transpose(1, 2).contiguous(); }
+// The inputs of both directions.
+struct Inputs {
+  at::Tensor query, key, value;
+  OptionalTensor rows, columns, bias;
+};
 
-const void* pointer(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
+void check_inputs(const Inputs& inputs, const Window& window) {
+  const auto& [query, key, value, rows, columns, bias] = inputs;
+  TORCH_CHECK_VALUE(key.dim() == 5 && value.dim() == 5,
+                    "key and value must have 5 dimensions, got ", key.sizes(), " and ",
+                    value.sizes());
+  const auto outputs = output_size(window, key.sizes().slice(3));
+  const int64_t batch = key.size(0), heads = key.size(1), channels = key.size(2);
+  check_sizes("query", query, {batch, heads, channels, outputs[0], outputs[1]});
+  check_sizes("value", value, {batch, heads, value.size(2), key.size(3), key.size(4)});
+  TORCH_CHECK_VALUE(rows.has_value() == columns.has_value(),
+                    "rows and columns must be given together");
+  TORCH_CHECK_VALUE(!rows || channels % 2 == 0,
+                    "query must have an even number of channels for rows and columns, got ",
+                    query.sizes());
+  if (rows) check_sizes("rows", *rows, {heads, channels / 2, window.kernel_h});
+  if (columns) check_sizes("columns", *columns, {heads, channels / 2, window.kernel_w});
+  if (bias) check_sizes("bias", *bias, {heads, num_taps(window)});
+}
 
-mmrednet::Problem problem(mmrednet::Kind kind, const at::Tensor& map, at::IntArrayRef outputs, at::IntArrayRef window) {
-  mmrednet::Problem p = {};
-  p.kind = kind;
-  p.geometry = mmrednet::geometry(window);
+LocalParams local_params(Primitive primitive, const at::Tensor& map, const at::Tensor& query,
+                         const Window& window) {
+  LocalParams p = {};
+  p.primitive = primitive;
+  p.window = window;
   p.groups = map.size(1);
   p.channels = map.size(2);
   p.height = map.size(3);
   p.width = map.size(4);
-  p.out_height = outputs[0];
-  p.out_width = outputs[1];
-  p.lines = outputs[0];
+  p.out_height = query.size(3);
+  p.out_width = query.size(4);
+  p.result_rows = p.out_height;
   return p;
 }
 
-void check(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const Optional& rows,
-           const Optional& columns, const Optional& bias, const mmrednet::Geometry& g) {
-  TORCH_CHECK_VALUE(key.dim() == 5 && value.dim() == 5, "key and value must have 5 dimensions, got ", key.sizes(), " and ",
-                    value.sizes());
-  const auto outputs = mmrednet::output_size(g, key.sizes().slice(3));
-  const int64_t heads = key.size(1), half = key.size(2) / 2;
-  mmrednet::check_sizes("query", query, {key.size(0), heads, key.size(2), outputs[0], outputs[1]});
-  mmrednet::check_sizes("value", value, {key.size(0), heads, value.size(2), key.size(3), key.size(4)});
-  TORCH_CHECK_VALUE(rows.has_value() == columns.has_value(), "rows and columns must be given together");
-  TORCH_CHECK_VALUE(!rows || key.size(2) % 2 == 0, "query must have an even number of channels for rows and columns, got ",
-                    query.sizes());
-  if (rows) mmrednet::check_sizes("rows", *rows, {heads, half, g.kernel_h});
-  if (columns) mmrednet::check_sizes("columns", *columns, {heads, half, g.kernel_w});
-  if (bias) mmrednet::check_sizes("bias", *bias, {heads, g.kernel_h * g.kernel_w});
+// Returns a table (heads, channels, taps) as (heads, taps, channels): a matrix for each head.
+at::Tensor transposed_table(const OptionalTensor& table, at::ScalarType type) {
+  return table ? table->to(type).transpose(1, 2).contiguous() : at::Tensor();
 }
 
-// what both directions share: the tensors in the type of the kernels, and what a kernel is told of them
-struct Call {
-  at::ScalarType type, sums;
-  at::Tensor query, key, value, rows, columns, bias;
-  mmrednet::Attention q = {};
-  mmrednet::AttentionData data = {};
+const void* data_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr() : nullptr;
+}
 
-  Call(const at::Tensor& query_given, const at::Tensor& key_given, const at::Tensor& value_given,
-       const Optional& rows_given, const Optional& columns_given, const Optional& bias_given, at::IntArrayRef window) {
-    check(query_given, key_given, value_given, rows_given, columns_given, bias_given, mmrednet::geometry(window));
-    type = mmrednet::kernel_type(c10::promoteTypes(query_given.scalar_type(), key_given.scalar_type()),
-                                 value_given.scalar_type());
-    sums = type == at::kDouble ? at::kDouble : at::kFloat;
-    query = query_given.to(type), key = key_given.to(type), value = value_given.to(type);
-    if (rows_given && columns_given) rows = lines_of(*rows_given, sums), columns = lines_of(*columns_given, sums);
-    if (bias_given) bias = bias_given->to(sums).contiguous();
-    q.keys = problem(mmrednet::kCorrelate, key, query.sizes().slice(3), window);
-    q.values = problem(mmrednet::kAggregate, value, query.sizes().slice(3), window);
-    q.keys.first = mmrednet::view(query);
-    q.keys.second = mmrednet::view(key);
-    q.values.first = mmrednet::view(value);
-    data.query = query.const_data_ptr(), data.key = key.const_data_ptr(), data.value = value.const_data_ptr();
-    data.rows = pointer(rows), data.columns = pointer(columns), data.bias = pointer(bias);
+// What both directions share: tensors in the dtype of the kernels, and their parameters.
+struct AttentionCall {
+  at::ScalarType type, accumulator;
+  at::Tensor query, key, value, rows, columns, bias;
+  AttentionParams params = {};
+  AttentionPointers pointers = {};
+
+  AttentionCall(const Inputs& inputs, const Window& window, Relation relation) {
+    check_inputs(inputs, window);
+    params.relation = relation;
+    const auto query_type = inputs.query.scalar_type(), key_type = inputs.key.scalar_type();
+    type = kernel_type(c10::promoteTypes(query_type, key_type), inputs.value.scalar_type());
+    accumulator = accumulator_type(type);
+    query = inputs.query.to(type);
+    key = inputs.key.to(type);
+    value = inputs.value.to(type);
+    rows = transposed_table(inputs.rows, accumulator);
+    columns = transposed_table(inputs.columns, accumulator);
+    if (inputs.bias) bias = inputs.bias->to(accumulator).contiguous();
+
+    params.keys = local_params(kCorrelate, key, query, window);
+    params.keys.first = strides_of(query);
+    params.keys.second = strides_of(key);
+    params.values = local_params(kAggregate, value, query, window);
+    params.values.first = strides_of(value);
+    pointers.query = query.const_data_ptr();
+    pointers.key = key.const_data_ptr();
+    pointers.value = value.const_data_ptr();
+    pointers.rows = data_or_null(rows);
+    pointers.columns = data_or_null(columns);
+    pointers.bias = data_or_null(bias);
   }
 
+  // Runs the kernel. Strides and pointers of the outputs have been set.
   void run() {
-    const int64_t number = mmrednet::sum_bytes(type);
-    q.keys.held = std::min(mmrednet::held_groups(q.keys, q.keys.second, number),
-                           mmrednet::held_groups(q.values, q.values.first, number));
-    q.scratch = mmrednet::scratch_bytes(q, number);
-    const mmrednet::Geometry& g = q.keys.geometry;
-    const int64_t work = (q.keys.channels + q.values.channels) * q.keys.out_width * g.kernel_h * g.kernel_w;
-    const int64_t grain = std::max<int64_t>(1, mmrednet::kGrain / std::max<int64_t>(1, work));
-    const int64_t lines = q.keys.out_width == 0 ? 0 : query.size(0) * q.keys.groups * q.keys.lines;
-    const auto kernel = mmrednet::kernels_for(type).attention;
-    at::parallel_for(0, lines, grain, [&](int64_t begin, int64_t end) {
-      std::unique_ptr<char[]> scratch(new char[q.scratch]);
-      kernel(q, data, scratch.get(), begin, end);
+    LocalParams &keys = params.keys, &values = params.values;
+    const int64_t element = accumulator_size(type);
+    keys.cached_groups = int_min(cached_groups(keys, keys.second, element),
+                                 cached_groups(values, values.first, element));
+    params.workspace_bytes = workspace_bytes(params, element);
+    const int64_t row_work =
+        (keys.channels + values.channels) * keys.out_width * num_taps(keys.window);
+    const int64_t rows = keys.out_width == 0 ? 0 : query.size(0) * keys.groups * keys.result_rows;
+    const AttentionKernel kernel = kernels_for(type).attention;
+    at::parallel_for(0, rows, grain_size(row_work), [&](int64_t begin, int64_t end) {
+      std::unique_ptr<char[]> workspace(new char[params.workspace_bytes]);
+      kernel(params, pointers, workspace.get(), begin, end);
     });
   }
 };
 
-std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                                             const Optional& rows, const Optional& columns, const Optional& bias,
-                                             at::IntArrayRef window) {
-  Call call(query, key, value, rows, columns, bias, window);
-  at::Tensor result = mmrednet::empty_in_layout_of(
-      call.value, {value.size(0), value.size(1), value.size(2), query.size(3), query.size(4)});
-  at::Tensor logsumexp = at::empty({query.size(0), query.size(1), query.size(3), query.size(4)},
-                                   query.options().dtype(call.sums));
-  call.q.values.result = mmrednet::view(result);
-  call.data.result = result.mutable_data_ptr(), call.data.logsumexp = logsumexp.mutable_data_ptr();
+// Returns the result (B, N, D, Ho, Wo). Stores the logsumexp of the logits in a tensor (B, N, Ho,
+// Wo) of the accumulator type, if there is one.
+at::Tensor forward(AttentionCall& call, at::ScalarType result_type, at::Tensor logsumexp) {
+  const LocalParams& values = call.params.values;
+  at::Tensor result = empty_in_layout_of(
+      call.value,
+      {call.value.size(0), values.groups, values.channels, values.out_height, values.out_width});
+  call.params.values.result = strides_of(result);
+  call.pointers.result = result.mutable_data_ptr();
+  if (logsumexp.defined()) call.pointers.logsumexp = logsumexp.mutable_data_ptr();
   call.run();
-  const auto promoted = c10::promoteTypes(query.scalar_type(), key.scalar_type());
-  return {result.to(value.scalar_type()), logsumexp.to(promoted == at::kDouble ? at::kDouble : at::kFloat)};
+  return result.to(result_type);
 }
 
-std::tuple<at::Tensor, at::Tensor> logit_gradients(const at::Tensor& grad_given, const at::Tensor& query,
-                                                   const at::Tensor& key, const at::Tensor& value, const Optional& rows,
-                                                   const Optional& columns, const Optional& bias,
-                                                   at::IntArrayRef window) {
-  Call call(query, key, value, rows, columns, bias, window);
-  mmrednet::check_sizes("grad", grad_given, {value.size(0), value.size(1), value.size(2), query.size(3), query.size(4)});
-  const at::Tensor grad = grad_given.to(call.type);
-  at::Tensor weight = mmrednet::empty_in_layout_of(
-      call.query.to(call.sums), {query.size(0), query.size(1), window[0] * window[1], query.size(3), query.size(4)});
+// Returns the attention weights and the gradients of the logits, both (B, N, K, Ho, Wo).
+std::tuple<at::Tensor, at::Tensor> backward(AttentionCall& call, const at::Tensor& grad_output) {
+  const LocalParams& values = call.params.values;
+  const int64_t batch = call.value.size(0);
+  check_sizes("grad", grad_output,
+              {batch, values.groups, values.channels, values.out_height, values.out_width});
+  const at::Tensor grad = grad_output.to(call.type);
+  at::Tensor weight = empty_in_layout_of(
+      call.query.to(call.accumulator),
+      {batch, values.groups, num_taps(values.window), values.out_height, values.out_width});
   at::Tensor grad_logits = at::empty_like(weight);
-  call.q.backward = true;
-  call.q.grad = mmrednet::view(grad);
-  call.q.taps = mmrednet::view(weight);
-  call.data.grad = grad.const_data_ptr();
-  call.data.weight = weight.mutable_data_ptr(), call.data.grad_logits = grad_logits.mutable_data_ptr();
+  call.params.backward = true;
+  call.params.grad = strides_of(grad);
+  call.params.weight = strides_of(weight);
+  call.pointers.grad = grad.const_data_ptr();
+  call.pointers.weight = weight.mutable_data_ptr();
+  call.pointers.grad_logits = grad_logits.mutable_data_ptr();
   call.run();
   return {weight, grad_logits};
 }
 
+std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::Tensor& key,
+                                             const at::Tensor& value, const OptionalTensor& rows,
+                                             const OptionalTensor& columns,
+                                             const OptionalTensor& bias, at::IntArrayRef window) {
+  AttentionCall call({query, key, value, rows, columns, bias}, to_window(window), kProduct);
+  at::Tensor logsumexp = at::empty({query.size(0), query.size(1), query.size(3), query.size(4)},
+                                   query.options().dtype(call.accumulator));
+  const at::Tensor result = forward(call, value.scalar_type(), logsumexp);
+  // the values may be float64 where query and key are not
+  const auto logit_type = c10::promoteTypes(query.scalar_type(), key.scalar_type());
+  return {result, logsumexp.to(accumulator_type(logit_type))};
+}
+
+std::tuple<at::Tensor, at::Tensor> attention_logit_gradients(
+    const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const OptionalTensor& rows, const OptionalTensor& columns, const OptionalTensor& bias,
+    at::IntArrayRef window) {
+  AttentionCall call({query, key, value, rows, columns, bias}, to_window(window), kProduct);
+  return backward(call, grad);
+}
+
+at::Tensor difference_attention(const at::Tensor& query, const at::Tensor& key,
+                                const at::Tensor& value, const OptionalTensor& bias,
+                                at::IntArrayRef window) {
+  const Inputs inputs = {query, key, value, {}, {}, bias};
+  AttentionCall call(inputs, to_window(window), kAbsoluteDifference);
+  return forward(call, value.scalar_type(), {});
+}
+
+std::tuple<at::Tensor, at::Tensor> difference_logit_gradients(
+    const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const OptionalTensor& bias, at::IntArrayRef window) {
+  const Inputs inputs = {query, key, value, {}, {}, bias};
+  AttentionCall call(inputs, to_window(window), kAbsoluteDifference);
+  return backward(call, grad);
+}
+
 }  // namespace
 
+}  // namespace mmrednet
+
 TORCH_LIBRARY_IMPL(mmrednet, CPU, m) {
-  m.impl("attention", &attention);
-  m.impl("attention_logit_gradients", &logit_gradients);
+  m.impl("attention", &mmrednet::attention);
+  m.impl("attention_logit_gradients", &mmrednet::attention_logit_gradients);
+  m.impl("difference_attention", &mmrednet::difference_attention);
+  m.impl("difference_logit_gradients", &mmrednet::difference_logit_gradients);
 }

@@ -1,46 +1,81 @@
-// Logits: what the queries of a row meet at each of their neighbours. Included by kernels.h for each instruction set.
+// Logits: the relation of the queries of a row to the keys of their neighbours.
 
-// sixteen outputs and N neighbouring taps of row `row` of the map
-template <typename A, int N, typename R>
-inline void correlate_tile(const Problem& p, const R& keys, const A* query, int64_t pitch, int64_t row, int64_t x,
-                           int64_t t, A* logits) {
-  typedef typename Lanes<A, 16>::Vector V;
-  V s[N];
+#pragma once
+
+#include <cstdint>
+
+#include "integers.h"
+#include "isa.h"
+#include "matrix.h"
+#include "packed_rows.h"
+#include "params.h"
+#include "simd.h"
+
+namespace mmrednet::MMREDNET_ISA {
+
+// Logits of 16 outputs, from x on, and of N neighbouring taps of row `row` of the map, from t on.
+// `queries` has a row for each channel, `logits` one for each of the taps.
+template <Relation kRelation, typename T, typename A, int N>
+inline void correlate_tile(const PackedRows<T, A>& keys, Matrix<const A> queries, int64_t row,
+                           int64_t x, int64_t t, Matrix<A> logits) {
+  Simd<A> sums[N];
   int64_t columns[N];
   for (int n = 0; n < N; ++n) {
-    s[n] = V{};
-    columns[n] = keys.column(t + n) + x;
+    sums[n] = Simd<A>{};
+    columns[n] = keys.tap_offset(t + n) + x;
   }
-  for (int64_t d = 0; d < p.channels; ++d) {
-    const V factor = load_lanes<A, 16>(query + d * pitch + x);
-    const A* line = keys.line(row, d);
+  for (int64_t d = 0; d < keys.p.channels; ++d) {
+    const Simd<A> query = load_simd<A>(queries.data + d * queries.pitch + x);
+    const A* key = keys.row(row, d);
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) s[n] += factor * load_lanes<A, 16>(line + columns[n]);
+    for (int n = 0; n < N; ++n) {
+      if constexpr (kRelation == kProduct) {
+        sums[n] += query * load_simd<A>(key + columns[n]);
+      } else {
+        const Simd<A> difference = query - load_simd<A>(key + columns[n]);
+        sums[n] -= difference < 0 ? -difference : difference;
+      }
+    }
   }
-  for (int n = 0; n < N; ++n) std::memcpy(logits + n * pitch + x, &s[n], sizeof(V));
+  for (int n = 0; n < N; ++n) store_simd<A>(logits.data + n * logits.pitch + x, sums[n]);
 }
 
-// All taps of row y of the outputs, a line for each: zero for those outside the map. What lies between the end of the row
-// and the next multiple of sixteen is written too.
-template <typename T, typename A>
-void correlate_row(const Problem& p, Rows<T, A>& keys, const A* queries, int64_t pitch, A* logits, int64_t y) {
-  const Geometry& g = p.geometry;
-  const int64_t length = mmrednet::padded(p.out_width);
-  for (int64_t u = 0; u < g.kernel_h; ++u, logits += g.kernel_w * pitch) {
-    const int64_t row = y * g.stride_h + u * g.dilation_h - g.padding_h;
-    if (row < 0 || row >= p.height) {
-      for (int64_t t = 0; t < g.kernel_w; ++t)
-        for (int64_t x = 0; x < length; ++x) logits[t * pitch + x] = 0;
-      continue;
-    }
-    keys.hold(row);
-    for (int64_t x = 0; x < p.out_width; x += 16) {
-      int64_t t = 0;
-      for (; t + 7 <= g.kernel_w; t += 7)
-        correlate_tile<A, 7>(p, keys, queries, pitch, row, x, t, logits + t * pitch);
-      for (; t + 3 <= g.kernel_w; t += 3)
-        correlate_tile<A, 3>(p, keys, queries, pitch, row, x, t, logits + t * pitch);
-      for (; t < g.kernel_w; ++t) correlate_tile<A, 1>(p, keys, queries, pitch, row, x, t, logits + t * pitch);
-    }
+// The logits of all taps of one row of the window.
+template <Relation kRelation, typename T, typename A>
+inline void correlate_window_row(const PackedRows<T, A>& keys, Matrix<const A> queries, int64_t row,
+                                 Matrix<A> logits) {
+  const int64_t taps = keys.p.window.kernel_w;
+  for (int64_t x = 0; x < keys.p.out_width; x += kSimdWidth) {
+    // seven taps are a row of the common 7x7 window, and enough independent sums to hide latency
+    int64_t t = 0;
+    for (; t + 7 <= taps; t += 7)
+      correlate_tile<kRelation, T, A, 7>(keys, queries, row, x, t, logits.from(t, 0));
+    for (; t + 3 <= taps; t += 3)
+      correlate_tile<kRelation, T, A, 3>(keys, queries, row, x, t, logits.from(t, 0));
+    for (; t < taps; ++t)
+      correlate_tile<kRelation, T, A, 1>(keys, queries, row, x, t, logits.from(t, 0));
   }
 }
+
+// The logits of row y of the outputs: a matrix row for each tap, zeros for taps in rows outside the
+// map. Rows are written up to a multiple of the SIMD width; what lies behind the last output is of
+// no use.
+template <typename T, typename A, Relation kRelation = kProduct>
+void correlate_row(PackedRows<T, A>& keys, Matrix<const A> queries, Matrix<A> logits, int64_t y) {
+  const LocalParams& p = keys.p;
+  const Window& window = p.window;
+  const int64_t length = round_up(p.out_width);
+  for (int64_t u = 0; u < window.kernel_h; ++u) {
+    const int64_t row = y * window.stride_h + u * window.dilation_h - window.padding_h;
+    const Matrix<A> row_logits = logits.from(u * window.kernel_w, 0);
+    if (row >= 0 && row < p.height) {
+      keys.pack(row);
+      correlate_window_row<kRelation>(keys, queries, row, row_logits);
+      continue;
+    }
+    for (int64_t t = 0; t < window.kernel_w; ++t)
+      for (int64_t x = 0; x < length; ++x) row_logits.data[t * row_logits.pitch + x] = 0;
+  }
+}
+
+}  // namespace mmrednet::MMREDNET_ISA

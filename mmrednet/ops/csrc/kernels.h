@@ -1,61 +1,44 @@
-// The kernels for one instruction set: this file is compiled once for each, inside a namespace of its own. Everything here
-// works on raw pointers and strides; what the tensors mean is documented in mmrednet/ops/.
+// All kernels for one instruction set, gathered in a table. Each kernels_*.cpp includes this file
+// once, with MMREDNET_ISA set to its instruction set.
 //
-// Each output is computed by one thread in one order, so results do not depend on the number of threads. Channels-last maps
-// are read where they are, position by position, with vectors along the channels of a group (pixels.h). Of other maps, and
-// of keys, a few rows at a time are packed so that vectors run along the width (rows.h). A scatter with a stride, or with
-// more padding than its kernel reaches, adds row by row instead (local.h). Involution and attention make the weights of a
-// tile or a row of outputs in memory of the thread's own, and use them at once (generate.h, attend.h). Sums over all
-// positions are taken in parts that do not depend on the number of threads, and added up in order (generated.h).
+// Kernels work on raw pointers and strides. What the tensors mean is documented in mmrednet/ops/.
+//
+// - local.h: the three primitives. Channels-last feature maps are read in place, with vectors along
+//   the channels of a group (channels_last.h). Of other maps, and of keys, a few rows are packed at
+//   a time, so that vectors run along the width (packed_rows.h, correlate.h).
+// - involution_forward.h, local_attention.h: weights of a tile or a row of outputs are computed
+//   into the workspace of the thread and used at once.
+// - involution_backward.h: sums over all positions are split into parts, which are added in order.
+//
+// One thread computes each output, in a fixed order, and the parts of a sum do not depend on the
+// number of threads. So the results do not depend on it either.
 
-#ifndef MMREDNET_NAMESPACE
-#error "MMREDNET_NAMESPACE names the instruction set"
-#endif
+#pragma once
 
-namespace MMREDNET_NAMESPACE {
-
-using mmrednet::Attention;
-using mmrednet::AttentionData;
-using mmrednet::Generated;
-using mmrednet::GeneratedData;
-using mmrednet::Geometry;
-using mmrednet::Involution;
-using mmrednet::InvolutionData;
-using mmrednet::Problem;
-using mmrednet::View;
-using mmrednet::load;
-using mmrednet::store;
-
-#include "lanes.h"
-
-#include "taps.h"
-
-#include "lines.h"
-
-#include "rows.h"
-
-#include "correlate.h"
-
-#include "multiply.h"
-
-#include "pixels.h"
-
+#include "involution_backward.h"
+#include "involution_forward.h"
+#include "isa.h"
+#include "kernel_table.h"
 #include "local.h"
+#include "local_attention.h"
+#include "simd.h"
 
-#include "generate.h"
+namespace mmrednet::MMREDNET_ISA {
 
-#include "generated.h"
-
-#include "attend.h"
-
+// The kernels for tensors of type T, with sums of type A.
 template <typename T, typename A>
-constexpr mmrednet::Typed typed() {
-  return {run<T, A>, run_involution<T, A>, store_kernels<T, A>, run_kernel_gradients<T, A>, store_hidden_gradients<T, A>,
+constexpr DtypeKernels dtype_kernels() {
+  return {run_local<T, A>,
+          run_involution<T, A>,
+          store_kernels<T, A>,
+          run_kernel_gradients<T, A>,
+          store_hidden_gradients<T, A>,
           run_attention<T, A>};
 }
 
-inline mmrednet::Kernels kernels(const char* name) {
-  return {name, typed<float, float>(), typed<double, double>(), typed<mmrednet::BFloat16, float>()};
+inline KernelTable kernel_table(const char* name) {
+  return {name, dtype_kernels<float, float>(), dtype_kernels<double, double>(),
+          dtype_kernels<BFloat16, float>()};
 }
 
-}  // namespace MMREDNET_NAMESPACE
+}  // namespace mmrednet::MMREDNET_ISA

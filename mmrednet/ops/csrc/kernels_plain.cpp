@@ -1,7 +1,8 @@
-// For every processor that the compiler's defaults allow.
-#include "problem.h"
+// The kernels for every processor that the compiler's default flags allow.
 
-#define MMREDNET_NAMESPACE mmrednet_plain
+#include "kernel_table.h"
+
+#define MMREDNET_ISA plain
 #include "kernels.h"
 
-mmrednet::Kernels mmrednet_kernels_plain() { return mmrednet_plain::kernels("plain"); }
+mmrednet::KernelTable mmrednet_kernels_plain() { return mmrednet::plain::kernel_table("plain"); }

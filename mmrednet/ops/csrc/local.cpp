@@ -1,80 +1,113 @@
-// The three primitives as operators of torch: tensors to pointers and strides, rows to threads.
+// The three primitives for the CPU: from tensors to pointers and strides, from rows to threads.
 
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
+#include <c10/util/Exception.h>
 #include <torch/library.h>
 
-#include <algorithm>
+#include <cstdint>
 #include <memory>
 
+#include "kernel_table.h"
 #include "native.h"
+#include "params.h"
+#include "workspace.h"
+
+namespace mmrednet {
 
 namespace {
 
-using mmrednet::Kind;
-using mmrednet::Problem;
+// What the primitives differ in. Sizes are (H, W).
+struct Problem {
+  Primitive primitive;
+  Window window;
+  // size of the result, and those of the feature map and of the outputs
+  at::IntArrayRef result, map, outputs;
+};
 
-at::Tensor solve(Kind kind, const at::Tensor& first_given, const at::Tensor& second_given, at::IntArrayRef size,
-                 at::IntArrayRef map, at::IntArrayRef outputs, const mmrednet::Geometry& geometry) {
-  const auto type = mmrednet::kernel_type(first_given.scalar_type(), second_given.scalar_type());
-  const at::Tensor first = first_given.to(type), second = second_given.to(type);
-  at::Tensor result = mmrednet::empty_in_layout_of(first, size);
-  if (result.numel() == 0) return result.to(first_given.scalar_type());
-  Problem p;
-  p.kind = kind;
-  p.geometry = geometry;
-  p.first = mmrednet::view(first);
-  p.second = mmrednet::view(second);
-  p.result = mmrednet::view(result);
+LocalParams local_params(const Problem& problem, const at::Tensor& first, const at::Tensor& second,
+                         const at::Tensor& result) {
+  LocalParams p = {};
+  p.primitive = problem.primitive;
+  p.window = problem.window;
+  p.first = strides_of(first);
+  p.second = strides_of(second);
+  p.result = strides_of(result);
   p.groups = first.size(1);
   p.channels = first.size(2);
-  p.height = map[0];
-  p.width = map[1];
-  p.out_height = outputs[0];
-  p.out_width = outputs[1];
-  p.lines = size[3];
-  const auto run = mmrednet::kernels_for(type).local;
-  const int64_t line_work = std::max<int64_t>(1, p.channels * size[4] * geometry.kernel_h * geometry.kernel_w);
-  const int64_t grain = std::max<int64_t>(1, mmrednet::kGrain / line_work);
-  const Problem f = kind == mmrednet::kScatter && mmrednet::can_flip(p) ? mmrednet::flipped(p) : p;
-  p.held = mmrednet::held_groups(f, kind == mmrednet::kCorrelate ? p.second : p.first, mmrednet::sum_bytes(type));
-  p.scratch = mmrednet::scratch_bytes(p, mmrednet::sum_bytes(type));
-  at::parallel_for(0, size[0] * p.groups * p.lines, grain, [&](int64_t begin, int64_t end) {
-    std::unique_ptr<char[]> scratch(new char[p.scratch]);
-    run(p, first.const_data_ptr(), second.const_data_ptr(), result.mutable_data_ptr(), scratch.get(), begin, end);
+  p.height = problem.map[0];
+  p.width = problem.map[1];
+  p.out_height = problem.outputs[0];
+  p.out_width = problem.outputs[1];
+  p.result_rows = result.size(3);
+  return p;
+}
+
+void set_workspace(LocalParams& p, int64_t element) {
+  const LocalParams params = p.primitive == kScatter && can_flip(p) ? flip(p) : p;
+  const Strides& map = p.primitive == kCorrelate ? p.second : p.first;
+  p.cached_groups = cached_groups(params, map, element);
+  p.workspace_bytes = workspace_bytes(p, element);
+}
+
+// Computes a primitive. The result has the dtype and the layout of the first operand.
+at::Tensor compute(const Problem& problem, const at::Tensor& first_operand,
+                   const at::Tensor& second_operand) {
+  const auto type = kernel_type(first_operand.scalar_type(), second_operand.scalar_type());
+  const at::Tensor first = first_operand.to(type), second = second_operand.to(type);
+  at::Tensor result = empty_in_layout_of(first, problem.result);
+  if (result.numel() == 0) return result.to(first_operand.scalar_type());
+
+  LocalParams p = local_params(problem, first, second, result);
+  set_workspace(p, accumulator_size(type));
+  const LocalPointers pointers = {first.const_data_ptr(), second.const_data_ptr(),
+                                  result.mutable_data_ptr()};
+  const LocalKernel kernel = kernels_for(type).local;
+  const int64_t rows = result.size(0) * p.groups * p.result_rows;
+  const int64_t row_work = p.channels * result.size(4) * num_taps(p.window);
+  at::parallel_for(0, rows, grain_size(row_work), [&](int64_t begin, int64_t end) {
+    std::unique_ptr<char[]> workspace(new char[p.workspace_bytes]);
+    kernel(p, pointers, workspace.get(), begin, end);
   });
-  return result.to(first_given.scalar_type());
+  return result.to(first_operand.scalar_type());
 }
 
 }  // namespace
 
-namespace mmrednet {
-
-at::Tensor aggregate(const at::Tensor& value, const at::Tensor& weight, at::IntArrayRef window) {
-  const Geometry g = geometry(window);
+at::Tensor aggregate(const at::Tensor& value, const at::Tensor& weight, at::IntArrayRef numbers) {
+  const Window window = to_window(numbers);
   TORCH_CHECK_VALUE(value.dim() == 5, "value must have 5 dimensions, got ", value.sizes());
-  const auto outputs = output_size(g, value.sizes().slice(3));
-  check_sizes("weight", weight, {value.size(0), value.size(1), g.kernel_h * g.kernel_w, outputs[0], outputs[1]});
-  return solve(kAggregate, value, weight, {value.size(0), value.size(1), value.size(2), outputs[0], outputs[1]},
-               value.sizes().slice(3), outputs, g);
+  const int64_t batch = value.size(0), groups = value.size(1), channels = value.size(2);
+  const auto map = value.sizes().slice(3);
+  const auto outputs = output_size(window, map);
+  check_sizes("weight", weight, {batch, groups, num_taps(window), outputs[0], outputs[1]});
+  const int64_t result[] = {batch, groups, channels, outputs[0], outputs[1]};
+  return compute({kAggregate, window, result, map, outputs}, value, weight);
 }
 
-at::Tensor correlate(const at::Tensor& query, const at::Tensor& key, at::IntArrayRef window) {
-  const Geometry g = geometry(window);
+at::Tensor correlate(const at::Tensor& query, const at::Tensor& key, at::IntArrayRef numbers) {
+  const Window window = to_window(numbers);
   TORCH_CHECK_VALUE(key.dim() == 5, "key must have 5 dimensions, got ", key.sizes());
-  const auto outputs = output_size(g, key.sizes().slice(3));
-  check_sizes("query", query, {key.size(0), key.size(1), key.size(2), outputs[0], outputs[1]});
-  return solve(kCorrelate, query, key, {key.size(0), key.size(1), g.kernel_h * g.kernel_w, outputs[0], outputs[1]},
-               key.sizes().slice(3), outputs, g);
+  const int64_t batch = key.size(0), groups = key.size(1), channels = key.size(2);
+  const auto map = key.sizes().slice(3);
+  const auto outputs = output_size(window, map);
+  check_sizes("query", query, {batch, groups, channels, outputs[0], outputs[1]});
+  const int64_t result[] = {batch, groups, num_taps(window), outputs[0], outputs[1]};
+  return compute({kCorrelate, window, result, map, outputs}, query, key);
 }
 
-at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef size, at::IntArrayRef window) {
-  const Geometry g = geometry(window);
-  TORCH_CHECK_VALUE(grad.dim() == 5 && size.size() == 2, "grad must have 5 dimensions and size 2, got ", grad.sizes(),
-                    " and ", size);
-  const auto outputs = output_size(g, size);
-  check_sizes("grad", grad, {grad.size(0), grad.size(1), grad.size(2), outputs[0], outputs[1]});
-  check_sizes("weight", weight, {grad.size(0), grad.size(1), g.kernel_h * g.kernel_w, outputs[0], outputs[1]});
-  return solve(kScatter, grad, weight, {grad.size(0), grad.size(1), grad.size(2), size[0], size[1]}, size, outputs, g);
+at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef size,
+                   at::IntArrayRef numbers) {
+  const Window window = to_window(numbers);
+  TORCH_CHECK_VALUE(grad.dim() == 5 && size.size() == 2,
+                    "grad must have 5 dimensions and size 2, got ", grad.sizes(), " and ", size);
+  const int64_t batch = grad.size(0), groups = grad.size(1), channels = grad.size(2);
+  const auto outputs = output_size(window, size);
+  check_sizes("grad", grad, {batch, groups, channels, outputs[0], outputs[1]});
+  check_sizes("weight", weight, {batch, groups, num_taps(window), outputs[0], outputs[1]});
+  const int64_t result[] = {batch, groups, channels, size[0], size[1]};
+  return compute({kScatter, window, result, size, outputs}, grad, weight);
 }
 
 }  // namespace mmrednet

@@ -1,57 +1,62 @@
-// What the operators of torch share: the kernels for this processor, and results laid out as their inputs are.
+// What the operators share: the kernels for this processor, checks, and layouts of results.
 
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/ScalarType.h>
+#include <c10/util/ArrayRef.h>
 
 #include <array>
+#include <cstdint>
 
-#include "problem.h"
-
-// the widest that was built and that this processor has, no wider than MMREDNET_CPU_CAPABILITY if that is set
-const mmrednet::Kernels& mmrednet_kernels();
+#include "kernel_table.h"
+#include "params.h"
 
 namespace mmrednet {
 
-// multiply-adds that are worth a thread
-constexpr int64_t kGrain = 32768;
+// The kernels for the widest instruction set that was built and that this processor has. The
+// environment variable MMREDNET_CPU_CAPABILITY may limit it; it is read at the first call.
+const KernelTable& kernel_table();
 
-// sums are taken in float32 or wider: half precision that the kernels do not know is widened first
-inline at::ScalarType kernel_type(at::ScalarType first, at::ScalarType second) {
-  const auto type = c10::promoteTypes(first, second);
-  return type == at::kDouble || type == at::kBFloat16 ? type : at::kFloat;
-}
+// Returns the kernels for a dtype that kernel_type() returned.
+const DtypeKernels& kernels_for(at::ScalarType type);
 
-inline const Typed& kernels_for(at::ScalarType type) {
-  const Kernels& all = mmrednet_kernels();
-  return type == at::kDouble ? all.double_ : type == at::kBFloat16 ? all.bfloat16 : all.float_;
-}
+// Returns the dtype in which kernels take two tensors. float16 is converted to float32, because
+// there are no kernels for it.
+at::ScalarType kernel_type(at::ScalarType first, at::ScalarType second);
 
-// bytes of a number in which sums are taken
-inline int64_t sum_bytes(at::ScalarType type) { return type == at::kDouble ? sizeof(double) : sizeof(float); }
+// Returns the dtype of sums: float32 or wider.
+at::ScalarType accumulator_type(at::ScalarType type);
 
-View view(const at::Tensor& tensor);
+// Returns the size of an element of accumulator_type(), in bytes.
+int64_t accumulator_size(at::ScalarType type);
 
-// of the eight numbers of a window, all of whose sums and products with sizes of a map are numbers too
-Geometry geometry(at::IntArrayRef window);
+// Returns the grain size for at::parallel_for, when an item takes `work` multiply-adds.
+int64_t grain_size(int64_t work);
 
-// The functions in Python check their arguments; whoever calls torch.ops.mmrednet goes past them. A wrong size would be
-// an address outside a tensor.
+Strides strides_of(const at::Tensor& tensor);
+
+// Returns the window of the eight numbers that operators get. Checks that they are valid, and so
+// small that no index or size computed from them overflows.
+Window to_window(at::IntArrayRef numbers);
+
+// Checks the sizes of a tensor. Python functions check their arguments, but torch.ops.mmrednet may
+// be called without them, and a wrong size would lead outside the memory of a tensor.
 void check_sizes(const char* name, const at::Tensor& tensor, at::IntArrayRef expected);
 
-// (Ho, Wo), the outputs of a window on a map of (H, W)
-std::array<int64_t, 2> output_size(const Geometry& geometry, at::IntArrayRef map);
+// Returns (Ho, Wo), the size of the outputs of a window on a feature map of size (H, W).
+std::array<int64_t, 2> output_size(const Window& window, at::IntArrayRef map);
 
-// dense, with the dimensions in memory in the order of those of `like`
+// Returns a dense tensor whose dimensions have the same order in memory as those of `like`.
 at::Tensor empty_in_layout_of(const at::Tensor& like, at::IntArrayRef size);
 
-// the same numbers with those strides, without a copy where it has them
+// Returns the tensor in the layout of empty_in_layout_of(), copied if it has another one.
 at::Tensor in_layout_of(const at::Tensor& like, const at::Tensor& tensor);
 
-// the primitives: see mmrednet/ops/local.py
+// The primitives, see mmrednet/ops/local.py.
 at::Tensor aggregate(const at::Tensor& value, const at::Tensor& weight, at::IntArrayRef window);
 at::Tensor correlate(const at::Tensor& query, const at::Tensor& key, at::IntArrayRef window);
-at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef size, at::IntArrayRef window);
+at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef size,
+                   at::IntArrayRef window);
 
 }  // namespace mmrednet

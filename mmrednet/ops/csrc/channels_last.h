@@ -1,0 +1,204 @@
+// Aggregate and scatter on channels-last feature maps, read in place: vectors run along the
+// channels of a group.
+
+#pragma once
+
+#include <cstdint>
+
+#include "integers.h"
+#include "isa.h"
+#include "params.h"
+#include "simd.h"
+#include "window.h"
+#include "workspace.h"
+
+namespace mmrednet::MMREDNET_ISA {
+
+// The weights of neighbouring outputs of one row: tap (u, t) of output x is
+// data[u * row_stride + t * tap_stride + x * output_stride].
+template <typename W>
+struct WeightView {
+  const W* data;
+  int64_t row_stride, tap_stride, output_stride;
+};
+
+// N neighbouring channels of output (y, x).
+template <typename T, typename A, int N, typename W>
+inline void aggregate_channels(const LocalParams& p, const T* value, WeightView<W> weights,
+                               T* result, int64_t y, int64_t x) {
+  using V = Vector<A, N>;
+  const Window& window = p.window;
+  const int64_t top = y * window.stride_h - window.padding_h;
+  const int64_t left = x * window.stride_w - window.padding_w;
+  const Range rows = taps_inside(top, window.dilation_h, p.height, window.kernel_h);
+  const Range taps = taps_inside(left, window.dilation_w, p.width, window.kernel_w);
+  // no column of the window may be inside the map
+  const int64_t row_end = taps.begin < taps.end ? rows.end : rows.begin;
+  // With one tap inside there is no next one. The distance to it may be so large that the product
+  // would overflow.
+  const int64_t step = taps.end - taps.begin > 1 ? window.dilation_w * p.first.w : 0;
+  const int64_t next = weights.tap_stride;
+  // four independent sums hide the latency of a multiply-add
+  V s0 = {}, s1 = {}, s2 = {}, s3 = {};
+  for (int64_t u = rows.begin; u < row_end; ++u) {
+    const T* source = value + (top + u * window.dilation_h) * p.first.h +
+                      (left + taps.begin * window.dilation_w) * p.first.w;
+    const W* weight = weights.data + u * weights.row_stride + taps.begin * next;
+    int64_t t = taps.begin;
+    for (; t + 4 <= taps.end; t += 4, source += 4 * step, weight += 4 * next) {
+      s0 += load<A>(weight[0]) * load_vector<A, N>(source);
+      s1 += load<A>(weight[next]) * load_vector<A, N>(source + step);
+      s2 += load<A>(weight[2 * next]) * load_vector<A, N>(source + 2 * step);
+      s3 += load<A>(weight[3 * next]) * load_vector<A, N>(source + 3 * step);
+    }
+    if (t < taps.end) s0 += load<A>(weight[0]) * load_vector<A, N>(source);
+    if (t + 1 < taps.end) s1 += load<A>(weight[next]) * load_vector<A, N>(source + step);
+    if (t + 2 < taps.end) s2 += load<A>(weight[2 * next]) * load_vector<A, N>(source + 2 * step);
+  }
+  store_converted<T, A, N>(result, (s0 + s1) + (s2 + s3));
+}
+
+// Outputs of a block. Six sums of 16 channels, two registers each, fit the 16 registers of AVX2,
+// with room for a vector of the map and a weight.
+constexpr int kBlockOutputs = 6;
+
+// Sixteen channels of kBlockOutputs neighbouring outputs, all of whose columns lie inside the map,
+// for stride and dilation 1. A vector of the map is loaded once for all outputs that see it.
+template <typename T, typename A, int kKernel, typename W>
+inline void aggregate_block(const LocalParams& p, const T* value, WeightView<W> weights, T* result,
+                            int64_t y, int64_t x) {
+  const Window& window = p.window;
+  Simd<A> sums[kBlockOutputs];
+  for (int i = 0; i < kBlockOutputs; ++i) sums[i] = Simd<A>{};
+  const int64_t top = y * window.stride_h - window.padding_h;
+  const Range rows = taps_inside(top, window.dilation_h, p.height, window.kernel_h);
+  for (int64_t u = rows.begin; u < rows.end; ++u) {
+    const T* source =
+        value + (top + u * window.dilation_h) * p.first.h + (x - window.padding_w) * p.first.w;
+    const W* row_weights = weights.data + u * weights.row_stride;
+#pragma GCC unroll 16
+    for (int column = 0; column < kKernel + kBlockOutputs - 1; ++column) {
+      const Simd<A> pixel = load_vector<A, kSimdWidth>(source + column * p.first.w);
+#pragma GCC unroll 16
+      for (int i = 0; i < kBlockOutputs; ++i) {
+        const int t = column - i;
+        if (t < 0 || t >= kKernel) continue;
+        sums[i] += load<A>(row_weights[t * weights.tap_stride + i * weights.output_stride]) * pixel;
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kBlockOutputs; ++i)
+    store_converted<T, A, kSimdWidth>(result + i * p.result.w, sums[i]);
+}
+
+// The channels of one output from d on: 16 at a time, then 4, then the remaining ones.
+template <typename T, typename A, typename W>
+inline void aggregate_output(const LocalParams& p, const T* value, WeightView<W> weights, T* result,
+                             int64_t y, int64_t x, int64_t d) {
+  for (; d + 16 <= p.channels; d += 16)
+    aggregate_channels<T, A, 16>(p, value + d, weights, result + d, y, x);
+  for (; d + 4 <= p.channels; d += 4)
+    aggregate_channels<T, A, 4>(p, value + d, weights, result + d, y, x);
+  for (; d < p.channels; ++d) aggregate_channels<T, A, 1>(p, value + d, weights, result + d, y, x);
+}
+
+// As many channels of a block as are a multiple of 16. Returns their number.
+template <typename T, typename A, typename W>
+inline int64_t aggregate_block_channels(const LocalParams& p, const T* value, WeightView<W> weights,
+                                        T* result, int64_t y, int64_t x) {
+  int64_t d = 0;
+  for (; d + kSimdWidth <= p.channels; d += kSimdWidth) {
+    if (p.window.kernel_w == 7)
+      aggregate_block<T, A, 7>(p, value + d, weights, result + d, y, x);
+    else if (p.window.kernel_w == 5)
+      aggregate_block<T, A, 5>(p, value + d, weights, result + d, y, x);
+    else
+      aggregate_block<T, A, 3>(p, value + d, weights, result + d, y, x);
+  }
+  return d;
+}
+
+// Outputs [x, x_end) of row y of one group. `weights` and `result` begin at output x.
+template <typename T, typename A, typename W>
+void aggregate_span(const LocalParams& p, const T* value, WeightView<W> weights, T* result,
+                    int64_t y, int64_t x, int64_t x_end) {
+  const Window& window = p.window;
+  const int64_t kernel = window.kernel_w;
+  // the kernel sizes that aggregate_block() is compiled for
+  const bool has_blocks =
+      window.stride_w == 1 && window.dilation_w == 1 && (kernel == 3 || kernel == 5 || kernel == 7);
+  while (x < x_end) {
+    const int64_t left = x - window.padding_w;
+    const bool block = has_blocks && x + kBlockOutputs <= x_end && left >= 0 &&
+                       left + kernel + kBlockOutputs - 1 <= p.width;
+    const int64_t outputs = block ? kBlockOutputs : 1;
+    const int64_t d = block ? aggregate_block_channels<T, A>(p, value, weights, result, y, x) : 0;
+    for (int64_t i = 0; i < outputs; ++i) {
+      aggregate_output<T, A>(p, value, weights, result, y, x + i, d);
+      weights.data += weights.output_stride;
+      result += p.result.w;
+    }
+    x += outputs;
+  }
+}
+
+// The outputs that see one position of the map along one axis, each with the tap it sees it by.
+struct ReachingTaps {
+  int64_t count, tap[kMaxListedTaps], output[kMaxListedTaps];
+
+  void find(int64_t position, int64_t kernel, int64_t stride, int64_t dilation, int64_t padding,
+            int64_t outputs) {
+    count = 0;
+    for (int64_t t = 0; t < kernel; ++t) {
+      const int64_t start = position + padding - t * dilation;
+      // a division is slow, and with stride 1 there is nothing to divide
+      if (start < 0 || (stride > 1 && start % stride)) continue;
+      const int64_t index = stride > 1 ? start / stride : start;
+      if (index >= outputs) continue;
+      tap[count] = t;
+      output[count++] = index;
+    }
+  }
+};
+
+// N neighbouring channels of one position of the map.
+template <typename T, typename A, int N>
+inline void scatter_channels(const LocalParams& p, const T* grad, const T* weight, T* result,
+                             const ReachingTaps& rows, const ReachingTaps& columns) {
+  const Strides &grads = p.first, &weights = p.second;
+  // two sums for even and odd columns hide some of the latency of a multiply-add
+  Vector<A, N> s0 = {}, s1 = {};
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const T* grad_row = grad + rows.output[i] * grads.h;
+    const T* weight_row =
+        weight + rows.tap[i] * p.window.kernel_w * weights.c + rows.output[i] * weights.h;
+    const auto product = [&](int64_t j) {
+      const int64_t tap = columns.tap[j], x = columns.output[j];
+      return load<A>(weight_row[tap * weights.c + x * weights.w]) *
+             load_vector<A, N>(grad_row + x * grads.w);
+    };
+    int64_t j = 0;
+    for (; j + 2 <= columns.count; j += 2) {
+      s0 += product(j);
+      s1 += product(j + 1);
+    }
+    if (j < columns.count) s0 += product(j);
+  }
+  store_converted<T, A, N>(result, s0 + s1);
+}
+
+// All channels of one position of the map.
+template <typename T, typename A>
+void scatter_position(const LocalParams& p, const T* grad, const T* weight, T* result,
+                      const ReachingTaps& rows, const ReachingTaps& columns) {
+  int64_t d = 0;
+  for (; d + 16 <= p.channels; d += 16)
+    scatter_channels<T, A, 16>(p, grad + d, weight, result + d, rows, columns);
+  for (; d + 4 <= p.channels; d += 4)
+    scatter_channels<T, A, 4>(p, grad + d, weight, result + d, rows, columns);
+  for (; d < p.channels; ++d)
+    scatter_channels<T, A, 1>(p, grad + d, weight, result + d, rows, columns);
+}
+
+}  // namespace mmrednet::MMREDNET_ISA

@@ -1,0 +1,96 @@
+"""The C++ headers of the CPU kernels: each compiles by itself, for every instruction set; and how
+accurate the exponential is.
+"""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).parents[1] / 'mmrednet' / 'ops' / 'csrc'
+# native.h includes headers of torch, which take seconds to compile
+HEADERS = sorted(path.name for path in CSRC.glob('*.h') if path.name != 'native.h')
+ISA_FLAGS = {
+    'plain': [],
+    'avx2': ['-mavx2', '-mfma'],
+    'avx512': [
+        '-mavx512f',
+        '-mavx512bw',
+        '-mavx512dq',
+        '-mavx512vl',
+        '-mfma',
+        '-DMMREDNET_SHUFFLES',
+    ],
+}
+
+
+def accepts(compiler, flags):
+    """Return whether the compiler knows the flags: it may be for another processor."""
+    command = [compiler, '-fsyntax-only', '-x', 'c++', *flags, '/dev/null']
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize('isa', ISA_FLAGS)
+@pytest.mark.parametrize('header', HEADERS)
+def test_a_header_compiles_by_itself(header, isa):
+    compiler = shutil.which('g++')
+    if compiler is None or not accepts(compiler, ISA_FLAGS[isa]):
+        pytest.skip(f'no g++ that compiles for {isa}')
+    flags = ['-std=c++20', '-Wall', '-Werror', '-Wno-psabi', '-fsyntax-only', '-xc++']
+    # a file that includes the header, as #pragma once warns in the main file
+    result = subprocess.run(
+        [compiler, *flags, *ISA_FLAGS[isa], f'-DMMREDNET_ISA={isa}', f'-I{CSRC}', '-'],
+        input=f'#include "{header}"\n',
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_kernel_file_names_its_instruction_set():
+    """Without a namespace of its own, a kernel could run on a processor that lacks it."""
+    compiler = shutil.which('g++')
+    if compiler is None:
+        pytest.skip('no g++')
+    result = subprocess.run(
+        [compiler, '-std=c++20', '-fsyntax-only', '-xc++', f'-I{CSRC}', '-'],
+        input='#include "simd.h"\n',
+        capture_output=True,
+        text=True,
+    )
+    assert 'define MMREDNET_ISA as avx512, avx2 or plain' in result.stderr
+
+
+@pytest.mark.parametrize('isa', ['avx2', 'avx512'])
+def test_standard_headers_come_before_the_instruction_set(isa):
+    """An inline function of the standard library that is compiled for AVX-512 may be the one that
+    the linker keeps for every processor.
+    """
+    source = (CSRC / f'kernels_{isa}.cpp').read_text()
+    before_pragma = source[: source.index('#pragma GCC target')]
+    early = set(re.findall(r'#include <(\w+)>', before_pragma))
+    used = set()
+    for header in HEADERS:
+        used.update(re.findall(r'#include <(\w+)>', (CSRC / header).read_text()))
+    assert used <= early
+
+
+@pytest.mark.parametrize('isa', ISA_FLAGS)
+def test_the_exponential_is_accurate_over_the_whole_range(tmp_path, isa):
+    compiler = shutil.which('g++')
+    if compiler is None or not accepts(compiler, ISA_FLAGS[isa]):
+        pytest.skip(f'no g++ that compiles for {isa}')
+    program = tmp_path / 'exp_accuracy'
+    # as setup.py compiles
+    flags = ['-std=c++20', '-O3', '-Wno-psabi', '-fno-math-errno', f'-DMMREDNET_ISA={isa}']
+    source = Path(__file__).parent / 'csrc' / 'exp_accuracy.cpp'
+    command = [compiler, *flags, *ISA_FLAGS[isa], f'-I{CSRC}', str(source), '-o', str(program)]
+    subprocess.run(command, check=True)
+    # a prime, so that the lowest bits differ; with 1 every float is tried, in two minutes
+    result = subprocess.run([program, '499'], capture_output=True, text=True)
+    if result.returncode == 77:
+        pytest.skip(f'no processor with {isa}')
+    assert result.returncode == 0
+    assert float(result.stdout) < 2
