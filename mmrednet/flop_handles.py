@@ -9,6 +9,7 @@ of torch's and mmcv's operators are in :mod:`mmrednet.analysis.operator_handles`
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
