@@ -21,6 +21,8 @@ from mmrednet.layers import AttentionStem, Hamburger, build_spatial, spatial_ope
 
 ROOT = Path(__file__).parents[1]
 CHANNELS = 16
+# of these the result is contiguous, or permuted, when the input is channels-last
+CONTIGUOUS = ('AxialAttention', 'DCN', 'DCNv2', 'SANPairwise', 'SANPatchwise')
 
 
 @spatial_operator
@@ -92,6 +94,7 @@ def test_channels_last(name, stride):
     expected = layer(x)
     y = layer.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(y, expected)
+    assert y.is_contiguous(memory_format=torch.channels_last) != (name in CONTIGUOUS)
 
 
 @pytest.mark.parametrize('name', OPERATORS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.registry import MODELS
+from operators import EXAMPLES
 from torch import nn
 
 from mmrednet.backbones import SpatialResNet
@@ -16,20 +17,6 @@ from mmrednet.engine import load_config
 from mmrednet.layers import CBAM, DCN, SE, DCNv2, SpatialConv, build_spatial
 
 ROOT = Path(__file__).parents[1]
-OPERATORS = {
-    'SE': {},
-    'CBAM': {},
-    'Involution': {},
-    'StandAloneSelfAttention': dict(kernel_size=3),
-    'LocalRelation': {},
-    'SANPairwise': dict(kernel_size=3),
-    'SANPatchwise': dict(kernel_size=3),
-    'AxialAttention': dict(table_size=8),
-    'LargeKernelAttention': {},
-    'MultiScaleConvAttention': {},
-    'DCN': {},
-    'DCNv2': {},
-}
 
 
 @pytest.mark.parametrize(
@@ -191,10 +178,10 @@ def test_files_of_other_projects_load(plugin, names):
 
 
 @pytest.mark.parametrize('host', ['mmdet', 'mmseg'])
-@pytest.mark.parametrize('name', OPERATORS)
+@pytest.mark.parametrize('name', EXAMPLES)
 def test_plugins_of_stock_resnets(host, name):
     resnet = import_module(f'{host}.models.backbones').ResNet
-    cfg = dict(type=f'mmrednet.{name}', **OPERATORS[name])
+    cfg = dict(EXAMPLES[name], type=f'mmrednet.{name}')
     positions = ('after_conv1', 'after_conv2', 'after_conv3')
     for plugins in (
         [dict(cfg=dict(cfg, postfix=f'_{position}'), position=position) for position in positions],
@@ -277,7 +264,7 @@ def stock(kind, conv_cfg):
     'name', ['Involution', 'StandAloneSelfAttention', 'SANPatchwise', 'DCNv2', 'SE']
 )
 def test_conv_cfg_of_stock_models(kind, count, name):
-    cfg = dict(type='mmrednet.SpatialConv', spatial_cfg=dict(type=name, **OPERATORS[name]))
+    cfg = dict(type='mmrednet.SpatialConv', spatial_cfg=EXAMPLES[name])
     module, outputs = stock(kind, cfg)
     layers = [layer for layer in module.modules() if type(layer).__name__ == name]
     assert len(layers) == count
