@@ -3,6 +3,8 @@
 import copy
 import pickle
 import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -173,6 +175,14 @@ def test_state_dict_round_trip(name):
 def test_the_documentation_has_a_row(name):
     text = (ROOT / 'docs/operators.md').read_text()
     assert re.search(rf'^\| `{name}` \|', text, re.MULTILINE)
+
+
+def test_the_snippets_of_the_documentation_run():
+    text = (ROOT / 'docs/operators.md').read_text()
+    snippets = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    check = 'assert len(maps) == 4 and y.shape == q.shape and Blur(in_channels=4)'
+    code = '\n'.join([*snippets, check])
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
 
 
 class TestChildren:

@@ -63,6 +63,7 @@ class AxialBlock(CheckpointedBlock):
     def compute(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, 2 * width, ceil(H / stride), ceil(W / stride))."""
         out = self.relu(self.bn1(self.conv_down(x)))
+        # as released, the ReLU follows the pooling
         out = self.relu(self.pool(self.width_block(self.height_block(out))))
         out = self.bn2(self.conv_up(out))
         identity = x if self.downsample is None else self.downsample(x)
@@ -134,6 +135,7 @@ class AxialResNet(PyramidBackbone):
         )
         channels = int(64 * factor)
         size = self.make_stem(stem, in_channels, channels, input_size, block)
+        # the stem has a stride of 4
         strides = (1, 2, 2, 1 if output_stride == 16 else 2)
         for index, count in enumerate(self.block_counts[depth]):
             width, stride = int(128 * factor) << index, strides[index]
@@ -163,6 +165,7 @@ class AxialResNet(PyramidBackbone):
                 AxialBlock(width, width, stride=2, table_size=input_size, **block),
                 AxialBlock(2 * width, width, stride=1, table_size=half, **block),
                 AxialBlock(2 * width, width, stride=1, table_size=half, **block),
+                # where rounding has changed the number of channels
                 nn.Identity() if 2 * width == channels else nn.Conv2d(2 * width, channels, 1),
             )
         return -(-half // 2)

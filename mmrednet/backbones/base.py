@@ -38,6 +38,7 @@ class CheckpointedBlock(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the input of the block to its output, as ``compute`` does."""
+        # an input without a gradient, as behind frozen stages, has nothing to compute again
         if self.with_cp and x.requires_grad:
             return torch.utils.checkpoint.checkpoint(self.compute, x, use_reentrant=False)
         return self.compute(x)
@@ -123,6 +124,7 @@ class PyramidBackbone(SafelyPretrained):
         return self.
         """
         super().train(mode)
+        # train() has put the norms of frozen stages into training mode
         self._freeze()
         if mode and self.norm_eval:
             for module in self.modules():
@@ -137,6 +139,7 @@ class PyramidBackbone(SafelyPretrained):
         for names in self.stage_names[: self.frozen_stages]:
             modules += [getattr(self, name) for name in names]
         for module in modules:
+            # without eval mode, norms would go on updating their statistics
             module.eval().requires_grad_(False)
 
 

@@ -41,6 +41,7 @@ class LRNet(SpatialResNet):
 
     def make_stem(self, channels: int) -> None:
         """Build the stem: 1x1 convolution, 7x7 local relation of stride 2, pooling of stride 2."""
+        # the local relation layer takes the place of ResNet's 7x7 convolution
         self.stem = Sequential(
             ConvModule(self.in_channels, channels, 1, norm_cfg=self.norm_cfg),
             build_spatial(dict(type='LocalRelation'), channels, stride=2),

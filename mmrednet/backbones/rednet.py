@@ -41,6 +41,7 @@ class RedNet(SpatialResNet):
     def make_stem(self, channels: int) -> None:
         """Build the stem: convolution of stride 2, involution, convolution, pooling of stride 2."""
         half, norm_cfg = channels // 2, self.norm_cfg
+        # a Sequential whose indices are in the published keys
         involution = dict(type='Involution', kernel_size=self.stem_kernel_size)
         self.stem = Sequential(
             ConvModule(self.in_channels, half, 3, stride=2, padding=1, norm_cfg=norm_cfg),

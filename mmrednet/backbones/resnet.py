@@ -54,6 +54,7 @@ class Bottleneck(CheckpointedBlock):
     ) -> None:
         # the last norm starts at zero: every block begins as the identity
         super().__init__(with_cp, dict(type='Constant', val=0, override=dict(name='bn3')))
+        # Caffe's ResNets stride in the first 1x1 convolution
         first_stride, spatial_stride = (stride, 1) if style == 'caffe' else (1, stride)
         self.conv1 = build_conv_layer(None, in_channels, width, 1, stride=first_stride, bias=False)
         self.bn1 = build_norm_layer(norm_cfg, width)[1]
@@ -66,6 +67,7 @@ class Bottleneck(CheckpointedBlock):
         self.relu = nn.ReLU(inplace=True)
         # a module of its own, because mmrednet.fuse replaces it where the operator applies it
         self.relu2 = nn.ReLU(inplace=True)
+        # None instead of an identity, as in mmdet
         self.downsample = None
         if stride > 1 or in_channels != out_channels:
             self.downsample = Sequential(
@@ -77,6 +79,7 @@ class Bottleneck(CheckpointedBlock):
             self._add_plugin(plugin, out_channels if plugin['position'] == 'after_conv3' else width)
 
     def _add_plugin(self, plugin: dict, channels: int) -> None:
+        # a copy, because several blocks share one config
         cfg = dict(plugin['cfg'])
         name, layer = build_plugin_layer(cfg, in_channels=channels, postfix=cfg.pop('postfix', ''))
         if hasattr(self, name):
@@ -159,6 +162,7 @@ class SpatialResNet(PyramidBackbone):
         **kwargs: Any,
     ) -> None:
         super().__init__(
+            # as mmdet's ResNet
             init_cfg=init_cfg
             or [
                 dict(type='Kaiming', layer='Conv2d'),
@@ -180,6 +184,7 @@ class SpatialResNet(PyramidBackbone):
         self.make_stem(base_channels)
         channels = base_channels
         for index in range(num_stages):
+            # channels double from stage to stage
             block = dict(
                 width=(operator_channels or base_channels) << index,
                 out_channels=4 * base_channels << index,

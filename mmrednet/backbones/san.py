@@ -34,6 +34,7 @@ class SANBlock(CheckpointedBlock):
         self, channels: int, *, spatial_cfg: SpatialConfig, norm_cfg: dict, with_cp: bool
     ) -> None:
         super().__init__(with_cp)
+        # other operators keep the number of channels
         inner = channels
         if spatial_cfg is not None and spatial_cfg['type'] in OPERATORS.values():
             inner = channels // 4
@@ -112,6 +113,7 @@ class SAN(PyramidBackbone):
         self.bn_in = build_norm_layer(norm_cfg, channels)[1]
         self.relu = nn.ReLU(inplace=True)
         for index, (count, operator) in enumerate(zip(counts, operators, strict=True)):
+            # 64, then 256 and doubling
             width = base_channels if index == 0 else base_channels << (index + 1)
             options: dict[str, Any] = dict(
                 spatial_cfg=operator, norm_cfg=norm_cfg, with_cp=self.with_cp

@@ -40,6 +40,7 @@ class SASAResNet(SpatialResNet):
     ) -> None:
         if stem not in ('conv', 'attention'):
             raise ValueError(f"stem must be 'conv' or 'attention', got {stem!r}.")
+        # before the base class, which builds the stem
         self.stem_type = stem
         super().__init__(depth, spatial_cfg, **kwargs)
 

@@ -46,6 +46,7 @@ class PatchEmbedding(BaseModule):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm_cfg: dict) -> None:
         super().__init__()
+        # patches overlap: the first are wider, as published
         size = 7 if stride == 4 else 3
         self.proj = nn.Conv2d(in_channels, out_channels, size, stride, size // 2)
         self.norm = build_norm_layer(norm_cfg, out_channels)[1]
@@ -243,6 +244,7 @@ class VAN(PyramidBackbone):
             super().init_weights()
             return
         for module in self.modules():
+            # mmengine's initialisers do not divide the fan-out by the groups
             if isinstance(module, nn.Conv2d):
                 fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))

@@ -40,6 +40,7 @@ class SpatialFCNMaskHead(FCNMaskHead):
                 'in_channels and conv_out_channels must be equal: a spatial operator keeps the '
                 f'channels, got {in_channels=}, {conv_out_channels=}.'
             )
+        # the base class builds upsampling and predictor; its convolutions are replaced
         super().__init__(in_channels=in_channels, conv_out_channels=conv_out_channels, **kwargs)
         self.convs = ModuleList(
             Sequential(

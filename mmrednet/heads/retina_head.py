@@ -45,6 +45,7 @@ class SpatialRetinaHead(RetinaHead):
                 'in_channels and feat_channels must be equal: a spatial operator keeps the '
                 f'channels, got {in_channels=}, {feat_channels=}.'
             )
+        # before the base class, which calls `_init_layers`
         self.spatial_cfg = spatial_cfg
         super().__init__(
             num_classes, in_channels, feat_channels=feat_channels, init_cfg=init_cfg, **kwargs
@@ -74,4 +75,5 @@ class SpatialRetinaHead(RetinaHead):
         on RetinaNet).
         """
         super().init_weights()
+        # mmdet initialises a convolution of this name, which is the second layer here
         nn.init.constant_(self.retina_cls[1].bias, bias_init_with_prob(0.01))

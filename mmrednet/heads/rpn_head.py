@@ -43,6 +43,7 @@ class SpatialRPNHead(RPNHead):
             raise ValueError(
                 f'num_convs must be 1 with a spatial operator, got num_convs={kwargs["num_convs"]}.'
             )
+        # before the base class, which calls `_init_layers`
         self.spatial_cfg = spatial_cfg
         super().__init__(in_channels=in_channels, feat_channels=feat_channels, **kwargs)
 

@@ -87,7 +87,9 @@ class AxialAttention1d(BaseModule):
         self.num_heads, self.axis, self.table_size, self.span = num_heads, axis, table_size, span
         self.terms = tuple(name for name in TERMS if name in terms)
         self.value_position, self.logits_budget = value_position, logits_budget
+        # ops/axial.py numbers the terms
         self._term_indices = [TERMS.index(name) for name in self.terms]
+        # channels of the values of a head; its queries and keys have half as many
         self.depth = out_channels // num_heads
         # the names of the published checkpoints
         self.qkv_transform = nn.Conv1d(in_channels, 2 * out_channels, 1, bias=False)
@@ -114,6 +116,7 @@ class AxialAttention1d(BaseModule):
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return the terms of the result (n, N, D, 1 or 2, L) of lines (n, N, ..., L)."""
         if self._norm_is_fixed():
+            # no logits are needed before their norm is known
             scale, shift = self.similarity_norm([], _directly)
             return axial_attention(
                 query,
@@ -130,16 +133,25 @@ class AxialAttention1d(BaseModule):
         if not is_plain(self.bn_similarity, nn.BatchNorm2d):
             return self.attend_by_modules(query, key, value)
         # the norm has to see all logits before any of them is used
-        size = axial.chunk_size(query, self.logits_budget, len(self.terms))
-        chunks = list(zip(query.split(size), key.split(size), value.split(size), strict=True))
+        chunks = self._chunks(query, key, value)
         run = _recomputed if len(chunks) > 1 and torch.is_grad_enabled() else _directly
         scale, shift = self.similarity_norm(chunks, run)
         return torch.cat([run(self.mix, *chunk, scale, shift) for chunk in chunks])
 
+    def _chunks(self, *lines: Tensor) -> list[Lines]:
+        size = axial.chunk_size(lines[0], self.logits_budget, len(self.terms))
+        return list(zip(*(tensor.split(size) for tensor in lines), strict=True))
+
     def attend_by_modules(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend as ``attend``, with ``bn_similarity`` called as a module on the logits of all
-        lines.
-        """
+        """Attend as ``attend``, with ``bn_similarity`` called as a module."""
+        norm = self.bn_similarity
+        if norm.training or getattr(norm, 'running_mean', None) is None:
+            return self._attend_lines(query, key, value)
+        # with running statistics, lines do not depend on each other
+        chunks = self._chunks(query, key, value)
+        return torch.cat([self._attend_lines(*chunk) for chunk in chunks])
+
+    def _attend_lines(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         terms = self.bn_similarity(self.logits(query, key))
         logits = terms.unflatten(1, (-1, self.num_heads)).sum(1)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -198,6 +210,7 @@ class AxialAttention1d(BaseModule):
 
     def _norm_is_fixed(self) -> bool:
         norm = self.bn_similarity
+        # in eval mode a synchronised norm is a batch norm
         if norm.training or not is_plain(norm, nn.BatchNorm2d, nn.SyncBatchNorm):
             return False
         return norm.running_mean is not None and norm.running_var is not None
@@ -209,10 +222,12 @@ class AxialAttention1d(BaseModule):
         count = sum(counts)
         mean = torch.stack(totals).sum(0) / count
         variance = torch.stack(squares).sum(0) / count - mean.square()
+        # rounding can make the difference of two nearly equal sums negative
         return mean, variance.clamp_min(0.0), count
 
     def _sums(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, int]:
         terms = self.logits(query, key)
+        # sums over whole feature maps leave the range of float16
         terms = terms.to(torch.promote_types(terms.dtype, torch.float32))
         return terms.sum((0, 2, 3)), terms.square().sum((0, 2, 3)), terms[:, 0].numel()
 

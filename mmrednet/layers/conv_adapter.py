@@ -18,6 +18,7 @@ class OperatorConv(BaseModule):
     see :func:`SpatialConv`.
     """
 
+    # attributes of a convolution that ConvModule copies
     transposed = False
     output_padding = (0, 0)
 
@@ -102,12 +103,14 @@ def SpatialConv(  # noqa: N802
     if strides[0] != strides[1] or dilations[0] != dilations[1]:
         raise ValueError(f'{key} needs one number for both directions, got {stride=}, {dilation=}.')
     same = dilations[0] * (kernel[0] // 2)
+    # a word such as 'same' has no numbers to compare
     pads = padding if isinstance(padding, str) else to_pair('padding', padding, 0)
     if pads not in ('same', (same, same)):
         raise ValueError(
             f'{key} keeps the size of a map: padding must be {same}, got {padding=}, '
             f'{kernel_size=}, {dilation=}.'
         )
+    # errors of the operator name its arguments; the user wrote the config key
     try:
         return OperatorConv(
             in_channels, out_channels, kernel, strides[0], dilations[0], bias, spatial_cfg

@@ -64,6 +64,7 @@ class DeformableConv(BaseModule):
                 f'{type(self).__name__} needs the compiled operators of mmcv, which cannot be '
                 f'imported: {error}. Install the full mmcv, not mmcv-lite.'
             ) from error
+        # imported here, so that only users of these layers need the compiled operators
         self.function = getattr(ops, self.operator)
         self.stride, self.dilation, self.deform_groups = stride, dilation, deform_groups
         self.padding = dilation * (kernel_size // 2)
@@ -76,6 +77,7 @@ class DeformableConv(BaseModule):
     def init_weights(self) -> None:
         """Initialise, and let taps start at the positions of a convolution's taps."""
         super().init_weights()
+        # a parent's init_cfg has drawn the offsets like any convolution
         self.start_still()
 
     def start_still(self) -> None:

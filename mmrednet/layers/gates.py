@@ -183,6 +183,7 @@ class CBAM(BaseModule):
             nn.Conv2d(2, 1, kernel_size, padding=padding, dilation=dilation, bias=not has_norm),
         )
         if has_norm:
+            # the momentum of the official code
             self.spatial.add_module('bn', nn.BatchNorm2d(1, momentum=0.01))
         self.pool = cell_average(stride)
         self.register_load_state_dict_pre_hook(_rename_gate_keys)

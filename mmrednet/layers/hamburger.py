@@ -96,6 +96,7 @@ class NMF2D(nn.Module):
             for _ in range(self.train_steps if self.training else self.eval_steps):
                 coefficients = self._new_coefficients(parts, bases, coefficients)
                 bases = self._new_bases(parts, bases, coefficients)
+            # the coefficients of the final bases
             coefficients = self._new_coefficients(parts, bases, coefficients)
             return (bases @ coefficients.mT).reshape(x.shape).to(x.dtype)
 

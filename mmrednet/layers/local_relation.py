@@ -62,6 +62,7 @@ class LocalRelation(BaseModule):
         if relation not in RELATIONS:
             raise ValueError(f'relation must be one of {RELATIONS}, got {relation!r}.')
         self.relation, self.stride, self.group_channels = relation, stride, group_channels
+        # channels that fill up the last group are zeros, and are cut off again
         self.groups, self.missing = -(-channels // group_channels), -channels % group_channels
         self.window = Window(kernel_size, stride, dilation)
         self.query = None if relation == 'key' else nn.Conv2d(channels, self.groups, 1)
@@ -105,6 +106,7 @@ class LocalRelation(BaseModule):
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         key = self.key(x)
         if self.query is None:
+            # the relation is the key alone: q k with q = 1
             query = torch.ones_like(key[..., :: self.stride, :: self.stride])
         else:
             query = self.query(x[..., :: self.stride, :: self.stride])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mmcv.cnn import ConvModule
@@ -10,6 +11,13 @@ from torch.nn.modules import module as module_hooks
 
 # attributes that replace a computation when they are set on an instance
 PATCHES = ('forward', '_conv_forward')
+
+# counters of FLOPs, whose hooks note which module runs: they count what runs in place of a child
+COUNTERS = (
+    'torch.utils.module_tracker',
+    'mmengine.analysis.jit_analysis',
+    'fvcore.nn.jit_analysis',
+)
 
 
 def is_plain(module: nn.Module | None, *types: type[nn.Module]) -> bool:
@@ -21,12 +29,14 @@ def is_plain(module: nn.Module | None, *types: type[nn.Module]) -> bool:
     * subclasses and wrappers, such as LoRA and layers for quantisation-aware training, compute
       something else. So do parametrized modules, for which torch makes a subclass.
     * Hooks observe or change the call. Pruning, and the older weight and spectral norms, are
-      hooks. Counters of FLOPs are hooks on all modules of the process.
+      hooks. Those of FLOP counters do not matter: they count the fused operator.
     * A ``forward`` may be replaced on one instance.
     """
     if module is None or type(module) not in types:
         return False
-    hooks = (
+    if any(name in module.__dict__ for name in PATCHES):
+        return False
+    tables = (
         module._forward_hooks,
         module._forward_pre_hooks,
         module._backward_hooks,
@@ -36,7 +46,11 @@ def is_plain(module: nn.Module | None, *types: type[nn.Module]) -> bool:
         module_hooks._global_backward_hooks,
         module_hooks._global_backward_pre_hooks,
     )
-    return not any(hooks) and not any(name in module.__dict__ for name in PATCHES)
+    return not any(_matters(hook) for table in tables for hook in table.values())
+
+
+def _matters(hook: Callable) -> bool:
+    return getattr(hook, '__module__', None) not in COUNTERS
 
 
 def plain_pointwise(module: Any) -> nn.Conv2d | None:

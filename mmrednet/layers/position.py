@@ -58,6 +58,7 @@ def absolute_embedding(x: Tensor) -> Tensor:
 def _sinusoids(count: int, length: int, device: torch.device) -> Tensor:
     """Return (count, length): sine and cosine of one wavelength after the other."""
     exponent = torch.arange(0, count, 2, device=device, dtype=torch.float32) / count
+    # angles of a long axis need float32, whatever the dtype of the network
     positions = torch.arange(length, device=device, dtype=torch.float32)
     angle = 10000.0 ** (-exponent[:, None]) * positions
     return torch.stack([angle.sin(), angle.cos()], 1).flatten(0, 1)[:count]
@@ -82,5 +83,6 @@ class GeometryPrior(nn.Module):
         parameter = next(self.layers.parameters())
         options: dict[str, Any] = dict(device=parameter.device, dtype=parameter.dtype)
         axes = [torch.arange(size, **options) - (size - 1) / 2 for size in self.kernel]
+        # (dx, dy), as in the paper
         rows, columns = torch.meshgrid(*axes, indexing='ij')
         return self.layers(torch.stack([columns, rows], -1).flatten(0, 1)).T

@@ -246,10 +246,12 @@ class SANPairwise(VectorAttention):
 
     def weights(self, x: Tensor) -> Tensor:
         """Return alpha (B, G, K, Ho, Wo)."""
+        # (B, R, 1, L) beside the neighbours (B, R, K, L)
         query = self.conv1(self.subsample(x)).flatten(2).unsqueeze(2)
         relation = PAIRWISE[self.relation].features(query, self.neighbours(self.conv2(x)))
         offset = self.offsets(x).expand(len(x), -1, -1, -1).to(relation.dtype)
         logits = self.conv_w(torch.cat([relation, offset], 1))
+        # a softmax in half precision would not sum to one
         alpha = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(2)
         return alpha.unflatten(3, self.output_size(x))
 

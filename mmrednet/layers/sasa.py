@@ -71,6 +71,7 @@ class StandAloneSelfAttention(BaseModule):
                 f'got {position!r}.'
             )
         self.num_heads, self.absolute = num_heads, position == 'absolute'
+        # attention at every position; the pool strides
         self.window = Window(kernel_size, 1, dilation)
         self.query = nn.Conv2d(channels, channels, 1, bias=False)
         self.key = nn.Conv2d(channels, channels, 1, bias=False) if content else None
@@ -163,6 +164,7 @@ class AttentionStem(BaseModule):
         """Return the attention (B, N, K, Ho, Wo); an even window makes Ho = H + 1."""
         height, width = x.shape[-2:]
         out_height, out_width = self.window.output_size(height, width)
+        # the additional outputs get queries of zero, and are cut off in `forward`
         query = F.pad(self.query(x), (0, out_width - width, 0, out_height - height))
         key = self.key(x).unflatten(1, self.heads)
         logits = local_correlate(query.unflatten(1, self.heads), key, self.window)

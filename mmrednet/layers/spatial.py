@@ -43,6 +43,7 @@ def spatial_operator(layer: type[nn.Module]) -> type[nn.Module]:
             f'{layer.__name__}.example must be a dict, the keyword arguments of a small instance '
             f'such as dict(kernel_size=3), got {getattr(layer, "example", None)!r}.'
         )
+    # mmcv builds a plugin by its `in_channels`
     construct = layer.__init__
 
     @functools.wraps(construct)
@@ -118,6 +119,7 @@ def build_spatial(
         return build_conv_layer(None, channels, channels, 3, **options)
     layer = _operator_class(cfg)
     arguments = dict(cfg, type=layer, channels=channels, stride=stride, dilation=dilation)
+    # operators without norms have no such argument
     if norm_cfg is not None and 'norm_cfg' in inspect.signature(layer).parameters:
         arguments.setdefault('norm_cfg', norm_cfg)
     return MODELS.build(arguments)

@@ -64,6 +64,7 @@ class SpatialFPN(BaseModule):
         ),
     ) -> None:
         super().__init__(init_cfg)
+        # levels below start_level are ignored
         used = list(in_channels)[start_level:]
         if not used or num_outs < len(used):
             raise ValueError(
@@ -95,6 +96,7 @@ class SpatialFPN(BaseModule):
                 self.fpn_convs.append(self._output(spatial_cfg, norm_cfg, stride=2))
             else:
                 self.fpn_convs.append(self._convolution(source, 2, norm_cfg))
+            # further levels are made of the one before
             source = out_channels
 
     def _convolution(self, in_channels: int, stride: int, norm_cfg: dict | None) -> nn.Module:
@@ -107,6 +109,7 @@ class SpatialFPN(BaseModule):
         if spatial_cfg is None:
             return self._convolution(self.out_channels, stride, norm_cfg)
         operator = build_spatial(spatial_cfg, self.out_channels, stride=stride, norm_cfg=norm_cfg)
+        # published detectors have nothing between the operator and the heads
         if norm_cfg is None:
             return operator
         return nn.Sequential(operator, build_norm_layer(norm_cfg, self.out_channels)[1])
@@ -132,6 +135,7 @@ class SpatialFPN(BaseModule):
         outputs = [conv(x) for conv, x in zip(self.fpn_convs, laterals, strict=False)]
         if not self.extra_source:
             while len(outputs) < self.num_outs:
+                # every second pixel, as in Faster R-CNN's P6
                 outputs.append(F.max_pool2d(outputs[-1], 1, stride=2))
             return tuple(outputs)
         sources = dict(on_input=used[-1], on_lateral=laterals[-1], on_output=outputs[-1])
