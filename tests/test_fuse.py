@@ -368,6 +368,15 @@ def test_backbones(name, memory_format):
     assert len(norms) == count
 
 
+def test_every_involution_of_a_folded_rednet_applies_its_norm_and_relu():
+    network = fuse(settle(RedNet(26, base_channels=32)))
+    counts = calls_of(network, image(65, 70, channels=3))
+    assert counts['mmrednet::involution_affine'] == 9
+    assert all(type(block.relu2) is nn.Identity for block in network.layer2)
+    # of the two convolutions of the stem, of each kernel generator, and two of each block
+    assert sum(count for name, count in counts.items() if 'relu' in name) == 2 + 9 + 2 * 8
+
+
 @pytest.mark.parametrize(
     'name', ['stem', 'layer1.0.downsample', 'layer2.0.conv2', 'layer2.0.conv2.conv1', 'layer2.0']
 )
