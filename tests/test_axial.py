@@ -2,8 +2,11 @@
 chunks, layers.
 """
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -182,6 +185,38 @@ def test_a_layer_with_a_fixed_norm_equals_its_parts(arguments):
     wanted = torch.autograd.grad(expected.sin().sum(), [x, *layer.parameters()], allow_unused=True)
     for have, want in zip(found, wanted, strict=True):
         torch.testing.assert_close(have, torch.zeros_like(have) if want is None else want)
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('change', ['hook', 'SyncBatchNorm'])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(),
+        dict(span=3),
+        dict(terms=('query_key',), value_position=False),
+        dict(logits_budget=1),
+    ],
+    ids=str,
+)
+def test_a_norm_of_the_logits_that_has_to_be_called(arguments, change, training):
+    plain = AxialAttention1d(8, 16, num_heads=2, axis='width', table_size=4, **arguments).double()
+    x = torch.randn(2, 8, 3, 7, dtype=torch.float64, requires_grad=True)
+    plain(x)
+    called, calls = copy.deepcopy(plain), []
+    if change == 'hook':
+        called.bn_similarity.register_forward_hook(lambda *_: calls.append(1))
+    else:
+        called = nn.SyncBatchNorm.convert_sync_batchnorm(called)
+    results = []
+    for layer in (plain.train(training), called.train(training)):
+        result = layer(x)
+        leaves = [x, *layer.parameters()]
+        gradients = torch.autograd.grad(result.sin().sum(), leaves, materialize_grads=True)
+        results.append([result, *gradients, *layer.buffers()])
+    assert bool(calls) == (change == 'hook')
+    for expected, value in zip(*results, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_autocast_keeps_the_norm():

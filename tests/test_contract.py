@@ -241,6 +241,16 @@ class TestChildren:
             del child.forward
         assert torch.equal(layer(x), expected)
 
+    def test_subclasses_run(self, layer, x):
+        expected = layer(x)
+        for name in self.children(layer):
+            child = layer.get_submodule(name)
+            original = type(child)
+            child.__class__ = type('Adapted', (Adapted, original), {})
+            assert not torch.allclose(layer(x), expected), name
+            child.__class__ = original
+        assert torch.equal(layer(x), expected)
+
     def test_parametrizations_count(self, layer, x):
         for name in self.children(layer, with_weight=True):
             scaled, reference = copy.deepcopy(layer), copy.deepcopy(layer)
@@ -280,6 +290,13 @@ class TestChildren:
             assert not torch.allclose(y, expected), name
             y.sin().sum().backward()
             assert child.factor.grad.abs() > 0, name
+
+
+class Adapted:
+    """A subclass, as layers for quantisation-aware training are."""
+
+    def forward(self, *inputs):
+        return 1.5 * super().forward(*inputs)
 
 
 class Scale(nn.Module):

@@ -195,6 +195,13 @@ class Half(nn.Module):
         return weight / 2
 
 
+def test_an_involution_takes_one_norm():
+    model, x = fuse(sequence()), image()
+    model[1] = settle(nn.BatchNorm2d(CHANNELS))
+    expected = model(x)
+    torch.testing.assert_close(fuse(model)(x), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_training_mode_is_refused():
     with pytest.raises(ValueError, match='model must be in eval mode, .* got Sequential with'):
         fuse(sequence().train())
