@@ -48,27 +48,29 @@ def plain(tensors, options):
 
     columns = []
     for i in range(length):
-        places = [m for m in range(length) if span is None or abs(i - m) <= span // 2]
+        positions = [m for m in range(length) if span is None or abs(i - m) <= span // 2]
         logits = []
-        for m in places:
-            found = {
+        for m in positions:
+            terms = {
                 'query_key': (query[..., i] * key[..., m]).sum(2),
                 'query_position': (query[..., i] * entry(by_query, i - m)).sum(2),
                 'key_position': (key[..., m] * entry(by_key, m - i)).sum(2),
             }
             logits.append(
                 sum(
-                    found[name] * scale[index] + shift[index]
+                    terms[name] * scale[index] + shift[index]
                     for index, name in enumerate(options['terms'])
                 )
             )
         weights = torch.stack(logits).softmax(0)
-        parts = [sum(w[:, :, None] * value[..., m] for w, m in zip(weights, places, strict=True))]
+        parts = [
+            sum(w[:, :, None] * value[..., m] for w, m in zip(weights, positions, strict=True))
+        ]
         if options.get('value_position', True):
             parts.append(
                 sum(
                     w[:, :, None] * entry(by_value, i - m)
-                    for w, m in zip(weights, places, strict=True)
+                    for w, m in zip(weights, positions, strict=True)
                 )
             )
         columns.append(torch.stack(parts, 3))
@@ -171,7 +173,7 @@ def test_a_layer_with_a_fixed_norm_equals_its_parts(arguments):
     layer(x)
     layer.eval()
     result = layer(x)
-    found = torch.autograd.grad(result.sin().sum(), [x, *layer.parameters()])
+    gradients = torch.autograd.grad(result.sin().sum(), [x, *layer.parameters()])
     layer._norm_is_fixed = lambda: False
     norm = layer.bn_similarity
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
@@ -182,9 +184,13 @@ def test_a_layer_with_a_fixed_norm_equals_its_parts(arguments):
     )
     expected = layer(x)
     torch.testing.assert_close(result, expected)
-    wanted = torch.autograd.grad(expected.sin().sum(), [x, *layer.parameters()], allow_unused=True)
-    for have, want in zip(found, wanted, strict=True):
-        torch.testing.assert_close(have, torch.zeros_like(have) if want is None else want)
+    expected_gradients = torch.autograd.grad(
+        expected.sin().sum(), [x, *layer.parameters()], allow_unused=True
+    )
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(
+            gradient, torch.zeros_like(gradient) if expected_gradient is None else expected_gradient
+        )
 
 
 @pytest.mark.parametrize('training', [True, False])
@@ -231,7 +237,7 @@ def test_autocast_keeps_the_norm():
 
 
 @pytest.mark.parametrize(
-    ('place', 'change', 'message'),
+    ('position', 'change', 'message'),
     [
         (1, lambda x: x[..., 1:], 'key must be of the shape of query'),
         (2, lambda x: x[..., 1:], 'value must be'),
@@ -240,9 +246,9 @@ def test_autocast_keeps_the_norm():
         (0, lambda x: x[0], '4 dimensions'),
     ],
 )
-def test_bad_input(place, change, message):
+def test_bad_input(position, change, message):
     tensors, options = problem(**CASES['all'])
-    tensors[place] = change(tensors[place])
+    tensors[position] = change(tensors[position])
     with pytest.raises(ValueError, match=message):
         axial_attention(*tensors, **options)
 

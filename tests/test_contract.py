@@ -149,11 +149,11 @@ def test_fuse_copies_and_state_dicts(name, relu):
     fused = fuse(copy.deepcopy(plain))
     torch.testing.assert_close(fused(x), expected)
     assert list(plain.state_dict()) == keys
-    again = fuse(fuse(copy.deepcopy(fused)))
-    assert list(again.state_dict()) == list(fused.state_dict())
+    twice = fuse(fuse(copy.deepcopy(fused)))
+    assert list(twice.state_dict()) == list(fused.state_dict())
     other = fuse(other)
     other.load_state_dict(pickle.loads(pickle.dumps(fused.state_dict())), strict=True)
-    for model in (again, pickle.loads(pickle.dumps(fused)), copy.deepcopy(fused), other):
+    for model in (twice, pickle.loads(pickle.dumps(fused)), copy.deepcopy(fused), other):
         assert torch.equal(model(x), fused(x))
     with torch.no_grad():
         torch.testing.assert_close(fused(x), expected)

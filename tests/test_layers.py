@@ -34,10 +34,10 @@ def test_involution_kernels_are_what_is_applied():
     x = torch.randn(1, 32, 5, 4, dtype=torch.float64)
     kernels = layer.generate(layer.conv1(layer.pool(x)))
     assert kernels.shape == (1, 2, 9, 5, 4)
-    inside = layer(x)[..., 1:-1, 1:-1]
+    interior = layer(x)[..., 1:-1, 1:-1]
     patches = nn.functional.unfold(x, 3).view(1, 2, 16, 9, 3, 2)
     expected = (kernels[:, :, None, :, 1:-1, 1:-1] * patches).sum(3).flatten(1, 2)
-    torch.testing.assert_close(inside, expected)
+    torch.testing.assert_close(interior, expected)
 
 
 def test_reduced_precision():
