@@ -46,6 +46,7 @@ class MSCAN(VAN):
         arch: Size: 'tiny', 'small', 'base' or 'large' (table 2 of the paper), or a dict as in VAN.
     """
 
+    # the two papers chose the same widths and depths
     archs: ClassVar[dict[str, Architecture]] = {
         'tiny': VAN.archs['b0'],
         'small': VAN.archs['b1'],

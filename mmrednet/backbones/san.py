@@ -118,6 +118,7 @@ class SAN(PyramidBackbone):
             options: dict[str, Any] = dict(
                 spatial_cfg=operator, norm_cfg=norm_cfg, with_cp=self.with_cp
             )
+            # published keys have one number per stage: pool0, conv0, layer0, bn0
             self.add_stage(
                 {
                     f'pool{index}': nn.MaxPool2d(2, ceil_mode=True),

@@ -131,11 +131,12 @@ class VANBlock(CheckpointedBlock):
 
     def compute(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to the same shape."""
+        # the scales have one entry per channel
         x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.attn(self.norm1(x)))
         return x + self.drop_path(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
 
 
-def _architecture(embed_dims: Sequence[int], depths: Sequence[int]) -> Architecture:
+def _published(embed_dims: Sequence[int], depths: Sequence[int]) -> Architecture:
     return dict(embed_dims=embed_dims, depths=depths, mlp_ratios=(8, 8, 4, 4))
 
 
@@ -162,13 +163,13 @@ class VAN(PyramidBackbone):
     """
 
     archs: ClassVar[dict[str, Architecture]] = {
-        'b0': _architecture((32, 64, 160, 256), (3, 3, 5, 2)),
-        'b1': _architecture((64, 128, 320, 512), (2, 2, 4, 2)),
-        'b2': _architecture((64, 128, 320, 512), (3, 3, 12, 3)),
-        'b3': _architecture((64, 128, 320, 512), (3, 5, 27, 3)),
-        'b4': _architecture((64, 128, 320, 512), (3, 6, 40, 3)),
-        'b5': _architecture((96, 192, 480, 768), (3, 3, 24, 3)),
-        'b6': _architecture((96, 192, 384, 768), (6, 6, 90, 6)),
+        'b0': _published((32, 64, 160, 256), (3, 3, 5, 2)),
+        'b1': _published((64, 128, 320, 512), (2, 2, 4, 2)),
+        'b2': _published((64, 128, 320, 512), (3, 3, 12, 3)),
+        'b3': _published((64, 128, 320, 512), (3, 5, 27, 3)),
+        'b4': _published((64, 128, 320, 512), (3, 6, 40, 3)),
+        'b5': _published((96, 192, 480, 768), (3, 3, 24, 3)),
+        'b6': _published((96, 192, 384, 768), (6, 6, 90, 6)),
     }
 
     def __init__(

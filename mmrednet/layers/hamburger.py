@@ -78,6 +78,7 @@ class NMF2D(nn.Module):
         return self.bases.to(parts.dtype).repeat(len(parts) // self.parts, 1, 1)
 
     def _new_coefficients(self, x: Tensor, bases: Tensor, coefficients: Tensor) -> Tensor:
+        # B^T B first: it has R x R elements, C B^T has N x D
         return coefficients * (x.mT @ bases) / (coefficients @ (bases.mT @ bases) + self.epsilon)
 
     def _new_bases(self, x: Tensor, bases: Tensor, coefficients: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ class Involution(BaseModule):
             raise ValueError(f'kernel_size must be odd, got {kernel_size=}.')
         self.groups, self.group_channels = channels // group_channels, group_channels
         self.window = Window(kernel_size, stride, dilation)
+        # as published, the kernel of a strided output is made of the average of its cell
         self.pool = cell_average(stride)
         hidden = channels // reduction_ratio
         # conv1.conv, conv1.bn and conv2.conv are the names in the published checkpoints

@@ -172,6 +172,7 @@ class AttentionStem(BaseModule):
 
     def aggregate(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return the weighted sums (B, N, D, Ho, Wo) of the mixed values of (B, C, H, W)."""
+        # attention times the share of a projection, for every tap
         shares = [weight * share[:, None, None] for share in self.mixture()]
         convolution = plain_pointwise(self.values)
         if convolution is None or convolution.bias is not None:

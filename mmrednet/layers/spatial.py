@@ -72,6 +72,7 @@ def cell_average(stride: int) -> nn.Module:
 
     At the border of an odd feature map a cell averages what lies on the map.
     """
+    # rounding down would drop the last rows of an odd map, which the window of an operator sees
     return nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
 
 
