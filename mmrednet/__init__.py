@@ -10,6 +10,7 @@ __version__ = '0.1.0'
 # public functions and the module that defines each; it is imported when the function is first used,
 # so that `import mmrednet` loads neither torch nor the OpenMMLab stack
 _FUNCTIONS = {
+    'fuse': 'mmrednet.fusion',
     'register_flop_handles': 'mmrednet.analysis',
 }
 

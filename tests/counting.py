@@ -6,7 +6,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmrednet.layers import Involution, SANPairwise
+from mmrednet.layers import SANPairwise
+
+COUNTED = (
+    nn.BatchNorm2d,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.ReLU,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    SANPairwise,
+)
 
 
 def multiply_adds(model, forward, synced=()):
@@ -28,16 +39,15 @@ def multiply_adds(model, forward, synced=()):
             extra['other'] += output.numel()
         elif isinstance(module, (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
             extra['other'] += inputs[0].numel()
-        if isinstance(module, Involution):
-            # the generator's last layer is not called as a module
-            extra['other'] += module.conv2.conv.bias.numel() * output[:, 0].numel()
         if isinstance(module, SANPairwise):
             extra['other'] += (
                 (module.relation_channels + 2) * module.window.taps * output[0, 0].numel()
             )
 
+    # a hook on a child makes some layers call it, so only what is counted here gets one
     for module in model.modules():
-        module.register_forward_hook(count)
+        if isinstance(module, COUNTED) or getattr(module, 'bias', None) is not None:
+            module.register_forward_hook(count)
     model.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward(model)

@@ -68,11 +68,11 @@ class TestSASA:
         # equal values give equal sums whatever the weights are, so queries are looked at
         from mmrednet.layers.position import absolute_embedding
 
-        where = absolute_embedding(x)
-        assert where.shape == (8, 5, 6)
-        assert len({tuple(where[:, y, z].tolist()) for y in range(5) for z in range(6)}) == 30
+        embedding = absolute_embedding(x)
+        assert embedding.shape == (8, 5, 6)
+        assert len({tuple(embedding[:, y, z].tolist()) for y in range(5) for z in range(6)}) == 30
         torch.testing.assert_close(
-            where[0, :, 2], torch.arange(5, dtype=torch.float64).sin(), rtol=1e-5, atol=1e-6
+            embedding[0, :, 2], torch.arange(5, dtype=torch.float64).sin(), rtol=1e-5, atol=1e-6
         )
         x = random(1, 8, 5, 6)
         with_position = layer(x)
@@ -97,17 +97,17 @@ class TestSASA:
         expected = torch.zeros(2, 8, *size, dtype=torch.float64)
         for y in range(size[0]):
             for z in range(size[1]):
-                found = list(oracles.neighbours(window, size, (y, z)))
+                neighbours = list(oracles.neighbours(window, size, (y, z)))
                 for head in (slice(0, 4), slice(4, 8)):
                     logits = torch.stack(
                         [
                             (query[:, head, y, z] * key[:, head, row, column]).sum(1)
-                            for _, row, column in found
+                            for _, row, column in neighbours
                         ],
                         -1,
                     )
                     for (tap, row, column), weight in zip(
-                        found, logits.softmax(-1).unbind(-1), strict=True
+                        neighbours, logits.softmax(-1).unbind(-1), strict=True
                     ):
                         matrix = torch.einsum('m,moi->oi', mixture[:, tap], projections)[head]
                         expected[:, head, y, z] += weight[:, None] * (
@@ -206,12 +206,12 @@ class TestSAN:
             dict(out_channels=4),
         ],
     )
-    @pytest.mark.parametrize('kind', ['pairwise', 'patchwise'])
-    def test_variants(self, kind, arguments):
+    @pytest.mark.parametrize('attention', ['pairwise', 'patchwise'])
+    def test_variants(self, attention, arguments):
         build, oracle = {
             'pairwise': (SANPairwise, oracles.pairwise),
             'patchwise': (SANPatchwise, oracles.patchwise),
-        }[kind]
+        }[attention]
         layer = shaken(
             build(8, **{'relation_channels': 2, 'kernel_size': 3, 'share_channels': 4, **arguments})
         )
@@ -219,12 +219,11 @@ class TestSAN:
         torch.testing.assert_close(layer(x), oracles.san(x, layer, oracle))
 
     def test_sharing_is_a_view(self):
-        seen = []
         layer = shaken(SANPatchwise(16, kernel_size=3))
         weight, x = layer.weights(random(1, 16, 4, 4)), random(1, 16, 4, 4)
         value = layer.pad(layer.conv3(x))
-        seen.append(value.unflatten(1, (-1, layer.groups)).transpose(1, 2))
-        assert seen[0].data_ptr() == value.data_ptr()
+        groups = value.unflatten(1, (-1, layer.groups)).transpose(1, 2)
+        assert groups.data_ptr() == value.data_ptr()
         torch.testing.assert_close(
             layer.aggregate(x, weight)[:, 3::2], layer.aggregate(x, weight)[:, 1::2][:, 1:]
         )
@@ -421,5 +420,5 @@ def test_axial_pairs_follow_the_contract():
     torch.testing.assert_close(
         layer(x), F.avg_pool2d(layer.axes[1](layer.axes[0](x)), 2, ceil_mode=True)
     )
-    wide = build_spatial(dict(type='AxialAttention', num_heads=2, span=3), 16, dilation=2)
-    assert [axis.span for axis in wide.axes] == [5, 5]
+    dilated = build_spatial(dict(type='AxialAttention', num_heads=2, span=3), 16, dilation=2)
+    assert [axis.span for axis in dilated.axes] == [5, 5]

@@ -2,8 +2,11 @@
 chunks, layers.
 """
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,27 +48,29 @@ def plain(tensors, options):
 
     columns = []
     for i in range(length):
-        places = [m for m in range(length) if span is None or abs(i - m) <= span // 2]
+        positions = [m for m in range(length) if span is None or abs(i - m) <= span // 2]
         logits = []
-        for m in places:
-            found = {
+        for m in positions:
+            terms = {
                 'query_key': (query[..., i] * key[..., m]).sum(2),
                 'query_position': (query[..., i] * entry(by_query, i - m)).sum(2),
                 'key_position': (key[..., m] * entry(by_key, m - i)).sum(2),
             }
             logits.append(
                 sum(
-                    found[name] * scale[index] + shift[index]
+                    terms[name] * scale[index] + shift[index]
                     for index, name in enumerate(options['terms'])
                 )
             )
         weights = torch.stack(logits).softmax(0)
-        parts = [sum(w[:, :, None] * value[..., m] for w, m in zip(weights, places, strict=True))]
+        parts = [
+            sum(w[:, :, None] * value[..., m] for w, m in zip(weights, positions, strict=True))
+        ]
         if options.get('value_position', True):
             parts.append(
                 sum(
                     w[:, :, None] * entry(by_value, i - m)
-                    for w, m in zip(weights, places, strict=True)
+                    for w, m in zip(weights, positions, strict=True)
                 )
             )
         columns.append(torch.stack(parts, 3))
@@ -169,7 +174,7 @@ def test_a_layer_with_a_fixed_norm_equals_its_parts(arguments):
     layer(x)
     layer.eval()
     result = layer(x)
-    found = torch.autograd.grad(result.sin().sum(), [x, *layer.parameters()])
+    gradients = torch.autograd.grad(result.sin().sum(), [x, *layer.parameters()])
     layer._norm_is_fixed = lambda: False
     norm = layer.bn_similarity
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
@@ -180,9 +185,45 @@ def test_a_layer_with_a_fixed_norm_equals_its_parts(arguments):
     )
     expected = layer(x)
     torch.testing.assert_close(result, expected)
-    wanted = torch.autograd.grad(expected.sin().sum(), [x, *layer.parameters()], allow_unused=True)
-    for have, want in zip(found, wanted, strict=True):
-        torch.testing.assert_close(have, torch.zeros_like(have) if want is None else want)
+    expected_gradients = torch.autograd.grad(
+        expected.sin().sum(), [x, *layer.parameters()], allow_unused=True
+    )
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(
+            gradient, torch.zeros_like(gradient) if expected_gradient is None else expected_gradient
+        )
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('change', ['hook', 'SyncBatchNorm'])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(),
+        dict(span=3),
+        dict(terms=('query_key',), value_position=False),
+        dict(logits_budget=1),
+    ],
+    ids=str,
+)
+def test_a_norm_of_the_logits_that_has_to_be_called(arguments, change, training):
+    plain = AxialAttention1d(8, 16, num_heads=2, axis='width', table_size=4, **arguments).double()
+    x = torch.randn(2, 8, 3, 7, dtype=torch.float64, requires_grad=True)
+    plain(x)
+    called, calls = copy.deepcopy(plain), []
+    if change == 'hook':
+        called.bn_similarity.register_forward_hook(lambda *_: calls.append(1))
+    else:
+        called = nn.SyncBatchNorm.convert_sync_batchnorm(called)
+    results = []
+    for layer in (plain.train(training), called.train(training)):
+        result = layer(x)
+        leaves = [x, *layer.parameters()]
+        gradients = torch.autograd.grad(result.sin().sum(), leaves, materialize_grads=True)
+        results.append([result, *gradients, *layer.buffers()])
+    assert bool(calls) == (change == 'hook')
+    for expected, value in zip(*results, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_autocast_keeps_the_norm():
@@ -197,7 +238,7 @@ def test_autocast_keeps_the_norm():
 
 
 @pytest.mark.parametrize(
-    ('place', 'change', 'message'),
+    ('position', 'change', 'message'),
     [
         (1, lambda x: x[..., 1:], 'key must be of the shape of query'),
         (2, lambda x: x[..., 1:], 'value must be'),
@@ -206,9 +247,9 @@ def test_autocast_keeps_the_norm():
         (0, lambda x: x[0], '4 dimensions'),
     ],
 )
-def test_bad_input(place, change, message):
+def test_bad_input(position, change, message):
     tensors, options = problem(**CASES['all'])
-    tensors[place] = change(tensors[place])
+    tensors[position] = change(tensors[position])
     with pytest.raises(ValueError, match=message):
         axial_attention(*tensors, **options)
 

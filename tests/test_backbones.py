@@ -55,7 +55,7 @@ def test_published_parameters(depth, millions):
 def test_without_operator_it_is_mmdets_resnet(arguments):
     from mmdet.models import ResNet
 
-    stock, ours = ResNet(50, **arguments).double(), SpatialResNet(50, **arguments).double().eval()
+    stock, model = ResNet(50, **arguments).double(), SpatialResNet(50, **arguments).double().eval()
     stock.eval()
     stock.load_state_dict(
         golden.state_dict(
@@ -65,10 +65,10 @@ def test_without_operator_it_is_mmdets_resnet(arguments):
             )
         )
     )
-    assert list(ours.state_dict()) == list(stock.state_dict())
-    ours.load_state_dict(stock.state_dict())
+    assert list(model.state_dict()) == list(stock.state_dict())
+    model.load_state_dict(stock.state_dict())
     x = torch.randn(1, arguments.get('in_channels', 3), 37, 50, dtype=torch.float64)
-    for got, expected in zip(ours(x), stock(x), strict=True):
+    for got, expected in zip(model(x), stock(x), strict=True):
         assert torch.equal(got, expected)
 
 
@@ -84,16 +84,16 @@ def test_fpn_without_operator_is_mmdets_fpn():
         relu_before_extra_convs=True,
         norm_cfg=dict(type='BN'),
     )
-    stock, ours = (
+    stock, model = (
         FPN(**arguments).double().eval(),
         SpatialFPN(**arguments, spatial_cfg=None).double().eval(),
     )
-    ours.load_state_dict(stock.state_dict())
+    model.load_state_dict(stock.state_dict())
     inputs = [
         torch.randn(1, 8 << level, 20 >> level, 13 >> level, dtype=torch.float64)
         for level in range(3)
     ]
-    for got, expected in zip(ours(inputs), stock(inputs), strict=True):
+    for got, expected in zip(model(inputs), stock(inputs), strict=True):
         assert torch.equal(got, expected)
 
 

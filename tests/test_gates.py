@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.registry import MODELS
+from operators import EXAMPLES
 from torch import nn
 
 from mmrednet.backbones import SpatialResNet
@@ -16,20 +17,6 @@ from mmrednet.engine import load_config
 from mmrednet.layers import CBAM, DCN, SE, DCNv2, SpatialConv, build_spatial
 
 ROOT = Path(__file__).parents[1]
-OPERATORS = {
-    'SE': {},
-    'CBAM': {},
-    'Involution': {},
-    'StandAloneSelfAttention': dict(kernel_size=3),
-    'LocalRelation': {},
-    'SANPairwise': dict(kernel_size=3),
-    'SANPatchwise': dict(kernel_size=3),
-    'AxialAttention': dict(table_size=8),
-    'LargeKernelAttention': {},
-    'MultiScaleConvAttention': {},
-    'DCN': {},
-    'DCNv2': {},
-}
 
 
 @pytest.mark.parametrize(
@@ -104,15 +91,16 @@ def test_bad_arguments(build, message):
 
 
 @pytest.mark.parametrize(
-    ('ours', 'theirs'), [(DCN, 'DeformConv2dPack'), (DCNv2, 'ModulatedDeformConv2dPack')]
+    ('layer_type', 'reference_name'),
+    [(DCN, 'DeformConv2dPack'), (DCNv2, 'ModulatedDeformConv2dPack')],
 )
 @pytest.mark.parametrize('arguments', [dict(), dict(stride=2, dilation=2, deform_groups=2)])
-def test_deformable_convolution_is_mmcvs(ours, theirs, arguments):
+def test_deformable_convolution_is_mmcvs(layer_type, reference_name, arguments):
     from mmcv import ops
 
-    layer = ours(8, **arguments)
+    layer = layer_type(8, **arguments)
     dilation = arguments.get('dilation', 1)
-    reference = getattr(ops, theirs)(8, 8, 3, padding=dilation, bias=False, **arguments)
+    reference = getattr(ops, reference_name)(8, 8, 3, padding=dilation, bias=False, **arguments)
     assert list(layer.state_dict()) == list(reference.state_dict())
     assert float(layer.conv_offset.weight.detach().abs().sum()) == 0
     for parameter in layer.parameters():
@@ -180,21 +168,21 @@ def test_files_of_other_projects_load(plugin, names):
     )
     state = {}
     for key, value in model.state_dict().items():
-        for ours, theirs in names.items():
-            key = key.replace(ours, theirs)
+        for name, official_name in names.items():
+            key = key.replace(name, official_name)
         # linear layers there
         state[f'module.{key}'] = value[..., 0, 0] if '.mlp.' in key and value.dim() == 4 else value
-    assert any(theirs in key for key in state for theirs in names.values())
+    assert any(official_name in key for key in state for official_name in names.values())
     other.load_state_dict(state, strict=True)
     for key, value in model.state_dict().items():
         assert torch.equal(other.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize('host', ['mmdet', 'mmseg'])
-@pytest.mark.parametrize('name', OPERATORS)
+@pytest.mark.parametrize('name', EXAMPLES)
 def test_plugins_of_stock_resnets(host, name):
     resnet = import_module(f'{host}.models.backbones').ResNet
-    cfg = dict(type=f'mmrednet.{name}', **OPERATORS[name])
+    cfg = dict(EXAMPLES[name], type=f'mmrednet.{name}')
     positions = ('after_conv1', 'after_conv2', 'after_conv3')
     for plugins in (
         [dict(cfg=dict(cfg, postfix=f'_{position}'), position=position) for position in positions],
@@ -216,19 +204,19 @@ def test_plugins_of_stock_resnets(host, name):
         )
 
 
-def stock(kind, conv_cfg):
+def stock(model_type, conv_cfg):
     """Return a stock module built with this conv_cfg, and its output for a random input."""
     from mmdet.utils import register_all_modules
 
     register_all_modules(init_default_scope=True)
-    if kind == 'ResNet':
+    if model_type == 'ResNet':
         module = MODELS.build(
             dict(
                 type='mmdet.ResNet', depth=50, base_channels=16, stem_channels=16, conv_cfg=conv_cfg
             )
         )
         return module, module(torch.randn(2, 3, 64, 64))
-    if kind == 'FPN':
+    if model_type == 'FPN':
         module = MODELS.build(
             dict(
                 type='mmdet.FPN',
@@ -239,7 +227,7 @@ def stock(kind, conv_cfg):
             )
         )
         return module, module([torch.randn(2, 16, 8, 8), torch.randn(2, 32, 4, 4)])
-    if kind == 'RetinaHead':
+    if model_type == 'RetinaHead':
         module = MODELS.build(
             dict(
                 type='mmdet.RetinaHead',
@@ -250,7 +238,7 @@ def stock(kind, conv_cfg):
             )
         )
         return module, module.forward_single(torch.randn(2, 16, 8, 8))
-    if kind == 'FCNMaskHead':
+    if model_type == 'FCNMaskHead':
         module = MODELS.build(
             dict(
                 type='mmdet.FCNMaskHead',
@@ -270,15 +258,15 @@ def stock(kind, conv_cfg):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'count'),
+    ('model_type', 'count'),
     [('ResNet', 16), ('FPN', 2), ('RetinaHead', 8), ('FCNMaskHead', 4), ('FCNHead', 3)],
 )
 @pytest.mark.parametrize(
     'name', ['Involution', 'StandAloneSelfAttention', 'SANPatchwise', 'DCNv2', 'SE']
 )
-def test_conv_cfg_of_stock_models(kind, count, name):
-    cfg = dict(type='mmrednet.SpatialConv', spatial_cfg=dict(type=name, **OPERATORS[name]))
-    module, outputs = stock(kind, cfg)
+def test_conv_cfg_of_stock_models(model_type, count, name):
+    cfg = dict(type='mmrednet.SpatialConv', spatial_cfg=EXAMPLES[name])
+    module, outputs = stock(model_type, cfg)
     layers = [layer for layer in module.modules() if type(layer).__name__ == name]
     assert len(layers) == count
     sum(output.square().mean() for output in outputs).backward()

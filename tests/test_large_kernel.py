@@ -46,10 +46,10 @@ def test_lka_is_its_formula(kernel_size, kernel_dilation, sizes, dilation):
     ).double()
     assert (layer.conv0.kernel_size[0], layer.conv_spatial.kernel_size[0]) == sizes
     x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
-    far = depth_wise(
+    dilated = depth_wise(
         depth_wise(x, layer.conv0, dilation), layer.conv_spatial, dilation * kernel_dilation
     )
-    torch.testing.assert_close(layer(x), pointwise(far, layer.conv1) * x)
+    torch.testing.assert_close(layer(x), pointwise(dilated, layer.conv1) * x)
 
 
 @pytest.mark.parametrize('strips', [(3,), (7, 11, 21), (5, 9)])
@@ -59,10 +59,10 @@ def test_msca_is_its_formula(strips, dilation):
         4, kernel_size=3, strip_sizes=strips, dilation=dilation
     ).double()
     x = torch.randn(2, 4, 6, 9, dtype=torch.float64)
-    near = total = depth_wise(x, layer.conv0, dilation)
+    features = total = depth_wise(x, layer.conv0, dilation)
     for index in range(len(strips)):
-        across = depth_wise(near, getattr(layer, f'conv{index}_1'), dilation)
-        total = total + depth_wise(across, getattr(layer, f'conv{index}_2'), dilation)
+        row = depth_wise(features, getattr(layer, f'conv{index}_1'), dilation)
+        total = total + depth_wise(row, getattr(layer, f'conv{index}_2'), dilation)
     torch.testing.assert_close(layer(x), pointwise(total, getattr(layer, f'conv{len(strips)}')) * x)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import counting
 import pytest
 import torch
+from operators import EXAMPLES
 
 from mmrednet.backbones import SAN, AxialResNet, LRNet, SASAResNet, SpatialResNet
 from mmrednet.layers import build_spatial
@@ -163,25 +164,9 @@ def positions(depth, stages, kernel_size):
     return total
 
 
-OPERATORS = {
-    'StandAloneSelfAttention': dict(kernel_size=3),
-    'LocalRelation': dict(kernel_size=3),
-    'SANPairwise': dict(kernel_size=3),
-    'SANPatchwise': dict(kernel_size=3),
-    'AxialAttention': dict(table_size=8),
-    'Involution': dict(kernel_size=3),
-    'LargeKernelAttention': dict(kernel_size=9),
-    'MultiScaleConvAttention': dict(strip_sizes=(5,)),
-}
-
-
-def operator(name):
-    return dict(type=name, **OPERATORS[name])
-
-
-@pytest.mark.parametrize('name', OPERATORS)
+@pytest.mark.parametrize('name', EXAMPLES)
 def test_bf16_autocast_is_finite(name):
-    layer = build_spatial(operator(name), 32, stride=2)
+    layer = build_spatial(EXAMPLES[name], 32, stride=2)
     x = (10 * torch.randn(2, 32, 9, 7)).requires_grad_()
     with torch.autocast('cpu', torch.bfloat16):
         y = layer(x)
@@ -264,13 +249,13 @@ def segmenter(spatial_cfg):
 
 
 SINGLE = [
-    [operator(name) if index == stage else None for index in range(4)]
-    for name in OPERATORS
+    [EXAMPLES[name] if index == stage else None for index in range(4)]
+    for name in EXAMPLES
     for stage in range(4)
 ]
-NAMES = list(OPERATORS)
+NAMES = list(EXAMPLES)
 MIXED = [
-    [operator(NAMES[(start + step * index) % len(NAMES)]) for index in range(4)]
+    [EXAMPLES[NAMES[(start + step * index) % len(NAMES)]] for index in range(4)]
     for start, step in (
         (0, 1),
         (1, 2),

@@ -157,11 +157,23 @@ def test_test_script(trained, options, tmp_path):
     assert len(list(tmp_path.glob('*/shown/*.png'))) == 2
 
 
+def test_a_folded_network_predicts_the_same(trained, options, tmp_path):
+    predictions = []
+    for flags in ([], ['--fuse-conv-bn']):
+        out = tmp_path / 'out.pkl'
+        checkpoint = trained / f'epoch_{EPOCHS}.pth'
+        run('test.py', CONFIG, checkpoint, '--work-dir', tmp_path, '--out', out, *flags, *options)
+        predictions.append(pickle.loads(out.read_bytes()))
+    for plain, folded in zip(*predictions, strict=True):
+        for key in ('scores', 'bboxes'):
+            plain_values, folded_values = (x['pred_instances'][key] for x in (plain, folded))
+            torch.testing.assert_close(folded_values, plain_values, rtol=1e-3, atol=1e-3)
+
+
 def test_pictures(trained, options, data, tmp_path):
     checkpoint = trained / f'epoch_{EPOCHS}.pth'
-    printed = run(
-        'image_demo.py', data / 'val', CONFIG, checkpoint, '--out-dir', tmp_path / 'a', *options
-    )
+    out_dir = ['--out-dir', tmp_path / 'a', '--fuse-conv-bn']
+    printed = run('image_demo.py', data / 'val', CONFIG, checkpoint, *out_dir, *options)
     assert [Path(line).name for line in printed.split() if line.endswith('.png')] == [
         '000000.png',
         '000001.png',

@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from mmengine.config import DictAction
 
+from mmrednet import fuse
 from mmrednet.engine import load_config, scope_of
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
@@ -24,7 +25,12 @@ def parse_args():
     )
     parser.add_argument('--device', default='cuda:0' if torch.cuda.is_available() else 'cpu')
     parser.add_argument(
-        '--score-thr', type=float, default=0.3, help='least score of a detection to draw'
+        '--score-thr', type=float, default=0.3, help='minimum score of a detection to draw'
+    )
+    parser.add_argument(
+        '--fuse-conv-bn',
+        action='store_true',
+        help='fold batch norms into the layers before them, for faster inference',
     )
     parser.add_argument(
         '--cfg-options',
@@ -39,8 +45,7 @@ def parse_args():
     if args.out_dir.resolve() == (args.img if args.img.is_dir() else args.img.parent).resolve():
         parser.error(
             '--out-dir must be another folder than that of the images, which would be '
-            'overwritten, got '
-            f'{args.out_dir}'
+            f'overwritten, got {args.out_dir}'
         )
     return args
 
@@ -50,6 +55,7 @@ def detect(cfg, args, images):
     from mmdet.registry import VISUALIZERS
 
     model = init_detector(cfg, args.checkpoint, device=args.device)
+    model = fuse(model) if args.fuse_conv_bn else model
     visualizer = VISUALIZERS.build(cfg.visualizer)
     visualizer.dataset_meta = model.dataset_meta
     for image, out_file, path in images:
@@ -67,6 +73,7 @@ def segment(cfg, args, images):
     from mmseg.apis import inference_model, init_model, show_result_pyplot
 
     model = init_model(cfg, args.checkpoint, device=args.device)
+    model = fuse(model) if args.fuse_conv_bn else model
     for _, out_file, path in images:
         show_result_pyplot(
             model, str(path), inference_model(model, str(path)), show=False, out_file=str(out_file)
@@ -85,15 +92,15 @@ def read(paths, out_dir):
 def main():
     args = parse_args()
     cfg = load_config(args.config, options=args.cfg_options)
-    paths = (
-        sorted(path for path in args.img.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
-        if args.img.is_dir()
-        else [args.img]
-    )
+    paths = [args.img]
+    if args.img.is_dir():
+        files = sorted(args.img.iterdir())
+        paths = [path for path in files if path.suffix.lower() in IMAGE_ENDINGS]
     if not paths:
         sys.exit(f'img must be a folder with images ({", ".join(IMAGE_ENDINGS)}), got {args.img}')
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    {'mmdet': detect, 'mmseg': segment}[scope_of(cfg)](cfg, args, read(paths, args.out_dir))
+    draw = {'mmdet': detect, 'mmseg': segment}[scope_of(cfg)]
+    draw(cfg, args, read(paths, args.out_dir))
 
 
 if __name__ == '__main__':

@@ -10,13 +10,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmengine.config import DictAction
 
 from mmrednet.engine import apply_test_options, build_runner, check_labels_when_loaded, load_config
+from mmrednet.fusion import FuseHook
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help='path of the checkpoint')
-    parser.add_argument('--work-dir', help='for logs and metrics')
+    parser.add_argument('--work-dir', help='folder for logs and metrics')
     parser.add_argument(
         '--out',
         help='detection: a .pkl file for all predictions; segmentation: a folder for labels',
@@ -36,6 +37,11 @@ def parse_args():
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument(
         '--tta', action='store_true', help='merge predictions for augmented copies of each image'
+    )
+    parser.add_argument(
+        '--fuse-conv-bn',
+        action='store_true',
+        help='fold batch norms into the layers before them, for faster inference',
     )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
@@ -61,6 +67,8 @@ def main():
     runner = build_runner(cfg)
     if prepare:
         prepare(runner)
+    if args.fuse_conv_bn:
+        runner.register_hook(FuseHook())
     runner.test()
 
 

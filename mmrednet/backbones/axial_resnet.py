@@ -16,17 +16,16 @@ from .base import CheckpointedBlock, PyramidBackbone
 
 
 class AxialBlock(CheckpointedBlock):
-    """1x1 convolution, attention along the height and along the width, 1x1 convolution, added to
-    the input.
+    """1x1 convolution, attention along both axes, 1x1 convolution, added to the input.
 
     Args:
-        in_channels: of the input.
-        width: of the attention; the output has ``2 * width`` channels.
-        stride: of the block: the attended map is averaged over stride x stride.
-        table_size: see :class:`mmrednet.layers.AxialAttention1d`.
-        attention: its other arguments.
-        norm_cfg: of the norms outside the attention.
-        with_cp: whether the block is computed again in the backward pass.
+        in_channels: Number of input channels.
+        width: Number of channels of the attention; the output has ``2 * width`` channels.
+        stride: Stride of the block: the attended map is averaged over stride x stride.
+        table_size: Size of the table, see :class:`mmrednet.layers.AxialAttention1d`.
+        attention: Other keyword arguments of the attention.
+        norm_cfg: Config of the norms outside the attention.
+        with_cp: True if the backward pass computes the block again, to save memory.
     """
 
     expansion = 2
@@ -47,12 +46,9 @@ class AxialBlock(CheckpointedBlock):
         out_channels = width * self.expansion
         self.conv_down = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = build_norm_layer(norm_cfg, width)[1]
-        self.height_block = AxialAttention1d(
-            width, width, axis='height', table_size=table_size, **attention
-        )
-        self.width_block = AxialAttention1d(
-            width, width, axis='width', table_size=table_size, **attention
-        )
+        options = dict(table_size=table_size, **attention)
+        self.height_block = AxialAttention1d(width, width, axis='height', **options)
+        self.width_block = AxialAttention1d(width, width, axis='width', **options)
         self.pool = cell_average(stride)
         self.conv_up = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn2 = build_norm_layer(norm_cfg, out_channels)[1]
@@ -67,33 +63,38 @@ class AxialBlock(CheckpointedBlock):
     def compute(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, 2 * width, ceil(H / stride), ceil(W / stride))."""
         out = self.relu(self.bn1(self.conv_down(x)))
+        # as released, the ReLU follows the pooling
         out = self.relu(self.pool(self.width_block(self.height_block(out))))
         out = self.bn2(self.conv_up(out))
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        identity = x if self.downsample is None else self.downsample(x)
+        return self.relu(out + identity)
 
 
 @MODELS.register_module()
 class AxialResNet(PyramidBackbone):
-    """ResNet of axial attention for images of any size. Other arguments: see
-    :class:`PyramidBackbone`.
+    """ResNet of axial attention for images of any size.
+
+    Other arguments: see :class:`PyramidBackbone`.
 
     Args:
-        arch: 's', 'm', 'l' or 'xl': all widths times 0.5, 0.75, 1 or 2; or a number.
-        depth: 26 or 50.
-        stem: 'conv' (7x7 convolution) or 'axial' (three axial blocks, the first of stride 2),
-            pooled by 2.
-        output_stride: 32, or 16 without the stride of the last stage.
-        input_size: of the images that the tables of relative positions are made for: they tell
-            positions apart up to the length of a stage's map; further ones count as the furthest.
-            224 in the published files.
-        span: see :class:`mmrednet.layers.AxialAttention1d`; None attends to the whole axis.
-        num_heads: of every attention.
-        in_channels: of the image.
-        norm_cfg: of the norms outside the attention.
-        attention: further arguments of the attention, as ``logits_budget``.
+        arch: Size: 's', 'm', 'l' or 'xl', which multiply all widths by 0.5, 0.75, 1 or 2; or a
+            factor.
+        depth: Number of layers: 26 or 50.
+        stem: Kind of stem: 'conv' (7x7 convolution) or 'axial' (three axial blocks, the first of
+            stride 2). Both are followed by a pooling of stride 2.
+        output_stride: Stride of the last stage: 32, or 16 without a stride in the stage itself.
+        input_size: Size of the images for which the tables of relative positions are made, 224 in
+            the published files. Positions are told apart up to the length of a stage's feature
+            map; further ones count as the furthest.
+        span: Width of the attention, see :class:`mmrednet.layers.AxialAttention1d`. None attends to
+            the whole axis.
+        num_heads: Number of heads of every attention.
+        in_channels: Number of channels of the image.
+        norm_cfg: Config of the norms outside the attention.
+        attention: Further keyword arguments of the attention, such as ``logits_budget``.
 
     Raises:
-        ValueError: an argument has no such value.
+        ValueError: An argument has no such value.
     """
 
     archs: ClassVar[dict[str, float]] = {'s': 0.5, 'm': 0.75, 'l': 1.0, 'xl': 2.0}
@@ -117,11 +118,12 @@ class AxialResNet(PyramidBackbone):
         super().__init__(**kwargs)
         if isinstance(arch, str) and arch not in self.archs:
             raise ValueError(f'arch must be one of {list(self.archs)} or a number, got {arch!r}.')
-        for name, value, values in (
-            ('depth', depth, sorted(self.block_counts)),
-            ('stem', stem, ['conv', 'axial']),
-            ('output_stride', output_stride, [16, 32]),
-        ):
+        choices: dict[str, tuple[Any, list]] = dict(
+            depth=(depth, sorted(self.block_counts)),
+            stem=(stem, ['conv', 'axial']),
+            output_stride=(output_stride, [16, 32]),
+        )
+        for name, (value, values) in choices.items():
             if value not in values:
                 raise ValueError(f'{name} must be one of {values}, got {value!r}.')
         self.check_stages(4)
@@ -133,32 +135,22 @@ class AxialResNet(PyramidBackbone):
         )
         channels = int(64 * factor)
         size = self.make_stem(stem, in_channels, channels, input_size, block)
+        # the stem has a stride of 4
+        strides = (1, 2, 2, 1 if output_stride == 16 else 2)
         for index, count in enumerate(self.block_counts[depth]):
-            width, stride = (
-                int(128 * factor) << index,
-                1 if index == 0 or (index == 3 and output_stride == 16) else 2,
-            )
-            stage: list[nn.Module] = []
-            for number in range(count):
-                stage.append(
-                    AxialBlock(
-                        channels,
-                        width,
-                        stride=stride if number == 0 else 1,
-                        table_size=size,
-                        **block,
-                    )
-                )
-                channels = width * AxialBlock.expansion
-                if number == 0:
-                    size = -(-size // stride)
+            width, stride = int(128 * factor) << index, strides[index]
+            # the first block attends before it strides
+            stage = [AxialBlock(channels, width, stride=stride, table_size=size, **block)]
+            channels, size = width * AxialBlock.expansion, -(-size // stride)
+            for _ in range(1, count):
+                stage.append(AxialBlock(channels, width, stride=1, table_size=size, **block))
             self.add_stage({f'layer{index + 1}': Sequential(*stage)})
         self._freeze()
 
     def make_stem(
         self, stem: str, in_channels: int, channels: int, input_size: int, block: dict
     ) -> int:
-        """Build the stem and return the length of the map behind it."""
+        """Build the stem and return the length of its output for images of ``input_size``."""
         half = -(-input_size // 2)
         self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
         if stem == 'conv':
@@ -171,10 +163,9 @@ class AxialResNet(PyramidBackbone):
             self.stem = Sequential(
                 ConvModule(in_channels, width, 1, norm_cfg=block['norm_cfg']),
                 AxialBlock(width, width, stride=2, table_size=input_size, **block),
-                *(
-                    AxialBlock(2 * width, width, stride=1, table_size=half, **block)
-                    for _ in range(2)
-                ),
+                AxialBlock(2 * width, width, stride=1, table_size=half, **block),
+                AxialBlock(2 * width, width, stride=1, table_size=half, **block),
+                # where rounding has changed the number of channels
                 nn.Identity() if 2 * width == channels else nn.Conv2d(2 * width, channels, 1),
             )
         return -(-half // 2)
@@ -185,6 +176,6 @@ class AxialResNet(PyramidBackbone):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to the input of the first stage at stride 4."""
-        return self.maxpool(
-            self.stem(x) if hasattr(self, 'stem') else self.relu(self.bn1(self.conv1(x)))
-        )
+        if hasattr(self, 'stem'):
+            return self.maxpool(self.stem(x))
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))

@@ -1,6 +1,4 @@
-"""What every backbone shares: chosen outputs, frozen stages, norms in eval mode, checkpoints in
-published names.
-"""
+"""Base classes of backbones: outputs, frozen stages, norms in eval mode, published checkpoints."""
 
 from __future__ import annotations
 
@@ -22,11 +20,11 @@ WRAPPER_PREFIXES = ('module.', 'backbone.')
 
 
 class CheckpointedBlock(BaseModule):
-    """A block that may be computed again in the backward pass, to save memory.
+    """A block that the backward pass may compute again, to save memory.
 
     Args:
-        with_cp: whether it is.
-        init_cfg: see mmengine's BaseModule.
+        with_cp: True if the backward pass computes the block again.
+        init_cfg: Initialisation, see mmengine's BaseModule.
     """
 
     def __init__(self, with_cp: bool, init_cfg: dict | list[dict] | None = None) -> None:
@@ -38,31 +36,32 @@ class CheckpointedBlock(BaseModule):
         """Map the input of the block to its output."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map the input of the block to its output, see ``compute``."""
+        """Map the input of the block to its output, as ``compute`` does."""
+        # an input without a gradient, as behind frozen stages, has nothing to compute again
         if self.with_cp and x.requires_grad:
             return torch.utils.checkpoint.checkpoint(self.compute, x, use_reentrant=False)
         return self.compute(x)
 
 
 class PyramidBackbone(SafelyPretrained):
-    """A stem followed by stages, whose outputs are the pyramid.
+    """A stem followed by stages, whose outputs are a pyramid of feature maps.
 
     A subclass calls ``add_stage`` for every stage, and defines ``stem_modules`` and
     ``forward_stem``. Where published files have other names, the ``*_formats.py`` file beside the
     model lists them.
 
     Args:
-        out_indices: which stages to return, counted from 0.
-        frozen_stages: with -1 all is trained; with 0 the stem is frozen, with n also the first n
-            stages: no gradient, and norms in eval mode.
-        norm_eval: whether batch norms keep their running statistics in training.
-        with_cp: whether blocks are computed again in the backward pass, to save memory.
-        init_cfg: see mmengine's BaseModule. A ``Pretrained`` checkpoint may be a published file as
-            it is, see :func:`mmrednet.backbones.load_pretrained`, whose ``format`` it may have
-            beside ``prefix``.
+        out_indices: Indices of the stages whose outputs are returned, counted from 0.
+        frozen_stages: Number of stages that are frozen together with the stem: they have no
+            gradient, and norms in eval mode. With -1 the stem is trained too.
+        norm_eval: True if batch norms use their running statistics in training.
+        with_cp: True if the backward pass computes blocks again, to save memory.
+        init_cfg: Initialisation, see mmengine's BaseModule. The checkpoint of a ``Pretrained`` may
+            be a published file as it is. Its arguments are those of
+            :func:`mmrednet.backbones.load_pretrained`.
 
     Raises:
-        ValueError: ``out_indices`` or ``frozen_stages`` name a stage that is not there.
+        ValueError: ``out_indices`` or ``frozen_stages`` name a stage that does not exist.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class PyramidBackbone(SafelyPretrained):
             raise ValueError(f'frozen_stages must be from -1 to {count}, got {self.frozen_stages}.')
 
     def add_stage(self, modules: dict[str, nn.Module]) -> None:
-        """Append a stage: modules that follow each other, under their published names."""
+        """Append a stage: modules that are applied one after another, by their published names."""
         for name, module in modules.items():
             self.add_module(name, module)
         self.stage_names.append(tuple(modules))
@@ -124,6 +123,7 @@ class PyramidBackbone(SafelyPretrained):
         return self.
         """
         super().train(mode)
+        # train() has put the norms of frozen stages into training mode
         self._freeze()
         if mode and self.norm_eval:
             for module in self.modules():
@@ -132,13 +132,13 @@ class PyramidBackbone(SafelyPretrained):
         return self
 
     def _freeze(self) -> None:
-        frozen: list[nn.Module] = list(self.stem_modules()) if self.frozen_stages >= 0 else []
-        frozen += [
-            getattr(self, name)
-            for names in self.stage_names[: max(0, self.frozen_stages)]
-            for name in names
-        ]
-        for module in frozen:
+        if self.frozen_stages < 0:
+            return
+        modules = list(self.stem_modules())
+        for names in self.stage_names[: self.frozen_stages]:
+            modules += [getattr(self, name) for name in names]
+        for module in modules:
+            # without eval mode, norms would go on updating their statistics
             module.eval().requires_grad_(False)
 
 

@@ -16,16 +16,15 @@ from .resnet import SpatialResNet
 
 @MODELS.register_module()
 class LRNet(SpatialResNet):
-    """ResNet with local relation layers in the stem and in every bottleneck. Other arguments: see
-    SpatialResNet.
+    """ResNet with local relation layers in the stem and in every bottleneck.
 
-    The widths of the published networks are known for depth 50 alone, and there by their number of
-    parameters.
+    The paper does not state the widths of its networks. They follow from the number of parameters
+    of depth 50. Other arguments: see :class:`SpatialResNet`.
 
     Args:
-        depth: 26 (two blocks in every stage), 50 or 101.
-        spatial_cfg: the operator of the stages.
-        operator_channels: width of the first stage's operators.
+        depth: Number of layers: 26 (two blocks in every stage), 50 or 101.
+        spatial_cfg: Config of the operator of the stages.
+        operator_channels: Number of channels of the operators of the first stage.
     """
 
     block_counts = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -42,6 +41,7 @@ class LRNet(SpatialResNet):
 
     def make_stem(self, channels: int) -> None:
         """Build the stem: 1x1 convolution, 7x7 local relation of stride 2, pooling of stride 2."""
+        # the local relation layer takes the place of ResNet's 7x7 convolution
         self.stem = Sequential(
             ConvModule(self.in_channels, channels, 1, norm_cfg=self.norm_cfg),
             build_spatial(dict(type='LocalRelation'), channels, stride=2),

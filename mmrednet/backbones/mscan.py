@@ -5,7 +5,7 @@ attention.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import Sequential
@@ -17,13 +17,12 @@ from .van import VAN, Architecture
 
 
 class TwoConvStem(Sequential):
-    """Two 3x3 convolutions of stride 2, each with a norm, an activation between them; ``proj``
-    holds them.
-    """
+    """Two 3x3 convolutions of stride 2, each with a norm, and an activation between them."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_cfg: dict, act_cfg: dict) -> None:
         super().__init__()
         half = out_channels // 2
+        # the name in the published checkpoints
         self.proj = Sequential(
             nn.Conv2d(in_channels, half, 3, 2, 1),
             build_norm_layer(norm_cfg, half)[1],
@@ -40,15 +39,19 @@ class TwoConvStem(Sequential):
 @MODELS.register_module()
 class MSCAN(VAN):
     """VAN with another stem, multi-scale convolutional attention, and layer norms with 1e-5.
-    Arguments: see VAN.
+
+    Other arguments: see :class:`VAN`.
 
     Args:
-        arch: 'tiny', 'small', 'base' or 'large' (table 2 of the paper), or a dict as in VAN.
+        arch: Size: 'tiny', 'small', 'base' or 'large' (table 2 of the paper), or a dict as in VAN.
     """
 
-    archs = {
-        name: VAN.archs[van]
-        for name, van in (('tiny', 'b0'), ('small', 'b1'), ('base', 'b2'), ('large', 'b3'))
+    # the two papers chose the same widths and depths
+    archs: ClassVar[dict[str, Architecture]] = {
+        'tiny': VAN.archs['b0'],
+        'small': VAN.archs['b1'],
+        'base': VAN.archs['b2'],
+        'large': VAN.archs['b3'],
     }
 
     def __init__(
@@ -62,5 +65,5 @@ class MSCAN(VAN):
         super().__init__(arch, spatial_cfg, stage_norm_eps=stage_norm_eps, **kwargs)
 
     def make_stem(self, channels: int) -> nn.Module:
-        """Return what maps the image to the first stage's channels at stride 4."""
+        """Return the module that maps the image to the first stage's channels at stride 4."""
         return TwoConvStem(self.in_channels, channels, self.norm_cfg, self.act_cfg)

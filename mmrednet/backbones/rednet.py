@@ -9,7 +9,6 @@ from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
-from ..layers.one_pass import may_open, one_pass
 from ..layers.spatial import SpatialConfig, build_spatial
 from ..registry import MODELS
 from .resnet import SpatialResNet
@@ -17,14 +16,15 @@ from .resnet import SpatialResNet
 
 @MODELS.register_module()
 class RedNet(SpatialResNet):
-    """ResNet with involution in the stem and in every bottleneck. Other arguments: see
-    :class:`SpatialResNet`.
+    """ResNet with involution in the stem and in every bottleneck.
+
+    Other arguments: see :class:`SpatialResNet`.
 
     Args:
-        depth: 26, 38, 50, 101 or 152.
-        spatial_cfg: the operator of the stages; the published one is a 7x7 involution.
-        stem_kernel_size: of the stem's involution: 7 in the published detectors and segmenters, 3
-            in the published classifiers and so in their checkpoints.
+        depth: Number of layers: 26, 38, 50, 101 or 152.
+        spatial_cfg: Config of the operator of the stages; the published one is a 7x7 involution.
+        stem_kernel_size: Kernel size of the involution in the stem. The published detectors and
+            segmenters have 7, the published classifiers and so their checkpoints 3.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class RedNet(SpatialResNet):
     def make_stem(self, channels: int) -> None:
         """Build the stem: convolution of stride 2, involution, convolution, pooling of stride 2."""
         half, norm_cfg = channels // 2, self.norm_cfg
+        # a Sequential whose indices are in the published keys
         involution = dict(type='Involution', kernel_size=self.stem_kernel_size)
         self.stem = Sequential(
             ConvModule(self.in_channels, half, 3, stride=2, padding=1, norm_cfg=norm_cfg),
@@ -57,7 +58,4 @@ class RedNet(SpatialResNet):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, base_channels, H / 4, W / 4)."""
-        if not may_open(self.stem, x):
-            return self.maxpool(self.stem(x))
-        first, involution, norm, relu, last = self.stem
-        return self.maxpool(one_pass(one_pass(one_pass(x, first), involution, norm, relu), last))
+        return self.maxpool(self.stem(x))

@@ -18,20 +18,23 @@ OPERATORS = {'pairwise': 'SANPairwise', 'patchwise': 'SANPatchwise'}
 
 
 class SANBlock(CheckpointedBlock):
-    """Norm, activation, attention, norm, activation and 1x1 convolution, added to the input (figure
-    2 of the paper).
+    """Norm, ReLU, attention, norm, ReLU and 1x1 convolution, added to the input.
+
+    (Figure 2 of the paper.)
 
     Args:
-        channels: C, of the input and of the output; the attention has C / 4 inside.
-        spatial_cfg: the attention; another operator works on C channels.
-        norm_cfg: of the norms.
-        with_cp: whether the block is computed again in the backward pass.
+        channels: Number of channels C of the input and of the output.
+        spatial_cfg: Config of the operator. The published attention returns C / 4 channels, other
+            operators C.
+        norm_cfg: Config of the norms.
+        with_cp: True if the backward pass computes the block again, to save memory.
     """
 
     def __init__(
         self, channels: int, *, spatial_cfg: SpatialConfig, norm_cfg: dict, with_cp: bool
     ) -> None:
         super().__init__(with_cp)
+        # other operators keep the number of channels
         inner = channels
         if spatial_cfg is not None and spatial_cfg['type'] in OPERATORS.values():
             inner = channels // 4
@@ -50,23 +53,24 @@ class SANBlock(CheckpointedBlock):
 
 @MODELS.register_module()
 class SAN(PyramidBackbone):
-    """Self-attention network. Other arguments: see :class:`PyramidBackbone`.
+    """Self-attention network.
 
-    Five stages of 64, 256, 512, 1024 and 2048 channels at strides 2, 4, 8, 16 and 32; each begins
-    with a 2x2 max pooling and a 1x1 convolution.
+    It has five stages of 64, 256, 512, 1024 and 2048 channels at strides 2, 4, 8, 16 and 32. Each
+    begins with a 2x2 max pooling and a 1x1 convolution. Other arguments: see
+    :class:`PyramidBackbone`.
 
     Args:
-        depth: 10, 15 or 19.
-        relation: 'pairwise' or 'patchwise'.
-        spatial_cfg: operators in place of the relation's, one or one per stage; by default the
-            published ones.
-        kernel_sizes: of the published operators, one per stage.
-        in_channels: of the image.
-        base_channels: of the first stage, 64.
-        norm_cfg: of all norms.
+        depth: Depth of the network: 10, 15 or 19.
+        relation: Kind of attention: 'pairwise' or 'patchwise'.
+        spatial_cfg: Config of the operator in place of the attention, or a list with one config
+            per stage. None is the published attention.
+        kernel_sizes: Kernel size of the published attention, one per stage.
+        in_channels: Number of channels of the image.
+        base_channels: Number of channels of the first stage.
+        norm_cfg: Config of all norms.
 
     Raises:
-        ValueError: an argument has no such value, or not one entry per stage.
+        ValueError: An argument has no such value, or not one entry per stage.
     """
 
     block_counts: ClassVar[dict[int, tuple[int, ...]]] = {
@@ -99,25 +103,28 @@ class SAN(PyramidBackbone):
                 f'kernel_sizes must have one entry per stage, {len(counts)}, got {kernel_sizes}.'
             )
         self.check_stages(len(counts))
-        published = [dict(type=OPERATORS[relation], kernel_size=size) for size in kernel_sizes]
-        operators = published if spatial_cfg is None else per_stage(spatial_cfg, len(counts))
+        operators: Sequence[SpatialConfig]
+        if spatial_cfg is None:
+            operators = [dict(type=OPERATORS[relation], kernel_size=size) for size in kernel_sizes]
+        else:
+            operators = per_stage(spatial_cfg, len(counts))
         channels = base_channels
         self.conv_in = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn_in = build_norm_layer(norm_cfg, channels)[1]
         self.relu = nn.ReLU(inplace=True)
         for index, (count, operator) in enumerate(zip(counts, operators, strict=True)):
+            # 64, then 256 and doubling
             width = base_channels if index == 0 else base_channels << (index + 1)
+            options: dict[str, Any] = dict(
+                spatial_cfg=operator, norm_cfg=norm_cfg, with_cp=self.with_cp
+            )
+            # published keys have one number per stage: pool0, conv0, layer0, bn0
             self.add_stage(
                 {
                     f'pool{index}': nn.MaxPool2d(2, ceil_mode=True),
                     f'conv{index}': nn.Conv2d(channels, width, 1, bias=False),
                     f'layer{index}': Sequential(
-                        *(
-                            SANBlock(
-                                width, spatial_cfg=operator, norm_cfg=norm_cfg, with_cp=self.with_cp
-                            )
-                            for _ in range(count)
-                        )
+                        *(SANBlock(width, **options) for _ in range(count))
                     ),
                     f'bn{index}': build_norm_layer(norm_cfg, width)[1],
                     f'relu{index}': nn.ReLU(inplace=True),

@@ -1,5 +1,5 @@
-"""Visual Attention Network (Guo et al., CVM 2023): stages of convolutional attention behind
-overlapping patches.
+"""Visual Attention Network (Guo et al., CVM 2023): convolutional attention on overlapping
+patches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
 from .base import CheckpointedBlock, PyramidBackbone
 
-# embed_dims, depths and mlp_ratios of the four stages
+# embed_dims, depths and mlp_ratios, one of each per stage
 Architecture = dict[str, Sequence[int]]
 STRIDES = (4, 2, 2, 2)
 
@@ -29,23 +29,24 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise every position by the mean and the variance of its channels."""
-        return F.layer_norm(
-            x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps
-        ).movedim(-1, 1)
+        pixels = x.movedim(1, -1)
+        normalized = F.layer_norm(pixels, self.normalized_shape, self.weight, self.bias, self.eps)
+        return normalized.movedim(-1, 1)
 
 
 class PatchEmbedding(BaseModule):
     """Overlapping patches: one convolution and a norm.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the output.
-        stride: distance of neighbouring patches; a patch is 7 wide if it is 4, else 3.
-        norm_cfg: of the norm.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        stride: Distance between neighbouring patches. A patch is 7 wide if it is 4, else 3 wide.
+        norm_cfg: Config of the norm.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm_cfg: dict) -> None:
         super().__init__()
+        # patches overlap: the first are wider, as published
         size = 7 if stride == 4 else 3
         self.proj = nn.Conv2d(in_channels, out_channels, size, stride, size // 2)
         self.norm = build_norm_layer(norm_cfg, out_channels)[1]
@@ -56,8 +57,9 @@ class PatchEmbedding(BaseModule):
 
 
 class GatedAttention(BaseModule):
-    """1x1 convolution, activation, spatial operator, 1x1 convolution, added to the input (figure 3d
-    of the paper).
+    """1x1 convolution, activation, spatial operator, 1x1 convolution, added to the input.
+
+    (Figure 3d of the paper.)
     """
 
     def __init__(self, channels: int, spatial_cfg: SpatialConfig, act_cfg: dict) -> None:
@@ -89,20 +91,20 @@ class ConvFeedForward(BaseModule):
 
 
 class VANBlock(CheckpointedBlock):
-    """Attention, then a feed-forward network: each behind a norm, scaled per channel, dropped by
-    chance, and added.
+    """Attention, then a feed-forward network, each in a residual branch.
+
+    A branch starts with a norm. Its output is scaled per channel, dropped at random, and added.
 
     Args:
-        channels: of the input and of the output.
-        mlp_ratio: hidden channels of the feed-forward network over ``channels``.
-        spatial_cfg: the operator of the attention, see :func:`mmrednet.layers.build_spatial`.
-        drop_rate: of the feed-forward network.
-        drop_path_rate: the chance that an image skips the attention, and that it skips the
-            feed-forward network.
-        layer_scale: what the scales start from.
-        norm_cfg: of both norms.
-        act_cfg: of the activations.
-        with_cp: whether the block is computed again in the backward pass.
+        channels: Number of channels of the input and of the output.
+        mlp_ratio: Ratio between the hidden channels of the feed-forward network and ``channels``.
+        spatial_cfg: Config of the operator, see :func:`mmrednet.layers.build_spatial`.
+        drop_rate: Dropout rate of the feed-forward network.
+        drop_path_rate: Probability that an image skips a branch.
+        layer_scale: Initial value of the scales.
+        norm_cfg: Config of both norms.
+        act_cfg: Config of the activations.
+        with_cp: True if the backward pass computes the block again, to save memory.
     """
 
     def __init__(
@@ -129,8 +131,13 @@ class VANBlock(CheckpointedBlock):
 
     def compute(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to the same shape."""
+        # the scales have one entry per channel
         x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.attn(self.norm1(x)))
         return x + self.drop_path(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
+
+
+def _published(embed_dims: Sequence[int], depths: Sequence[int]) -> Architecture:
+    return dict(embed_dims=embed_dims, depths=depths, mlp_ratios=(8, 8, 4, 4))
 
 
 @MODELS.register_module()
@@ -138,33 +145,31 @@ class VAN(PyramidBackbone):
     """Visual Attention Network. Other arguments: see :class:`PyramidBackbone`.
 
     Args:
-        arch: 'b0' to 'b6' (table 5 of the paper), or a dict with embed_dims, depths and mlp_ratios,
-            one per stage.
-        spatial_cfg: the operator of the attention, or a list with one per stage; published: large
-            kernel attention.
-        in_channels: of the image.
-        drop_rate: of the feed-forward networks.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        layer_scale: what the scales of the branches start from.
-        stage_norm_eps: of the layer norms that end the stages.
-        norm_cfg: of the norms inside.
-        act_cfg: of the activations.
+        arch: Size: 'b0' to 'b6' (table 5 of the paper), or a dict with embed_dims, depths and
+            mlp_ratios, one of each per stage.
+        spatial_cfg: Config of the operator, or a list with one config per stage. The published one
+            is large kernel attention.
+        in_channels: Number of channels of the image.
+        drop_rate: Dropout rate of the feed-forward networks.
+        drop_path_rate: Probability that an image skips a branch of the last block. It grows
+            linearly from 0 at the first block.
+        layer_scale: Initial value of the scales of the branches.
+        stage_norm_eps: Epsilon of the layer norms that end the stages.
+        norm_cfg: Config of the norms inside the stages.
+        act_cfg: Config of the activations.
 
     Raises:
         ValueError: ``arch`` has no such value, or its entries are not one per stage.
     """
 
     archs: ClassVar[dict[str, Architecture]] = {
-        name: dict(embed_dims=embed_dims, depths=depths, mlp_ratios=(8, 8, 4, 4))
-        for name, embed_dims, depths in (
-            ('b0', (32, 64, 160, 256), (3, 3, 5, 2)),
-            ('b1', (64, 128, 320, 512), (2, 2, 4, 2)),
-            ('b2', (64, 128, 320, 512), (3, 3, 12, 3)),
-            ('b3', (64, 128, 320, 512), (3, 5, 27, 3)),
-            ('b4', (64, 128, 320, 512), (3, 6, 40, 3)),
-            ('b5', (96, 192, 480, 768), (3, 3, 24, 3)),
-            ('b6', (96, 192, 384, 768), (6, 6, 90, 6)),
-        )
+        'b0': _published((32, 64, 160, 256), (3, 3, 5, 2)),
+        'b1': _published((64, 128, 320, 512), (2, 2, 4, 2)),
+        'b2': _published((64, 128, 320, 512), (3, 3, 12, 3)),
+        'b3': _published((64, 128, 320, 512), (3, 5, 27, 3)),
+        'b4': _published((64, 128, 320, 512), (3, 6, 40, 3)),
+        'b5': _published((96, 192, 480, 768), (3, 3, 24, 3)),
+        'b6': _published((96, 192, 384, 768), (6, 6, 90, 6)),
     }
 
     def __init__(
@@ -187,37 +192,28 @@ class VAN(PyramidBackbone):
         self.check_stages(len(dims))
         self.in_channels, self.norm_cfg, self.act_cfg = in_channels, norm_cfg, act_cfg
         self.patch_embed1 = self.make_stem(dims[0])
-        drops = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
+        # on the CPU even if the network is built on the meta device
+        drop_rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist()
         for index, operator in enumerate(per_stage(spatial_cfg, len(dims))):
-            number, block = (
-                index + 1,
-                dict[str, Any](
-                    mlp_ratio=self.arch['mlp_ratios'][index],
-                    spatial_cfg=operator,
-                    drop_rate=drop_rate,
-                    layer_scale=layer_scale,
-                    norm_cfg=norm_cfg,
-                    act_cfg=act_cfg,
-                    with_cp=self.with_cp,
-                ),
+            block: dict[str, Any] = dict(
+                mlp_ratio=self.arch['mlp_ratios'][index],
+                spatial_cfg=operator,
+                drop_rate=drop_rate,
+                layer_scale=layer_scale,
+                norm_cfg=norm_cfg,
+                act_cfg=act_cfg,
+                with_cp=self.with_cp,
             )
-            patches = {
-                f'patch_embed{number}': PatchEmbedding(
-                    dims[index - 1], dims[index], STRIDES[index], norm_cfg
-                )
-            }
-            self.add_stage(
-                {
-                    **(patches if index else {}),
-                    f'block{number}': Sequential(
-                        *(
-                            VANBlock(dims[index], drop_path_rate=next(drops), **block)
-                            for _ in range(depths[index])
-                        )
-                    ),
-                    f'norm{number}': ChannelNorm(dims[index], eps=stage_norm_eps),
-                }
-            )
+            stage: dict[str, nn.Module] = {}
+            if index > 0:
+                patches = PatchEmbedding(dims[index - 1], dims[index], STRIDES[index], norm_cfg)
+                stage[f'patch_embed{index + 1}'] = patches
+            blocks = []
+            for _ in range(depths[index]):
+                blocks.append(VANBlock(dims[index], drop_path_rate=drop_rates.pop(0), **block))
+            stage[f'block{index + 1}'] = Sequential(*blocks)
+            stage[f'norm{index + 1}'] = ChannelNorm(dims[index], eps=stage_norm_eps)
+            self.add_stage(stage)
         self._freeze()
 
     def _architecture(self, arch: str | Architecture) -> Architecture:
@@ -233,13 +229,12 @@ class VAN(PyramidBackbone):
         ):
             raise ValueError(
                 f'arch must have the keys {names} with one entry for each of 1 to {len(STRIDES)} '
-                'stages, '
-                f'got {dict(arch)}.'
+                f'stages, got {dict(arch)}.'
             )
         return dict(arch)
 
     def make_stem(self, channels: int) -> nn.Module:
-        """Return what maps the image to the first stage's channels at stride 4."""
+        """Return the module that maps the image to the first stage's channels at stride 4."""
         return PatchEmbedding(self.in_channels, channels, STRIDES[0], self.norm_cfg)
 
     def init_weights(self) -> None:
@@ -250,6 +245,7 @@ class VAN(PyramidBackbone):
             super().init_weights()
             return
         for module in self.modules():
+            # mmengine's initialisers do not divide the fan-out by the groups
             if isinstance(module, nn.Conv2d):
                 fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))

@@ -1,7 +1,7 @@
-"""Heads of mmdet and mmseg with our layers: the only modules that import either.
+"""Heads of mmdet and mmseg with spatial operators.
 
-The names are always registered; the framework that a head belongs to is imported when the head is
-first used, and an error says how to get it if it is missing.
+The names are always registered, as functions that build the heads. mmdet or mmseg is imported when
+one of its heads is first used. If it is missing, an error says how to install it.
 """
 
 from __future__ import annotations

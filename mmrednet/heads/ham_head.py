@@ -15,18 +15,18 @@ from ..layers.hamburger import Hamburger
 
 
 class LightHamHead(BaseDecodeHead):
-    """Resize and join the maps, squeeze, decompose (see :class:`mmrednet.layers.Hamburger`), align,
-    classify.
+    """Resize and join the feature maps, squeeze, decompose, align and classify.
 
-    The names are mmseg's and those of the official files. Unlike there, the answer is a function of
-    the input alone: the bases that the decomposition starts from are drawn once, unless
-    ``ham_kwargs`` has ``rand_init=True``.
+    The decomposition is :class:`mmrednet.layers.Hamburger`. The state-dict keys are those of mmseg
+    and of the official files. Unlike there, the output depends on the input alone, because the
+    bases that the decomposition starts from are drawn once. ``ham_kwargs=dict(rand_init=True)``
+    draws new ones in every call.
 
     Args:
-        ham_channels: of the decomposition.
-        ham_kwargs: arguments of :class:`mmrednet.layers.hamburger.NMF2D`: ``MD_S``, ``MD_R``,
-            ``train_steps``, ``eval_steps``, ``rand_init``, ``seed``.
-        **kwargs: see mmseg's BaseDecodeHead.
+        ham_channels: Number of channels of the decomposition.
+        ham_kwargs: Keyword arguments of :class:`mmrednet.layers.hamburger.NMF2D`, such as ``MD_R``
+            and ``seed``.
+        **kwargs: Keyword arguments of mmseg's BaseDecodeHead.
 
     Raises:
         ValueError: ``ham_kwargs`` has ``inv_t``, which the published code overwrites with 1.
@@ -39,24 +39,20 @@ class LightHamHead(BaseDecodeHead):
         if 'inv_t' in (ham_kwargs or {}):
             raise ValueError(
                 'ham_kwargs must not have inv_t: the published networks are trained and evaluated '
-                'with 1 '
-                f'whatever their configs say, got {ham_kwargs}.'
+                f'with 1 whatever their configs say, got {ham_kwargs}.'
             )
-        conv: dict[str, Any] = dict(
+        options: dict[str, Any] = dict(
             conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg
         )
-        self.squeeze = ConvModule(sum(self.in_channels), ham_channels, 1, **conv)
+        self.squeeze = ConvModule(sum(self.in_channels), ham_channels, 1, **options)
         self.hamburger = Hamburger(ham_channels, norm_cfg=self.norm_cfg, ham_kwargs=ham_kwargs)
-        self.align = ConvModule(ham_channels, self.channels, 1, **conv)
+        self.align = ConvModule(ham_channels, self.channels, 1, **options)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Map the pyramid to the logits (B, num_classes, H, W) at the size of the finest map in
+        """Map the pyramid to logits (B, num_classes, H, W) of the size of its first map in
         ``in_index``.
         """
         maps = self._transform_inputs(inputs)
-        size = maps[0].shape[2:]
-        x = torch.cat(
-            [resize(x, size=size, mode='bilinear', align_corners=self.align_corners) for x in maps],
-            dim=1,
-        )
+        options = dict(size=maps[0].shape[2:], mode='bilinear', align_corners=self.align_corners)
+        x = torch.cat([resize(x, **options) for x in maps], dim=1)
         return self.cls_seg(self.align(self.hamburger(self.squeeze(x))))

@@ -12,16 +12,16 @@ from ..layers.spatial import SpatialConfig, build_spatial
 
 
 class SpatialFCNMaskHead(FCNMaskHead):
-    """Mask head whose 3x3 convolutions are spatial operators, involution by default as in RedNet's
-    detectors.
+    """Mask head whose 3x3 convolutions are spatial operators, each with a ReLU.
+
+    The default is involution, as in RedNet's detectors.
 
     Args:
-        in_channels: of the RoI features; an operator keeps their number, so it must equal
-            ``conv_out_channels``.
-        conv_out_channels: of the features.
-        spatial_cfg: the operator, see :func:`mmrednet.layers.build_spatial`; each is followed by a
-            ReLU.
-        **kwargs: see mmdet's FCNMaskHead.
+        in_channels: Number of channels of the RoI features. It must equal ``conv_out_channels``,
+            because an operator keeps the number of channels.
+        conv_out_channels: Number of channels of the operators.
+        spatial_cfg: Config of the operator, see :func:`mmrednet.layers.build_spatial`.
+        **kwargs: Keyword arguments of mmdet's FCNMaskHead.
 
     Raises:
         ValueError: ``in_channels`` and ``conv_out_channels`` differ.
@@ -38,9 +38,9 @@ class SpatialFCNMaskHead(FCNMaskHead):
         if in_channels != conv_out_channels:
             raise ValueError(
                 'in_channels and conv_out_channels must be equal: a spatial operator keeps the '
-                'channels, '
-                f'got {in_channels=}, {conv_out_channels=}.'
+                f'channels, got {in_channels=}, {conv_out_channels=}.'
             )
+        # the base class builds upsampling and predictor; its convolutions are replaced
         super().__init__(in_channels=in_channels, conv_out_channels=conv_out_channels, **kwargs)
         self.convs = ModuleList(
             Sequential(

@@ -14,17 +14,17 @@ from ..layers.spatial import SpatialConfig, build_spatial
 class SpatialRetinaHead(RetinaHead):
     """RetinaNet's head whose 3x3 convolutions are spatial operators, as in table 2 of SASA.
 
-    Each of the stacked convolutions becomes an operator and a ReLU; each predicting one an operator
-    and a 1x1 convolution, which mixes the heads of an attention.
+    Each of the stacked convolutions becomes an operator and a ReLU. Each of the predicting ones
+    becomes an operator and a 1x1 convolution, which mixes the heads of an attention.
 
     Args:
-        num_classes: of the objects.
-        in_channels: of the maps; an operator keeps their number, so it must equal
-            ``feat_channels``.
-        spatial_cfg: the operator, see :func:`mmrednet.layers.build_spatial`.
-        feat_channels: of the features.
-        init_cfg: see mmengine's BaseModule.
-        **kwargs: see mmdet's RetinaHead.
+        num_classes: Number of classes of the objects.
+        in_channels: Number of channels of the input feature maps. It must equal ``feat_channels``,
+            because an operator keeps the number of channels.
+        spatial_cfg: Config of the operator, see :func:`mmrednet.layers.build_spatial`.
+        feat_channels: Number of channels of the operators.
+        init_cfg: Initialisation, see mmengine's BaseModule.
+        **kwargs: Keyword arguments of mmdet's RetinaHead.
 
     Raises:
         ValueError: ``in_channels`` and ``feat_channels`` differ.
@@ -43,9 +43,9 @@ class SpatialRetinaHead(RetinaHead):
         if in_channels != feat_channels:
             raise ValueError(
                 'in_channels and feat_channels must be equal: a spatial operator keeps the '
-                'channels, '
-                f'got {in_channels=}, {feat_channels=}.'
+                f'channels, got {in_channels=}, {feat_channels=}.'
             )
+        # before the base class, which calls `_init_layers`
         self.spatial_cfg = spatial_cfg
         super().__init__(
             num_classes, in_channels, feat_channels=feat_channels, init_cfg=init_cfg, **kwargs
@@ -53,32 +53,27 @@ class SpatialRetinaHead(RetinaHead):
 
     def _init_layers(self) -> None:
         super()._init_layers()
-
-        def operator() -> nn.Module:
-            return build_spatial(
-                self.spatial_cfg, self.feat_channels, norm_cfg=self.norm_cfg, bias=True
-            )
-
-        for name in ('cls_convs', 'reg_convs'):
-            setattr(
-                self,
-                name,
-                nn.ModuleList(
-                    Sequential(operator(), nn.ReLU(inplace=True)) for _ in range(self.stacked_convs)
-                ),
-            )
+        self.cls_convs, self.reg_convs = self._tower(), self._tower()
         for name in ('retina_cls', 'retina_reg'):
-            setattr(
-                self,
-                name,
-                Sequential(
-                    operator(), nn.Conv2d(self.feat_channels, getattr(self, name).out_channels, 1)
-                ),
-            )
+            setattr(self, name, self._predictor(getattr(self, name).out_channels))
+
+    def _operator(self) -> nn.Module:
+        options: dict[str, Any] = dict(norm_cfg=self.norm_cfg, bias=True)
+        return build_spatial(self.spatial_cfg, self.feat_channels, **options)
+
+    def _tower(self) -> nn.ModuleList:
+        layers = [
+            Sequential(self._operator(), nn.ReLU(inplace=True)) for _ in range(self.stacked_convs)
+        ]
+        return nn.ModuleList(layers)
+
+    def _predictor(self, out_channels: int) -> nn.Module:
+        return Sequential(self._operator(), nn.Conv2d(self.feat_channels, out_channels, 1))
 
     def init_weights(self) -> None:
-        """Initialise, and let every class begin with the probability 0.01 (section 4.1 of the
-        RetinaNet paper).
+        """Initialise, and give every class the initial probability 0.01 (section 4.1 of the paper
+        on RetinaNet).
         """
         super().init_weights()
+        # mmdet initialises a convolution of this name, which is the second layer here
         nn.init.constant_(self.retina_cls[1].bias, bias_init_with_prob(0.01))

@@ -10,20 +10,20 @@ from ..layers.spatial import SpatialConfig, build_spatial
 
 
 class SpatialRPNHead(RPNHead):
-    """RPN head whose 3x3 convolution is a spatial operator, involution by default as in RedNet's
-    detectors.
+    """RPN head whose 3x3 convolution is a spatial operator.
+
+    The default is involution, as in RedNet's detectors.
 
     Args:
-        in_channels: of the maps; an operator keeps their number, so it must equal
-            ``feat_channels``.
-        feat_channels: of the shared features.
-        spatial_cfg: the operator, see :func:`mmrednet.layers.build_spatial`; None is the 3x3
-            convolution.
-        **kwargs: see mmdet's RPNHead.
+        in_channels: Number of channels of the input feature maps. It must equal ``feat_channels``,
+            because an operator keeps the number of channels.
+        feat_channels: Number of channels of the operator.
+        spatial_cfg: Config of the operator, see :func:`mmrednet.layers.build_spatial`; None is the
+            3x3 convolution.
+        **kwargs: Keyword arguments of mmdet's RPNHead.
 
     Raises:
-        ValueError: ``in_channels`` and ``feat_channels`` differ, or there is more than one
-            convolution.
+        ValueError: ``in_channels`` and ``feat_channels`` differ, or ``num_convs`` is not 1.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class SpatialRPNHead(RPNHead):
         if in_channels != feat_channels:
             raise ValueError(
                 'in_channels and feat_channels must be equal: a spatial operator keeps the '
-                'channels, '
-                f'got {in_channels=}, {feat_channels=}.'
+                f'channels, got {in_channels=}, {feat_channels=}.'
             )
         if kwargs.get('num_convs', 1) != 1:
             raise ValueError(
                 f'num_convs must be 1 with a spatial operator, got num_convs={kwargs["num_convs"]}.'
             )
+        # before the base class, which calls `_init_layers`
         self.spatial_cfg = spatial_cfg
         super().__init__(in_channels=in_channels, feat_channels=feat_channels, **kwargs)
 

@@ -14,11 +14,12 @@ from .large_kernel import LargeKernelAttention, MultiScaleConvAttention
 from .local_relation import LocalRelation
 from .san import SANPairwise, SANPatchwise
 from .sasa import AttentionStem, StandAloneSelfAttention
-from .spatial import OperatorChain, build_spatial
+from .spatial import OPERATORS, OperatorChain, build_spatial, spatial_operator
 
 __all__ = [
     'CBAM',
     'DCN',
+    'OPERATORS',
     'SE',
     'AttentionStem',
     'AxialAttention',
@@ -36,4 +37,5 @@ __all__ = [
     'SpatialConv',
     'StandAloneSelfAttention',
     'build_spatial',
+    'spatial_operator',
 ]

@@ -5,6 +5,7 @@ mmcv's operators.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from mmengine.model import BaseModule
@@ -18,17 +19,17 @@ from .spatial import spatial_operator
 class DeformableConv(BaseModule):
     """A convolution whose taps move by offsets that another convolution makes of the input.
 
-    Names are those of mmcv and mmdet: ``weight``, ``conv_offset.weight`` and ``conv_offset.bias``,
-        which start at zero. mmcv's compiled operators are imported when the first one is built.
-        Under autocast they run in float32.
+    The state-dict keys are those of mmcv and mmdet: ``weight``, ``conv_offset.weight`` and
+    ``conv_offset.bias``. The offsets start at zero. mmcv's compiled operators are imported when the
+    first layer is built. Under autocast they run in float32.
 
     Args:
-        channels: C, of the input and of the output.
-        kernel_size: odd size of the kernel.
-        stride: distance of neighbouring outputs.
-        dilation: distance of neighbouring taps before they move.
-        deform_groups: groups of channels that move together.
-        init_cfg: see mmengine's BaseModule.
+        channels: Number of channels C of the input and of the output.
+        kernel_size: Size of the kernel, an odd number.
+        stride: Distance between neighbouring outputs.
+        dilation: Distance between neighbouring taps before they move.
+        deform_groups: Number of groups of channels that move together.
+        init_cfg: Initialisation, see mmengine's BaseModule.
 
     Raises:
         ImportError: mmcv was installed without its compiled operators.
@@ -37,8 +38,10 @@ class DeformableConv(BaseModule):
 
     # 'dcn' is an attribute of mmdet's blocks
     _abbr_ = 'deform_conv'
-    # name in mmcv.ops, and offset channels per tap and group: y, x and, in version 2, a weight
+    example: ClassVar[dict] = {}
+    # name in mmcv.ops
     operator: str
+    # channels of the offset per tap and group: y, x and, in version 2, a weight
     offsets: int
 
     def __init__(
@@ -59,45 +62,49 @@ class DeformableConv(BaseModule):
         except ImportError as error:
             raise ImportError(
                 f'{type(self).__name__} needs the compiled operators of mmcv, which cannot be '
-                'imported: '
-                f'{error}. Install the full mmcv, not mmcv-lite.'
+                f'imported: {error}. Install the full mmcv, not mmcv-lite.'
             ) from error
+        # imported here, so that only users of these layers need the compiled operators
         self.function = getattr(ops, self.operator)
         self.stride, self.dilation, self.deform_groups = stride, dilation, deform_groups
         self.padding = dilation * (kernel_size // 2)
         self.weight = nn.Parameter(torch.empty(channels, channels, kernel_size, kernel_size))
-        self.conv_offset = nn.Conv2d(
-            channels,
-            deform_groups * self.offsets * kernel_size**2,
-            kernel_size,
-            stride,
-            self.padding,
-            dilation,
-        )
+        offsets = deform_groups * self.offsets * kernel_size**2
+        self.conv_offset = nn.Conv2d(channels, offsets, kernel_size, stride, self.padding, dilation)
         nn.init.kaiming_uniform_(self.weight, nonlinearity='relu')
         self.start_still()
 
     def init_weights(self) -> None:
-        """Initialise, and let taps begin where those of a convolution are."""
+        """Initialise, and let taps start at the positions of a convolution's taps."""
         super().init_weights()
+        # a parent's init_cfg has drawn the offsets like any convolution
         self.start_still()
 
     def start_still(self) -> None:
-        """Set the offsets to zero, whatever the input."""
+        """Let the offsets of any input be zero."""
         for parameter in self.conv_offset.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         height, width = x.shape[-2:]
-        # the operators refuse maps smaller than the kernel; beyond a map there is zero anyway
+        # mmcv's operators refuse maps smaller than the kernel; outside a map there are zeros anyway
         size = self.weight.shape[-1]
         x = F.pad(x, (0, max(0, size - width), 0, max(0, size - height)))
         offset = self.conv_offset(x)
+        # mmcv's operators refuse an empty batch, on which no tap moves
+        result = self._move(x, offset) if len(x) else self._stay(x)
+        return result[..., : -(-height // self.stride), : -(-width // self.stride)]
+
+    def _move(self, x: Tensor, offset: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
         with full_precision(x.device.type):
-            result = self.convolve(x.to(dtype), offset.to(dtype)).to(offset.dtype)
-        return result[..., : -(-height // self.stride), : -(-width // self.stride)]
+            # on a CPU the operators read memory as if it were contiguous
+            wide_x, wide_offset = x.to(dtype).contiguous(), offset.to(dtype).contiguous()
+            return self.convolve(wide_x, wide_offset).to(offset.dtype)
+
+    def _stay(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation)
 
     @abstractmethod
     def convolve(self, x: Tensor, offset: Tensor) -> Tensor:
@@ -112,14 +119,15 @@ class DCN(DeformableConv):
 
     def convolve(self, x: Tensor, offset: Tensor) -> Tensor:
         """Apply mmcv's operator to the input and the offsets (y, x) of every tap."""
+        weight = self.weight.contiguous()
         return self.function(
-            x, offset, self.weight, self.stride, self.padding, self.dilation, 1, self.deform_groups
+            x, offset, weight, self.stride, self.padding, self.dilation, 1, self.deform_groups
         )
 
 
 @spatial_operator
 class DCNv2(DeformableConv):
-    """Version 2: taps move, and are weighed. Arguments: see :class:`DeformableConv`."""
+    """Version 2: taps move, and each has a weight. Arguments: see :class:`DeformableConv`."""
 
     operator, offsets = 'modulated_deform_conv2d', 3
 
@@ -127,12 +135,13 @@ class DCNv2(DeformableConv):
         """Apply mmcv's operator to the input, the offsets (y, x) of every tap and the sigmoid of
         its weight.
         """
-        first, second, mask = offset.chunk(3, 1)
+        # thirds in mmcv's order, of which the first two are offsets
+        *offsets, mask = offset.chunk(3, 1)
         return self.function(
             x,
-            torch.cat([first, second], 1),
+            torch.cat(offsets, 1),
             mask.sigmoid(),
-            self.weight,
+            self.weight.contiguous(),
             None,
             self.stride,
             self.padding,

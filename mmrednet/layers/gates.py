@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmcv.cnn import build_activation_layer
@@ -19,11 +19,11 @@ class ChannelMLP(BaseModule):
     """Two 1x1 convolutions with an activation between them.
 
     Args:
-        channels: C, of the input and of the output.
-        hidden: channels between.
-        bias: whether both have biases.
-        act_cfg: the activation.
-        init_cfg: see mmengine's BaseModule.
+        channels: Number of channels of the input and of the output.
+        hidden: Number of channels between the convolutions.
+        bias: True if both convolutions have a bias.
+        act_cfg: Config of the activation.
+        init_cfg: Initialisation, see mmengine's BaseModule.
     """
 
     def __init__(
@@ -45,8 +45,9 @@ class ChannelMLP(BaseModule):
 
 
 def _reduced(channels: int, reduction_ratio: int, divisor: int) -> int:
-    """Return channels / reduction_ratio, rounded to a multiple of the divisor but to no less than
-    90 % of it.
+    """Return channels / reduction_ratio, rounded to a multiple of the divisor.
+
+    As in timm, rounding takes away no more than 10 %.
     """
     if reduction_ratio < 1 or divisor < 1:
         raise ValueError(
@@ -59,29 +60,30 @@ def _reduced(channels: int, reduction_ratio: int, divisor: int) -> int:
 
 @spatial_operator
 class SE(ChannelMLP):
-    r"""Squeeze and excitation: one factor for each channel, made of the means of all channels.
+    r"""Squeeze and excitation: multiply each channel by a factor made of the channels' means.
 
     .. math:: y = x \odot s, \qquad s = \sigma(W_2 \, \mathrm{ReLU}(W_1 \, \bar x))
 
-    (equations 2 and 3 of the paper). Keys: ``fc1`` and ``fc2``, 1x1 convolutions as in timm; files
-    with ``fc.0`` and ``fc.2`` (linear layers) or ``conv1.conv`` and ``conv2.conv`` (mmpretrain)
-    load too.
+    (equations 2 and 3 of the paper). The state-dict keys are ``fc1`` and ``fc2``, 1x1 convolutions
+    as in timm. Files with ``fc.0`` and ``fc.2`` (linear layers) or ``conv1.conv`` and
+    ``conv2.conv`` (mmpretrain) load too.
 
     Args:
-        channels: C, of the input and of the output.
-        reduction_ratio: r; C / r hidden channels.
-        divisor: the hidden channels are rounded to a multiple of it (8 in timm's layer).
-        bias: whether both layers have biases.
-        act_cfg: the activation between them.
-        stride: with a stride the result is averaged over s x s.
-        dilation: has no effect: every pixel is seen anyway.
-        init_cfg: see mmengine's BaseModule.
+        channels: Number of channels C of the input and of the output.
+        reduction_ratio: Ratio r between C and the hidden channels.
+        divisor: Divisor of the number of hidden channels (8 in timm's layer).
+        bias: True if both layers have a bias.
+        act_cfg: Config of the activation between the layers.
+        stride: Stride s: the result is averaged over s x s.
+        dilation: Without effect, since every factor depends on all pixels.
+        init_cfg: Initialisation, see mmengine's BaseModule.
 
     Raises:
         ValueError: ``reduction_ratio`` or ``divisor`` is not positive.
     """
 
     _abbr_ = 'se_layer'
+    example: ClassVar[dict] = dict(reduction_ratio=4)
 
     def __init__(
         self,
@@ -112,7 +114,7 @@ class SE(ChannelMLP):
 
 @spatial_operator
 class CBAM(BaseModule):
-    r"""A factor for each channel, then one for each pixel, made of means and of maxima.
+    r"""Multiply each channel and then each pixel by a factor made of means and maxima.
 
     .. math:: y = x' \odot \sigma(\mathrm{norm}(\mathrm{conv}_{k \times k}[\max_c x', \bar x'_c])),
     \qquad
@@ -123,25 +125,26 @@ class CBAM(BaseModule):
     ``spatial.conv``, load.
 
     Args:
-        channels: C, of the input and of the output.
-        reduction_ratio: r; C / r hidden channels.
-        divisor: the hidden channels are rounded to a multiple of it.
-        kernel_size: odd k of the gate over pixels.
-        convention: 'official' (batch norm behind the convolution, which sees [max, mean]) or
-            'tutorial' (a bias in place of the norm, [mean, max]); timm's layer is 'official' with
-            ``spatial_order='mean_max'``.
-        spatial_order: 'max_mean' or 'mean_max', where it differs from that of the convention.
-        bias: whether the layers over channels have biases.
-        act_cfg: the activation between them.
-        stride: with a stride the result is averaged over s x s.
-        dilation: distance of the taps of the gate over pixels.
-        init_cfg: see mmengine's BaseModule.
+        channels: Number of channels C of the input and of the output.
+        reduction_ratio: Ratio r between C and the hidden channels.
+        divisor: Divisor of the number of hidden channels.
+        kernel_size: Kernel size k of the gate over pixels, an odd number.
+        convention: Form of the gate over pixels: 'official' (a convolution of [max, mean] and a
+            batch norm) or 'tutorial' (a convolution of [mean, max] with a bias). timm's layer is
+            'official' with ``spatial_order='mean_max'``.
+        spatial_order: Order 'max_mean' or 'mean_max', if it differs from that of the convention.
+        bias: True if the layers over channels have a bias.
+        act_cfg: Config of the activation between the layers over channels.
+        stride: Stride s: the result is averaged over s x s.
+        dilation: Distance between neighbouring taps of the gate over pixels.
+        init_cfg: Initialisation, see mmengine's BaseModule.
 
     Raises:
-        ValueError: an argument has no such value.
+        ValueError: An argument has no such value.
     """
 
     _abbr_ = 'cbam'
+    example: ClassVar[dict] = dict(reduction_ratio=4, kernel_size=3)
 
     def __init__(
         self,
@@ -172,36 +175,29 @@ class CBAM(BaseModule):
         self.channel = ChannelMLP(
             channels, _reduced(channels, reduction_ratio, divisor), bias, act_cfg
         )
-        official = convention == 'official'
+        has_norm = convention == 'official'
+        padding = dilation * (kernel_size // 2)
         self.spatial = nn.Sequential()
         self.spatial.add_module(
             'conv',
-            nn.Conv2d(
-                2,
-                1,
-                kernel_size,
-                padding=dilation * (kernel_size // 2),
-                dilation=dilation,
-                bias=not official,
-            ),
+            nn.Conv2d(2, 1, kernel_size, padding=padding, dilation=dilation, bias=not has_norm),
         )
-        if official:
+        if has_norm:
+            # the momentum of the official code
             self.spatial.add_module('bn', nn.BatchNorm2d(1, momentum=0.01))
         self.pool = cell_average(stride)
         self.register_load_state_dict_pre_hook(_rename_gate_keys)
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """Return the factors (B, C, 1, 1)."""
-        return (
-            self.channel(x.mean((2, 3), keepdim=True)) + self.channel(x.amax((2, 3), keepdim=True))
-        ).sigmoid()
+        mean, largest = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        return (self.channel(mean) + self.channel(largest)).sigmoid()
 
     def spatial_gate(self, x: Tensor) -> Tensor:
-        """Return the factors (B, 1, H, W) for what the gate over channels has let through."""
+        """Return the factors (B, 1, H, W) for the output of the gate over channels."""
         largest, mean = x.amax(1, keepdim=True), x.mean(1, keepdim=True)
-        return self.spatial(
-            torch.cat([largest, mean] if self.max_first else [mean, largest], 1)
-        ).sigmoid()
+        statistics = [largest, mean] if self.max_first else [mean, largest]
+        return self.spatial(torch.cat(statistics, 1)).sigmoid()
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the product (B, C, H, W) of both factors."""

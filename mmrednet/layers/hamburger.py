@@ -16,7 +16,7 @@ from .precision import full_precision
 
 
 class NMF2D(nn.Module):
-    r"""Replace a non-negative map by its low-rank approximation, found by multiplicative updates.
+    r"""Replace a non-negative map by a low-rank approximation, by multiplicative updates.
 
     The map X (D, N), with D = C / S channels and N = H * W positions, is approximated by :math:`B
     C^T` with the bases B (D, R) and the coefficients C (N, R), which start from
@@ -29,15 +29,15 @@ class NMF2D(nn.Module):
     Every image is decomposed on its own.
 
     Args:
-        channels: C, of the input and of the output.
-        MD_S: S, how many parts of the channels are decomposed separately.
-        MD_R: R, the rank.
-        train_steps: updates in training mode.
-        eval_steps: updates in eval mode.
-        rand_init: whether every forward draws new bases to start from. The published code does, so
-            that its answer for an image differs from call to call. By default they are drawn once,
-            and kept in the state dict.
-        seed: of the bases that are drawn once.
+        channels: Number of channels C of the input and of the output.
+        MD_S: Number S of parts of the channels that are decomposed separately.
+        MD_R: Rank R of the approximation.
+        train_steps: Number of updates in training mode.
+        eval_steps: Number of updates in eval mode.
+        rand_init: True to start every forward from new random bases. The published code does, so
+            that its output for an image differs from call to call. By default the bases are drawn
+            once and kept in the state dict.
+        seed: Random seed of the bases that are drawn once.
 
     Raises:
         ValueError: ``MD_S`` does not divide the channels.
@@ -65,9 +65,10 @@ class NMF2D(nn.Module):
         self.rand_init = rand_init
         if not rand_init:
             generator = torch.Generator().manual_seed(seed)
-            drawn = torch.rand(MD_S, channels // MD_S, MD_R, generator=generator, device='cpu')
-            # on the default device like every other buffer
-            self.register_buffer('bases', torch.empty(drawn.shape).copy_(F.normalize(drawn, dim=1)))
+            # drawn on the CPU on every machine, and kept on the default device as other buffers
+            bases = torch.rand(MD_S, channels // MD_S, MD_R, generator=generator, device='cpu')
+            bases = F.normalize(bases, dim=1)
+            self.register_buffer('bases', torch.empty(bases.shape).copy_(bases))
             self.register_load_state_dict_pre_hook(_keep_bases)
 
     def starting_bases(self, parts: Tensor) -> Tensor:
@@ -77,6 +78,7 @@ class NMF2D(nn.Module):
         return self.bases.to(parts.dtype).repeat(len(parts) // self.parts, 1, 1)
 
     def _new_coefficients(self, x: Tensor, bases: Tensor, coefficients: Tensor) -> Tensor:
+        # B^T B first: it has R x R elements, C B^T has N x D
         return coefficients * (x.mT @ bases) / (coefficients @ (bases.mT @ bases) + self.epsilon)
 
     def _new_bases(self, x: Tensor, bases: Tensor, coefficients: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ class NMF2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the non-negative (B, C, H, W) to its approximation."""
-        # products over all positions leave the range of float16, and the epsilon is none in it
+        # float16 cannot hold products over all positions, nor epsilon
         with full_precision(x.device.type):
             parts = x.unflatten(1, (self.parts, -1)).flatten(0, 1).flatten(2)
             parts = parts.to(torch.promote_types(x.dtype, torch.float32))
@@ -95,12 +97,13 @@ class NMF2D(nn.Module):
             for _ in range(self.train_steps if self.training else self.eval_steps):
                 coefficients = self._new_coefficients(parts, bases, coefficients)
                 bases = self._new_bases(parts, bases, coefficients)
+            # the coefficients of the final bases
             coefficients = self._new_coefficients(parts, bases, coefficients)
             return (bases @ coefficients.mT).reshape(x.shape).to(x.dtype)
 
 
 def _keep_bases(ham: NMF2D, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-    """Published files hold no bases: ours stay."""
+    """Keep the bases of the layer when a published file, which has none, is loaded."""
     state_dict.setdefault(f'{prefix}bases', ham.bases)
 
 
@@ -108,9 +111,9 @@ class Hamburger(BaseModule):
     """1x1 convolution, ReLU, decomposition, 1x1 convolution with a norm, added to the input, ReLU.
 
     Args:
-        channels: of the input and of the output.
-        norm_cfg: behind the second convolution.
-        ham_kwargs: arguments of :class:`NMF2D`.
+        channels: Number of channels of the input and of the output.
+        norm_cfg: Config of the norm after the second convolution.
+        ham_kwargs: Keyword arguments of :class:`NMF2D`.
     """
 
     def __init__(

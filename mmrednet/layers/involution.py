@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from ..ops import Window, local_involution
-from .one_pass import one_pass, takes_affine
+from ..ops import Window, local_aggregate, local_involution
+from ..ops.involution import finish
+from .plain import plain_pointwise
 from .spatial import cell_average, spatial_operator
 
 
@@ -19,24 +22,28 @@ class Involution(BaseModule):
     .. math:: y_{i,c} = \sum_{j \in K \times K} W_{i,j,\lceil c/D \rceil} \, x_{i+j,c}, \qquad
               W_i = W_1 \sigma(\mathrm{BN}(W_0 x_i))
 
-    (equations 4 and 6 of the paper), where the D channels of a group share a kernel. With a stride
-    the kernels are generated from the s x s average of the input; windows of an odd map that reach
-    beyond it average what is there.
+    (equations 4 and 6 of the paper). The D channels of a group share a kernel. With a stride s the
+    kernels are generated from the s x s average of the input. At the border of an odd feature map
+    the average covers what lies on the map.
 
     Args:
-        channels: C, of the input and of the output.
-        kernel_size: odd K; a kernel has K * K weights.
-        stride: distance of neighbouring outputs.
-        dilation: distance of neighbouring taps.
-        group_channels: D, how many neighbouring channels share a kernel.
-        reduction_ratio: r; the generator has C / r hidden channels.
-        norm_cfg: the norm between the generator's two layers.
-        act_cfg: the activation between them.
-        init_cfg: see mmengine's BaseModule.
+        channels: Number of channels C of the input and of the output.
+        kernel_size: Size K of the kernels, an odd number.
+        stride: Distance between neighbouring outputs.
+        dilation: Distance between neighbouring taps.
+        group_channels: Number of neighbouring channels D that share a kernel.
+        reduction_ratio: Ratio r between C and the hidden channels of the kernel generator.
+        norm_cfg: Norm between the two layers of the generator.
+        act_cfg: Activation between the two layers of the generator.
+        init_cfg: Initialisation, see mmengine's BaseModule.
 
     Raises:
-        ValueError: the channels cannot be divided, or the kernel size is even.
+        ValueError: The channels cannot be divided, or the kernel size is even.
     """
+
+    example: ClassVar[dict] = dict(kernel_size=3, group_channels=8)
+    scale: Tensor | None
+    shift: Tensor | None
 
     def __init__(
         self,
@@ -63,46 +70,41 @@ class Involution(BaseModule):
             )
         if kernel_size % 2 == 0:
             raise ValueError(f'kernel_size must be odd, got {kernel_size=}.')
-        self.groups = channels // group_channels
+        self.groups, self.group_channels = channels // group_channels, group_channels
         self.window = Window(kernel_size, stride, dilation)
+        # as published, the kernel of a strided output is made of the average of its cell
         self.pool = cell_average(stride)
+        hidden = channels // reduction_ratio
         # conv1.conv, conv1.bn and conv2.conv are the names in the published checkpoints
-        self.conv1 = ConvModule(
-            channels, channels // reduction_ratio, 1, norm_cfg=norm_cfg, act_cfg=act_cfg
-        )
-        self.conv2 = ConvModule(
-            channels // reduction_ratio, self.groups * self.window.taps, 1, act_cfg=None
-        )
+        self.conv1 = ConvModule(channels, hidden, 1, norm_cfg=norm_cfg, act_cfg=act_cfg)
+        self.conv2 = ConvModule(hidden, self.groups * self.window.taps, 1, act_cfg=None)
+        # buffers without a value are not in the state dict: `fold` sets them
+        self.register_buffer('scale', None)
+        self.register_buffer('shift', None)
+        self.relu = False
 
     def generate(self, hidden: Tensor) -> Tensor:
-        """Return the kernels (B, G, K * K, Ho, Wo) that the output of ``conv1`` generates;
-        ``forward`` stores none.
-        """
+        """Return the kernels (B, G, K * K, Ho, Wo) that the output of ``conv1`` generates."""
         return self.conv2(hidden).unflatten(1, (self.groups, self.window.taps))
 
-    @takes_affine
-    def forward(
-        self,
-        x: Tensor,
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
-        *,
-        relu: bool = False,
-    ) -> Tensor:
-        """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)).
+    def fold(self, scale: Tensor, shift: Tensor, *, relu: bool) -> None:
+        """Let ``forward`` return ``scale * y + shift``, channel by channel, with a ReLU if asked.
 
-        ``scale`` and ``shift`` (C,) and ``relu`` are of a norm and an activation behind it, see
-        :func:`mmrednet.ops.local_involution`.
+        :func:`mmrednet.fuse` calls this with the norm and the activation behind the layer.
         """
-        value = x.unflatten(1, (self.groups, x.shape[1] // self.groups))
-        generator = self.conv2.conv
-        return local_involution(
-            value,
-            one_pass(self.pool(x), self.conv1),
-            generator.weight.flatten(1),
-            generator.bias,
-            self.window,
-            scale=scale,
-            shift=shift,
-            relu=relu,
-        ).flatten(1, 2)
+        self.scale, self.shift, self.relu = scale, shift, relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
+        value = x.unflatten(1, (self.groups, self.group_channels))
+        hidden = self.conv1(self.pool(x))
+        if convolution := plain_pointwise(self.conv2):
+            # one operator, which generates kernels where they are used and stores none
+            weight, bias = convolution.weight.flatten(1), convolution.bias
+            affine: dict[str, Any] = dict(scale=self.scale, shift=self.shift, relu=self.relu)
+            out = local_involution(value, hidden, weight, bias, self.window, **affine)
+        else:
+            out = local_aggregate(value, self.generate(hidden), self.window)
+            if self.scale is not None and self.shift is not None:
+                out = finish(out, self.scale, self.shift, self.relu)
+        return out.flatten(1, 2)

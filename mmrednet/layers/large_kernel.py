@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..ops.space_to_batch import dilated_depth_wise
 from .spatial import cell_average, spatial_operator
 
 
 class ConvolutionalAttention(BaseModule):
-    """Multiply the input by a map that convolutions make of it; with a stride, average the product.
+    """Multiply the input by a map that convolutions make of it.
 
-    Windows of an odd map that reach beyond it average what is there.
+    With a stride s the product is averaged over s x s. At the border of an odd feature map the
+    average covers what lies on the map.
 
     Args:
-        stride: distance of neighbouring outputs.
-        init_cfg: see mmengine's BaseModule.
+        stride: Distance between neighbouring outputs.
+        init_cfg: Initialisation, see mmengine's BaseModule.
     """
 
     def __init__(self, stride: int, init_cfg: dict | list[dict] | None) -> None:
@@ -39,61 +41,30 @@ class ConvolutionalAttention(BaseModule):
 class DepthWiseConv2d(nn.Conv2d):
     """Depth-wise convolution of stride 1 that keeps the size of its input.
 
-    On a CPU one with dilation d, for which there is no fast kernel, becomes one without on the d x
-    d maps that its taps
-    see apart: positions whose distance is a multiple of d. A trace records the convolution itself.
-
     Args:
-        channels: of the input and of the output.
-        kernel_size: (rows, columns).
-        dilation: distance of neighbouring taps.
+        channels: Number of channels of the input and of the output.
+        kernel_size: Rows and columns of the kernel.
+        dilation: Distance between neighbouring taps.
     """
 
     def __init__(self, channels: int, kernel_size: tuple[int, int], dilation: int = 1) -> None:
         padding = (dilation * (kernel_size[0] - 1) // 2, dilation * (kernel_size[1] - 1) // 2)
-        super().__init__(
-            channels, channels, kernel_size, padding=padding, dilation=dilation, groups=channels
-        )
+        options: dict[str, Any] = dict(padding=padding, dilation=dilation, groups=channels)
+        super().__init__(channels, channels, kernel_size, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
-        step = self.dilation[0]
-        even = any(size % 2 == 0 for size in self.kernel_size)
-        if (
-            step == 1
-            or even
-            or x.device.type != 'cpu'
-            or torch.jit.is_tracing()
-            or torch.compiler.is_compiling()
-        ):
+        dilation = self.dilation[0]
+        has_centre = all(size % 2 for size in self.kernel_size)
+        if dilation == 1 or not has_centre or x.device.type != 'cpu' or _is_captured():
             return super().forward(x)
-        height, width = x.shape[-2:]
-        parts = _apart(F.pad(x, (0, -width % step, 0, -height % step)), step)
-        padding = [size // 2 for size in self.kernel_size]
-        result = F.conv2d(parts, self.weight, self.bias, padding=padding, groups=self.groups)
-        return _together(result, step)[..., :height, :width]
+        # torch's CPU kernels for dilated depth-wise convolution are slow
+        return dilated_depth_wise(x, self.weight, self.bias, dilation)
 
 
-def _channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-def _apart(x: Tensor, step: int) -> Tensor:
-    """Return the maps (B * step * step, C, H / step, W / step) that a map consists of, laid out as
-    it is.
-    """
-    cells = x.unflatten(3, (-1, step)).unflatten(2, (-1, step))
-    if _channels_last(x):
-        return cells.permute(0, 3, 5, 2, 4, 1).flatten(0, 2).movedim(-1, 1)
-    return cells.permute(0, 3, 5, 1, 2, 4).flatten(0, 2)
-
-
-def _together(x: Tensor, step: int) -> Tensor:
-    """Undo :func:`_apart`."""
-    parts = x.unflatten(0, (-1, step, step))
-    if _channels_last(x):
-        return parts.permute(0, 4, 1, 5, 2, 3).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
-    return parts.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
+def _is_captured() -> bool:
+    """Return whether a program is being traced, which should record the convolution itself."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 @spatial_operator
@@ -107,16 +78,18 @@ class LargeKernelAttention(ConvolutionalAttention):
     published ones; table 10 of the paper compares (7, 2), (14, 3), (21, 3) and (28, 4).
 
     Args:
-        channels: C, of the input and of the output.
-        kernel_size: K.
-        kernel_dilation: d, of the decomposition.
-        stride: distance of neighbouring outputs.
-        dilation: distance of neighbouring taps; all kernels are spread by it.
-        init_cfg: see mmengine's BaseModule.
+        channels: Number of channels of the input and of the output.
+        kernel_size: Size K of the kernel that is decomposed.
+        kernel_dilation: Dilation d of the decomposition.
+        stride: Distance between neighbouring outputs.
+        dilation: Factor of the distance between neighbouring taps, for all kernels.
+        init_cfg: Initialisation, see mmengine's BaseModule.
 
     Raises:
         ValueError: K and d leave a kernel without a centre.
     """
+
+    example: ClassVar[dict] = dict(kernel_size=9)
 
     def __init__(
         self,
@@ -134,15 +107,17 @@ class LargeKernelAttention(ConvolutionalAttention):
                 f'kernel_size and kernel_dilation must be positive, got {kernel_size=}, '
                 f'{kernel_dilation=}.'
             )
-        near, far = 2 * kernel_dilation - 1, -(-kernel_size // kernel_dilation)
-        if dilation * kernel_dilation * (far - 1) % 2:
+        dense_size, dilated_size = 2 * kernel_dilation - 1, -(-kernel_size // kernel_dilation)
+        # the same padding on both sides needs an even sum of both
+        if dilation * kernel_dilation * (dilated_size - 1) % 2:
             raise ValueError(
                 f'ceil(kernel_size / kernel_dilation) must be odd or kernel_dilation even, '
                 f'got {kernel_size=}, {kernel_dilation=}.'
             )
         # the names in the published checkpoints
-        self.conv0 = DepthWiseConv2d(channels, (near, near), dilation)
-        self.conv_spatial = DepthWiseConv2d(channels, (far, far), dilation * kernel_dilation)
+        dense, dilated = (dense_size, dense_size), (dilated_size, dilated_size)
+        self.conv0 = DepthWiseConv2d(channels, dense, dilation)
+        self.conv_spatial = DepthWiseConv2d(channels, dilated, dilation * kernel_dilation)
         self.conv1 = nn.Conv2d(channels, channels, 1)
 
     def gate(self, x: Tensor) -> Tensor:
@@ -161,16 +136,18 @@ class MultiScaleConvAttention(ConvolutionalAttention):
     1 x k and k x 1.
 
     Args:
-        channels: C, of the input and of the output.
-        kernel_size: odd size of the first depth-wise kernel.
-        strip_sizes: odd k of every pair of strips.
-        stride: distance of neighbouring outputs.
-        dilation: distance of neighbouring taps; all kernels are spread by it.
-        init_cfg: see mmengine's BaseModule.
+        channels: Number of channels of the input and of the output.
+        kernel_size: Size of the first depth-wise kernel, an odd number.
+        strip_sizes: Length k of every pair of strips, odd numbers.
+        stride: Distance between neighbouring outputs.
+        dilation: Factor of the distance between neighbouring taps, for all kernels.
+        init_cfg: Initialisation, see mmengine's BaseModule.
 
     Raises:
-        ValueError: a size is even, or there is no strip.
+        ValueError: A size is even, or there is no strip.
     """
+
+    example: ClassVar[dict] = dict(kernel_size=3, strip_sizes=(3, 5))
 
     def __init__(
         self,
@@ -199,7 +176,8 @@ class MultiScaleConvAttention(ConvolutionalAttention):
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the attention map, of the shape of the input (B, C, H, W)."""
-        near = total = self.conv0(x)
+        features = total = self.conv0(x)
         for index in range(self.strips):
-            total = total + getattr(self, f'conv{index}_2')(getattr(self, f'conv{index}_1')(near))
+            row, column = getattr(self, f'conv{index}_1'), getattr(self, f'conv{index}_2')
+            total = total + column(row(features))
         return getattr(self, f'conv{self.strips}')(total)

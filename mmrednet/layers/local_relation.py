@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -16,29 +18,31 @@ RELATIONS = ('product', 'squared_difference', 'absolute_difference', 'key')
 
 @spatial_operator
 class LocalRelation(BaseModule):
-    r"""Weigh neighbours by how their scalar keys relate to the query, and by where they are.
+    r"""Weigh neighbours by the relation of their scalar keys to the query, and by their positions.
 
     .. math:: y_i = W \sum_j \mathrm{softmax}_j\big(\Phi(q_i, k_j) + f(j - i)\big) \, x_j
 
-    (equations 1 and 2 of the paper), one query and one key for each group of m channels; f is the
-    geometry prior, a small network over relative positions, and W a 1x1 convolution. Neighbours
-    outside the map get no weight.
+    (equations 1 and 2 of the paper), with one query and one key for each group of m channels. The
+    geometry prior f is a small network over relative positions, and W a 1x1 convolution. Neighbours
+    outside the feature map get no weight.
 
     Args:
-        channels: C, of the input and of the output.
-        kernel_size: odd size of the neighbourhood.
-        stride: distance of neighbouring outputs.
-        dilation: distance of neighbouring taps.
-        group_channels: m, how many neighbouring channels share their weights; if it does not divide
-            C, the last group has fewer.
-        relation: Phi: 'product' (q k), 'squared_difference' (-(q - k)^2), 'absolute_difference'
-            (-|q - k|) or 'key' (k alone).
-        prior_channels: hidden width of the geometry prior; 0 leaves the prior out.
-        init_cfg: see mmengine's BaseModule.
+        channels: Number of channels C of the input and of the output.
+        kernel_size: Size of the neighbourhood, an odd number.
+        stride: Distance between neighbouring outputs.
+        dilation: Distance between neighbouring taps.
+        group_channels: Number of neighbouring channels m that share their weights. If it does not
+            divide C, the last group has fewer.
+        relation: Relation Phi: 'product' (q k), 'squared_difference' (-(q - k)^2),
+            'absolute_difference' (-|q - k|) or 'key' (k alone).
+        prior_channels: Number of hidden features of the geometry prior; 0 leaves the prior out.
+        init_cfg: Initialisation, see mmengine's BaseModule.
 
     Raises:
         ValueError: ``group_channels`` is not positive, or there is no such relation.
     """
+
+    example: ClassVar[dict] = dict(kernel_size=3)
 
     def __init__(
         self,
@@ -58,41 +62,41 @@ class LocalRelation(BaseModule):
         if relation not in RELATIONS:
             raise ValueError(f'relation must be one of {RELATIONS}, got {relation!r}.')
         self.relation, self.stride, self.group_channels = relation, stride, group_channels
+        # channels that fill up the last group are zeros, and are cut off again
         self.groups, self.missing = -(-channels // group_channels), -channels % group_channels
         self.window = Window(kernel_size, stride, dilation)
         self.query = None if relation == 'key' else nn.Conv2d(channels, self.groups, 1)
         self.key = nn.Conv2d(channels, self.groups, 1)
-        self.prior = (
-            GeometryPrior(self.groups, prior_channels, self.window.kernel)
-            if prior_channels
-            else None
-        )
+        self.prior = None
+        if prior_channels:
+            self.prior = GeometryPrior(self.groups, prior_channels, self.window.kernel)
         self.project = nn.Conv2d(channels, channels, 1, bias=False)
 
-    def _pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _factors(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Return vectors (B, G, D, Ho, Wo) and (B, G, D, H, W) whose products are the relation."""
-        key = self.key(x)
-        if self.query is None:
-            ones = torch.ones_like(key[..., :: self.stride, :: self.stride])
-            return ones.unsqueeze(2), key.unsqueeze(2)
-        query = self.query(x[..., :: self.stride, :: self.stride])
         if self.relation == 'squared_difference':
-            # -(q - k)^2 without its -q^2, which is the same for all neighbours and so nothing to
-            # the softmax
-            return torch.stack([2 * query, -torch.ones_like(query)], 2), torch.stack(
-                [key, key.square()], 2
-            )
+            # -(q - k)^2 = 2 q k - k^2 - q^2, and the softmax over neighbours cancels q^2
+            query = torch.stack([2 * query, -torch.ones_like(query)], 2)
+            return query, torch.stack([key, key.square()], 2)
         return query.unsqueeze(2), key.unsqueeze(2)
+
+    def aggregate(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return the weighted sums (B, G, D, Ho, Wo) of values (B, G, D, H, W)."""
+        prior = None if self.prior is None else self.prior()
+        if self.relation == 'absolute_difference':
+            factors = query.unsqueeze(2), key.unsqueeze(2)
+            return local_difference_attention(*factors, value, self.window, bias=prior)
+        return local_attention(*self._factors(query, key), value, self.window, bias=prior)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
-        value = F.pad(x, (0, 0, 0, 0, 0, self.missing)) if self.missing else x
-        value = value.unflatten(1, (self.groups, -1))
-        prior = None if self.prior is None else self.prior()
-        query, key = self._pair(x)
-        if self.relation == 'absolute_difference':
-            result = local_difference_attention(query, key, value, self.window, bias=prior)
+        key = self.key(x)
+        if self.query is None:
+            # the relation is the key alone: q k with q = 1
+            query = torch.ones_like(key[..., :: self.stride, :: self.stride])
         else:
-            result = local_attention(query, key, value, self.window, bias=prior)
-        result = result.flatten(1, 2)
+            query = self.query(x[..., :: self.stride, :: self.stride])
+        value = F.pad(x, (0, 0, 0, 0, 0, self.missing)) if self.missing else x
+        value = value.unflatten(1, (self.groups, self.group_channels))
+        result = self.aggregate(query, key, value).flatten(1, 2)
         return self.project(result[:, : x.shape[1]])

@@ -1,4 +1,4 @@
-"""Sums that must not be taken in half precision."""
+"""Full precision for sums that half precision cannot hold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def full_precision(device_type: str) -> AbstractContextManager:
-    """Return a context without autocast; devices that have none, as 'meta', need nothing."""
+    """Return a context without autocast; devices such as 'meta' have no autocast."""
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()

@@ -5,6 +5,7 @@ CVPR 2020).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar, NamedTuple
 
 import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
@@ -16,53 +17,68 @@ from ..ops import Window, local_aggregate
 from ..ops.window import IntPair
 from .spatial import spatial_operator
 
-# how the query (B, R, 1, L) and the keys (B, R, K, L) become features of each neighbour (B, F, K,
-# L), and F of R
-PAIRWISE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[int], int]]] = {
-    'subtraction': (lambda query, keys: query - keys, lambda relation: relation),
-    'summation': (lambda query, keys: query + keys, lambda relation: relation),
-    'concatenation': (
-        lambda query, keys: torch.cat([query.expand_as(keys), keys], 1),
-        lambda relation: 2 * relation,
+
+class Relation(NamedTuple):
+    """A relation delta between the centre of a window and its neighbours.
+
+    Args:
+        features: Maps the query (B, R, 1, L) and the keys (B, R, K, L) to features: (B, F, K, L) of
+            every neighbour, or (B, F, 1, L) of the whole patch.
+        feature_count: Maps R and K to the number of features F.
+    """
+
+    features: Callable[[Tensor, Tensor], Tensor]
+    feature_count: Callable[[int, int], int]
+
+
+def _concatenate_pair(query: Tensor, keys: Tensor) -> Tensor:
+    return torch.cat([query.expand_as(keys), keys], 1)
+
+
+def _concatenate_patch(query: Tensor, keys: Tensor) -> Tensor:
+    return torch.cat([query.squeeze(2), keys.flatten(1, 2)], 1).unsqueeze(2)
+
+
+def _clique_product(query: Tensor, keys: Tensor) -> Tensor:
+    return torch.einsum('brjl,brkl->bjkl', keys, keys).flatten(1, 2).unsqueeze(2)
+
+
+PAIRWISE = {
+    'subtraction': Relation(lambda query, keys: query - keys, lambda r, k: r),
+    'summation': Relation(lambda query, keys: query + keys, lambda r, k: r),
+    'concatenation': Relation(_concatenate_pair, lambda r, k: 2 * r),
+    'hadamard': Relation(lambda query, keys: query * keys, lambda r, k: r),
+    'dot_product': Relation(
+        lambda query, keys: (query * keys).sum(1, keepdim=True), lambda r, k: 1
     ),
-    'hadamard': (lambda query, keys: query * keys, lambda relation: relation),
-    'dot_product': (lambda query, keys: (query * keys).sum(1, keepdim=True), lambda relation: 1),
 }
-# the same for a whole patch: features (B, F, 1, L), and F of R and K
-PATCHWISE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[int, int], int]]] = {
-    'concatenation': (
-        lambda query, keys: torch.cat([query.squeeze(2), keys.flatten(1, 2)], 1).unsqueeze(2),
-        lambda relation, taps: relation * (taps + 1),
+PATCHWISE = {
+    'concatenation': Relation(_concatenate_patch, lambda r, k: r * (k + 1)),
+    'star_product': Relation(
+        lambda query, keys: (query * keys).sum(1).unsqueeze(2), lambda r, k: k
     ),
-    'star_product': (
-        lambda query, keys: (query * keys).sum(1).unsqueeze(2),
-        lambda relation, taps: taps,
-    ),
-    'clique_product': (
-        lambda query, keys: torch.einsum('brjl,brkl->bjkl', keys, keys).flatten(1, 2).unsqueeze(2),
-        lambda relation, taps: taps * taps,
-    ),
+    'clique_product': Relation(_clique_product, lambda r, k: k * k),
 }
 
 
 def _reflected(length: int, padding: int, device: torch.device) -> Tensor:
-    """Return the indices 0 .. length - 1 continued on both sides by reflection, as often as it
-    takes.
+    """Return the indices 0 .. length - 1 continued on both sides by reflection.
+
+    A padding wider than the map is reflected again and again, which ``F.pad`` does not do.
     """
-    period = max(1, 2 * (length - 1))
+    if length == 1:
+        return torch.zeros(1 + 2 * padding, device=device, dtype=torch.long)
+    period = 2 * (length - 1)
     index = torch.arange(-padding, length + padding, device=device) % period
-    return torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index)
+    return torch.minimum(index, period - index)
 
 
 class VectorAttention(BaseModule):
-    """What both kinds share: projections, reflection at the border, and weights shared by
-    interleaved channels.
+    """Base of both operators: projections, reflection at the border, and the weighted sum.
 
     Channel c of the values takes weight c modulo (C_out / share), a strided view of the values. The
-    map is continued by reflection beyond its border, on maps smaller than the window as often as it
-    takes.
-
-    Arguments: see :class:`SANPairwise`; ``relations`` are those that a kind knows.
+    feature map is continued by reflection beyond its border. Arguments: see :class:`SANPairwise`;
+    ``relations`` are the relations that an operator knows.
     """
 
     def __init__(
@@ -76,16 +92,15 @@ class VectorAttention(BaseModule):
         dilation: int,
         share_channels: int,
         relation: str,
-        relations: dict,
+        relations: dict[str, Relation],
         norm_cfg: dict,
         act_cfg: dict,
         init_cfg: dict | list[dict] | None,
     ) -> None:
         super().__init__(init_cfg)
         out_channels = channels if out_channels is None else out_channels
-        relation_channels = (
-            max(1, channels // 16) if relation_channels is None else relation_channels
-        )
+        if relation_channels is None:
+            relation_channels = max(1, channels // 16)
         if share_channels < 1 or out_channels % share_channels:
             raise ValueError(
                 f'share_channels must divide out_channels, got {out_channels=}, {share_channels=}.'
@@ -105,36 +120,38 @@ class VectorAttention(BaseModule):
         self.conv3 = nn.Conv2d(channels, out_channels, 1)
 
     def gamma(self, features: int, width: int, outputs: int, depth: int) -> nn.Sequential:
-        """Return the mapping: norm, activation and 1x1 convolution, ``depth`` times, the last with
-        a bias.
+        """Return the mapping: ``depth`` times norm, activation and 1x1 convolution, the last one
+        with a bias.
         """
         layers: list[nn.Module] = []
         for index in range(depth):
-            last = index == depth - 1
+            is_last = index == depth - 1
             layers += [
                 build_norm_layer(self.norm_cfg, features)[1],
                 build_activation_layer(self.act_cfg),
-                nn.Conv2d(features, outputs if last else width, 1, bias=last),
+                nn.Conv2d(features, outputs if is_last else width, 1, bias=is_last),
             ]
             features = width
         return nn.Sequential(*layers)
 
     def pad(self, x: Tensor) -> Tensor:
         """Continue (B, C, H, W) by reflection."""
-        rows, columns = (
-            _reflected(length, padding, x.device)
-            for length, padding in zip(x.shape[-2:], self.padding, strict=True)
-        )
+        rows = _reflected(x.shape[2], self.padding[0], x.device)
+        columns = _reflected(x.shape[3], self.padding[1], x.device)
         return x.index_select(2, rows).index_select(3, columns)
 
     def neighbours(self, x: Tensor) -> Tensor:
-        """Return (B, C, K, L) of (B, C, H, W): every output position's neighbours."""
+        """Return the neighbours (B, C, K, L) of every output position on (B, C, H, W)."""
         window = self.window
         patches = F.unfold(self.pad(x), window.kernel, window.dilation, stride=window.stride)
         return patches.unflatten(1, (x.shape[1], window.taps))
 
+    def subsample(self, x: Tensor) -> Tensor:
+        """Return (B, C, H, W) at the output positions."""
+        return x[..., :: self.stride, :: self.stride]
+
     def aggregate(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Sum the values of x by weights (B, G, K, Ho, Wo), G interleaved groups."""
+        """Sum the values of x by weights (B, G, K, Ho, Wo) of G interleaved groups."""
         value = self.pad(self.conv3(x))
         # channel c belongs to group c % G: a view, not a permutation
         interleaved = value.unflatten(1, (-1, self.groups)).transpose(1, 2)
@@ -152,28 +169,31 @@ class SANPairwise(VectorAttention):
     .. math:: y_i = \sum_{j \in R(i)} \alpha(x_i, x_j) \odot \beta(x_j), \qquad
               \alpha = \mathrm{softmax}_j \, \gamma\big(\delta(x_i, x_j), \, p_i - p_j\big)
 
-    (equations 2 and 3 of the paper, the position of section 3.1), with p a learned linear map of
-    coordinates in [-1, 1] and gamma a small network; its last layer is wide enough for one weight
-    per group of shared channels.
+    (equations 2 and 3 of the paper, the position of section 3.1). The position p is a learned
+    linear map of coordinates in [-1, 1]. The mapping gamma is a small network, whose last layer has
+    one weight per group of channels.
 
     Args:
-        channels: C, of the input.
-        out_channels: of the output and of the values; C by default.
-        relation_channels: of what delta sees; C / 16 by default.
-        kernel_size: odd size of the footprint, or (rows, columns): (1, k) is a span of a row.
-        stride: distance of neighbouring outputs.
-        dilation: distance of neighbouring taps.
-        share_channels: how many channels share a weight.
-        relation: delta: 'subtraction' (the released networks), 'summation', 'concatenation',
-            'hadamard' or 'dot_product'.
-        gamma_depth: convolutions in gamma.
-        norm_cfg: of the norms in gamma.
-        act_cfg: of the activations in gamma.
-        init_cfg: see mmengine's BaseModule.
+        channels: Number of input channels C.
+        out_channels: Number of channels of the output and of the values; None is C.
+        relation_channels: Number of channels of the queries and keys; None is C / 16.
+        kernel_size: Size of the footprint, odd, or a pair (rows, columns): (1, k) is a span of a
+            row.
+        stride: Distance between neighbouring outputs.
+        dilation: Distance between neighbouring taps.
+        share_channels: Number of channels that share a weight.
+        relation: Relation delta: 'subtraction' (the released networks), 'summation',
+            'concatenation', 'hadamard' or 'dot_product'.
+        gamma_depth: Number of convolutions in gamma.
+        norm_cfg: Config of the norms in gamma.
+        act_cfg: Config of the activations in gamma.
+        init_cfg: Initialisation, see mmengine's BaseModule.
 
     Raises:
-        ValueError: the channels cannot be divided, or there is no such relation.
+        ValueError: The channels cannot be divided, or there is no such relation.
     """
+
+    example: ClassVar[dict] = dict(kernel_size=3)
 
     def __init__(
         self,
@@ -205,38 +225,45 @@ class SANPairwise(VectorAttention):
             act_cfg=act_cfg,
             init_cfg=init_cfg,
         )
-        features = PAIRWISE[relation][1](self.relation_channels) + 2
+        # two more for the relative position
+        features = PAIRWISE[relation].feature_count(self.relation_channels, self.window.taps) + 2
         self.conv_w = self.gamma(features, self.relation_channels, self.groups, gamma_depth)
         self.conv_p = nn.Conv2d(2, 2, 1)
 
     def coordinates(self, x: Tensor) -> Tensor:
         """Return (1, 2, H, W): column and row of every position, from -1 to 1."""
-        axes = [
-            torch.linspace(-1, 1, length, device=x.device, dtype=self.conv_p.weight.dtype)
-            if length > 1
-            else torch.zeros(1, device=x.device, dtype=self.conv_p.weight.dtype)
-            for length in x.shape[-2:]
-        ]
-        rows, columns = torch.meshgrid(*axes, indexing='ij')
-        return torch.stack([columns, rows])[None]
+        # coordinates of half precision would not tell the positions of a long axis apart
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        rows, columns = (_coordinates(size, x.device, dtype) for size in x.shape[-2:])
+        rows, columns = torch.meshgrid(rows, columns, indexing='ij')
+        return torch.stack([columns, rows])[None].to(x.dtype)
+
+    def offsets(self, x: Tensor) -> Tensor:
+        """Return p_i - p_j, (1, 2, K, L)."""
+        position = self.conv_p(self.coordinates(x))
+        centre = self.subsample(position).flatten(2).unsqueeze(2)
+        return centre - self.neighbours(position)
 
     def weights(self, x: Tensor) -> Tensor:
         """Return alpha (B, G, K, Ho, Wo)."""
-        stride = self.stride
-        query = self.conv1(x[..., ::stride, ::stride]).flatten(2).unsqueeze(2)
-        related = PAIRWISE[self.relation][0](query, self.neighbours(self.conv2(x)))
-        position = self.conv_p(self.coordinates(x))
-        offset = position[..., ::stride, ::stride].flatten(2).unsqueeze(2) - self.neighbours(
-            position
-        )
-        features = torch.cat([related, offset.expand(len(x), -1, -1, -1).to(related.dtype)], 1)
-        logits = self.conv_w(features)
+        # (B, R, 1, L) beside the neighbours (B, R, K, L)
+        query = self.conv1(self.subsample(x)).flatten(2).unsqueeze(2)
+        relation = PAIRWISE[self.relation].features(query, self.neighbours(self.conv2(x)))
+        offset = self.offsets(x).expand(len(x), -1, -1, -1).to(relation.dtype)
+        logits = self.conv_w(torch.cat([relation, offset], 1))
+        # a softmax in half precision would not sum to one
         alpha = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(2)
         return alpha.unflatten(3, self.output_size(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         return self.aggregate(x, self.weights(x))
+
+
+def _coordinates(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    if length == 1:
+        return torch.zeros(1, device=device, dtype=dtype)
+    return torch.linspace(-1, 1, length, device=device, dtype=dtype)
 
 
 @spatial_operator
@@ -246,16 +273,19 @@ class SANPatchwise(VectorAttention):
     .. math:: y_i = \sum_{j \in R(i)} \alpha(x_{R(i)})_j \odot \beta(x_j), \qquad
               \alpha(x_{R(i)}) = \gamma\big(\delta(x_{R(i)})\big)
 
-    (equation 4 of the paper; no softmax and no position). Arguments: see :class:`SANPairwise`.
+    (equation 4 of the paper, without a softmax and a position). Other arguments: see
+    :class:`SANPairwise`.
 
     Args:
-        relation: delta: 'concatenation' (the released networks: the centre and all neighbours),
-            'star_product' (the centre times each neighbour) or 'clique_product' (each neighbour
-            times each other).
+        relation: Relation delta: 'concatenation' (the released networks: the centre and all
+            neighbours), 'star_product' (the centre times each neighbour) or 'clique_product' (each
+            neighbour times each other).
 
     Raises:
-        ValueError: the channels cannot be divided, or there is no such relation.
+        ValueError: The channels cannot be divided, or there is no such relation.
     """
+
+    example: ClassVar[dict] = dict(kernel_size=3)
 
     def __init__(
         self,
@@ -288,19 +318,15 @@ class SANPatchwise(VectorAttention):
             init_cfg=init_cfg,
         )
         taps = self.window.taps
-        features = PATCHWISE[relation][1](self.relation_channels, taps)
+        features = PATCHWISE[relation].feature_count(self.relation_channels, taps)
         self.conv_w = self.gamma(features, self.groups, taps * self.groups, gamma_depth)
 
     def weights(self, x: Tensor) -> Tensor:
         """Return alpha (B, G, K, Ho, Wo)."""
-        query = self.conv1(x[..., :: self.stride, :: self.stride]).flatten(2).unsqueeze(2)
-        features = PATCHWISE[self.relation][0](query, self.neighbours(self.conv2(x)))
-        return (
-            self.conv_w(features)
-            .unflatten(1, (self.groups, self.window.taps))
-            .squeeze(3)
-            .unflatten(3, self.output_size(x))
-        )
+        query = self.conv1(self.subsample(x)).flatten(2).unsqueeze(2)
+        features = PATCHWISE[self.relation].features(query, self.neighbours(self.conv2(x)))
+        alpha = self.conv_w(features).unflatten(1, (self.groups, self.window.taps))
+        return alpha.squeeze(3).unflatten(3, self.output_size(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 
 from ..ops import Window, attend, local_aggregate, local_attention, local_correlate
 from ..registry import MODELS
+from .plain import is_plain, plain_pointwise
 from .position import RelativeEmbedding, absolute_embedding
 from .spatial import cell_average, spatial_operator
 
@@ -24,25 +27,26 @@ class StandAloneSelfAttention(BaseModule):
     v_j, \qquad
               q = W_Q x, \; k = W_K x, \; v = W_V x
 
-    (equation 3 of the paper: no scaling of the logits), for each of N heads. The projections are
-    dense, as the published sizes ask. Neighbours outside the map get no weight. With a stride s the
-    result at every position is averaged over s x s; windows of an odd map that reach beyond it
-    average what is there.
+    (equation 3 of the paper, without a scale of the logits), for each of N heads. The projections
+    are dense, as the published sizes require. Neighbours outside the feature map get no weight.
+    With a stride s the result at every position is averaged over s x s.
 
     Args:
-        channels: C, of the input and of the output.
-        kernel_size: odd k of the neighbourhood.
-        num_heads: N; must divide C.
-        stride: distance of neighbouring outputs.
-        dilation: distance of neighbouring taps.
-        position: 'relative' (r as above), 'absolute' (sines of the position are added to what
-            queries and keys see) or 'none' (table 5 of the paper).
-        content: whether q^T k is among the logits; without it there are no keys (table 6).
-        init_cfg: see mmengine's BaseModule.
+        channels: Number of channels C of the input and of the output.
+        kernel_size: Size k of the neighbourhood, an odd number.
+        num_heads: Number of heads N; it must divide C.
+        stride: Distance between neighbouring outputs.
+        dilation: Distance between neighbouring taps.
+        position: Kind of position embedding: 'relative' (r as above), 'absolute' (sines of the
+            position are added to the input of queries and keys) or 'none' (table 5 of the paper).
+        content: True if q^T k is among the logits. Without it there are no keys (table 6).
+        init_cfg: Initialisation, see mmengine's BaseModule.
 
     Raises:
-        ValueError: the channels cannot be divided, or no logits are left.
+        ValueError: The channels cannot be divided, or no logits are left.
     """
+
+    example: ClassVar[dict] = dict(kernel_size=3, num_heads=2)
 
     def __init__(
         self,
@@ -67,55 +71,58 @@ class StandAloneSelfAttention(BaseModule):
                 f'got {position!r}.'
             )
         self.num_heads, self.absolute = num_heads, position == 'absolute'
+        # attention at every position; the pool strides
         self.window = Window(kernel_size, 1, dilation)
         self.query = nn.Conv2d(channels, channels, 1, bias=False)
         self.key = nn.Conv2d(channels, channels, 1, bias=False) if content else None
         self.value = nn.Conv2d(channels, channels, 1, bias=False)
-        self.relative = None
+        self.relative: Any = None
         if position == 'relative':
             self.relative = RelativeEmbedding(num_heads, channels // num_heads, self.window.kernel)
         self.pool = cell_average(stride)
 
+    def attend(self, query: Tensor, key: Tensor | None, value: Tensor) -> Tensor:
+        """Return the weighted sums (B, N, D, H, W) of values of this shape."""
+        if key is not None and self.relative is None:
+            return local_attention(query, key, value, self.window)
+        if key is not None and is_plain(self.relative, RelativeEmbedding):
+            # one operator, which stores no weights
+            tables = dict(rows=self.relative.rows, columns=self.relative.columns)
+            return local_attention(query, key, value, self.window, **tables)
+        logits = self.relative(query)
+        if key is not None:
+            logits = logits + local_correlate(query, key, self.window)
+        weight = attend(logits, self.window, value.shape[-2:])
+        return local_aggregate(value, weight, self.window)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         heads = (self.num_heads, x.shape[1] // self.num_heads)
-        seen = x + absolute_embedding(x) if self.absolute else x
-        query = self.query(seen).unflatten(1, heads)
+        content = x + absolute_embedding(x) if self.absolute else x
+        query = self.query(content).unflatten(1, heads)
+        key = None if self.key is None else self.key(content).unflatten(1, heads)
         value = self.value(x).unflatten(1, heads)
-        if self.key is not None:
-            tables = (
-                {}
-                if self.relative is None
-                else dict(rows=self.relative.rows, columns=self.relative.columns)
-            )
-            result = local_attention(
-                query, self.key(seen).unflatten(1, heads), value, self.window, **tables
-            )
-        elif self.relative is not None:
-            weight = attend(self.relative(query), self.window, x.shape[-2:])
-            result = local_aggregate(value, weight, self.window)
-        return self.pool(result.flatten(1, 2))
+        return self.pool(self.attend(query, key, value).flatten(1, 2))
 
 
 @MODELS.register_module()
 class AttentionStem(BaseModule):
-    r"""The first layer of the full-attention networks: values depend on where in the window they
-    are (section 3.2).
+    r"""First layer of the full-attention networks, whose values depend on the tap of the window.
 
     .. math:: v_{ab} = \Big(\sum_m p(a, b, m) \, W_V^m\Big) x_{ab}, \qquad
               p(a, b, m) = \mathrm{softmax}_m\big((\mathrm{row}_a + \mathrm{column}_b)^T \nu^m\big)
 
-    with content-based attention over k x k windows (taps -k/2 to k/2 - 1), then batch norm and k x
-    k max pooling.
+    (section 3.2 of the paper), with content-based attention over k x k windows (taps -k/2 to k/2 -
+    1), then a norm and k x k max pooling.
 
     Args:
-        in_channels: of the image.
-        out_channels: of the output.
-        kernel_size: k, and the stride of the stem.
-        num_heads: N.
-        num_mixtures: how many value projections are mixed.
-        norm_cfg: of the norm.
-        init_cfg: see mmengine's BaseModule.
+        in_channels: Number of channels of the image.
+        out_channels: Number of output channels.
+        kernel_size: Window size k, also the stride of the stem.
+        num_heads: Number of heads N; it must divide ``out_channels``.
+        num_mixtures: Number of value projections that are mixed.
+        norm_cfg: Config of the norm.
+        init_cfg: Initialisation, see mmengine's BaseModule.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``out_channels``.
@@ -149,36 +156,39 @@ class AttentionStem(BaseModule):
         self.pool = nn.MaxPool2d(kernel_size, ceil_mode=True)
 
     def mixture(self) -> Tensor:
-        """Return p (M, K): how much of each projection a tap's value takes."""
-        where = self.rows[:, :, None] + self.columns[:, None]
-        return torch.einsum('mc,cuv->muv', self.mixtures, where).flatten(1).softmax(0)
+        """Return p (M, K): the share of each projection in the value of each tap."""
+        embedding = self.rows[:, :, None] + self.columns[:, None]
+        return torch.einsum('mc,cuv->muv', self.mixtures, embedding).flatten(1).softmax(0)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Return the attention (B, N, K, Ho, Wo); an even window makes Ho = H + 1."""
+        height, width = x.shape[-2:]
+        out_height, out_width = self.window.output_size(height, width)
+        # the additional outputs get queries of zero, and are cut off in `forward`
+        query = F.pad(self.query(x), (0, out_width - width, 0, out_height - height))
+        key = self.key(x).unflatten(1, self.heads)
+        logits = local_correlate(query.unflatten(1, self.heads), key, self.window)
+        return attend(logits, self.window, (height, width))
+
+    def aggregate(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the weighted sums (B, N, D, Ho, Wo) of the mixed values of (B, C, H, W)."""
+        # attention times the share of a projection, for every tap
+        shares = [weight * share[:, None, None] for share in self.mixture()]
+        convolution = plain_pointwise(self.values)
+        if convolution is None or convolution.bias is not None:
+            values = self.values(x).unflatten(1, (len(shares), *self.heads)).unbind(1)
+            pairs = zip(values, shares, strict=True)
+            parts = [local_aggregate(value, share, self.window) for value, share in pairs]
+            return torch.stack(parts).sum(0)
+        # projections are linear, so the three channels of the image are summed before they become
+        # many
+        image = x.unsqueeze(1).expand(-1, self.heads[0], -1, -1, -1)
+        sums = torch.stack([local_aggregate(image, share, self.window) for share in shares], 1)
+        projections = convolution.weight.reshape(len(shares), *self.heads, x.shape[1])
+        return torch.einsum('mndc,bmnchw->bndhw', projections, sums.to(projections.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / k), ceil(W / k))."""
-        height, width = x.shape[-2:]
-        # an even window with the same padding on both sides has one output more, which is cut off
-        extra = [
-            count - length
-            for count, length in zip(
-                self.window.output_size(height, width), (height, width), strict=True
-            )
-        ]
-        query = F.pad(self.query(x), (0, extra[1], 0, extra[0])).unflatten(1, self.heads)
-        weight = attend(
-            local_correlate(query, self.key(x).unflatten(1, self.heads), self.window),
-            self.window,
-            (height, width),
-        )
-        # the projections are linear, so the few channels of the image are summed before they are
-        # projected
-        image = x.unsqueeze(1).expand(-1, self.heads[0], -1, -1, -1)
-        sums = torch.stack(
-            [
-                local_aggregate(image, weight * share[:, None, None], self.window)
-                for share in self.mixture()
-            ],
-            1,
-        )
-        projections = self.values.weight.reshape(len(self.mixtures), *self.heads, x.shape[1])
-        total = torch.einsum('mndc,bmnchw->bndhw', projections, sums.to(projections.dtype))
-        return self.pool(self.norm(total.flatten(1, 2)[..., :height, :width]))
+        out = self.aggregate(x, self.weights(x)).flatten(1, 2)
+        # the last row and column belong to the additional outputs of an even window
+        return self.pool(self.norm(out[..., : x.shape[-2], : x.shape[-1]]))

@@ -1,8 +1,8 @@
-"""The contract of a spatial operator, what may stand in place of a 3x3 convolution, and how a
-config names one.
+"""The contract of a spatial operator, the table of all operators, and how a config names one.
 
-An operator is a registered module ``Layer(channels, *, stride=1, dilation=1, norm_cfg=..., ...)``
-that maps (B, channels, H, W) to (B, channels, ceil(H / stride), ceil(W / stride)) for any H and W.
+An operator is a module ``Layer(channels, *, stride=1, dilation=1, ...)`` that maps (B, channels, H,
+W) to (B, channels, ceil(H / stride), ceil(W / stride)) for any H and W. It may stand in place of a
+3x3 convolution.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from mmcv.cnn import build_conv_layer
 from mmengine.model import Sequential
@@ -20,11 +20,30 @@ from ..registry import MODELS
 
 SpatialConfig = dict | None
 
+# every registered operator by its name
+OPERATORS: dict[str, type[nn.Module]] = {}
+
 
 def spatial_operator(layer: type[nn.Module]) -> type[nn.Module]:
-    """Register an operator, and let stock ResNets use it as a plugin: they name the channels
-    ``in_channels``.
+    """Register an operator, for ``spatial_cfg``, ``conv_cfg`` and ``plugins`` of stock ResNets.
+
+    The operator is entered in ``OPERATORS``, the table that tests and documentation go through.
+    Stock ResNets call the number of channels of a plugin ``in_channels``; the constructor of a
+    registered operator takes it under both names.
+
+    Args:
+        layer: A class with an attribute ``example``: the keyword arguments of a small instance of
+            16 channels, with which tests run the contract.
+
+    Raises:
+        TypeError: The class has no ``example``.
     """
+    if not isinstance(getattr(layer, 'example', None), dict):
+        raise TypeError(
+            f'{layer.__name__}.example must be a dict, the keyword arguments of a small instance '
+            f'such as dict(kernel_size=3), got {getattr(layer, "example", None)!r}.'
+        )
+    # mmcv builds a plugin by its `in_channels`
     construct = layer.__init__
 
     @functools.wraps(construct)
@@ -43,32 +62,33 @@ def spatial_operator(layer: type[nn.Module]) -> type[nn.Module]:
         construct(self, in_channels if channels is None else channels, **kwargs)
 
     layer.__init__ = __init__  # type: ignore[method-assign]
-    return MODELS.register_module()(layer)
+    MODELS.register_module()(layer)
+    OPERATORS[layer.__name__] = layer
+    return layer
 
 
 def cell_average(stride: int) -> nn.Module:
-    """Return the mean over cells of stride x stride; those that reach beyond an odd map average
-    what is there.
+    """Return the average pooling over cells of stride x stride.
+
+    At the border of an odd feature map a cell averages what lies on the map.
     """
+    # rounding down would drop the last rows of an odd map, which the window of an operator sees
     return nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
 
 
 def per_stage(
     spatial_cfg: SpatialConfig | Sequence[SpatialConfig], stages: int
 ) -> Sequence[SpatialConfig]:
-    """Return one operator per stage: a single config stands for all.
+    """Return one operator config per stage; a single config is used for all stages.
 
     Raises:
-        ValueError: a list has another number of configs.
+        ValueError: A list has another number of configs.
     """
-    configs = (
-        [spatial_cfg] * stages
-        if spatial_cfg is None or isinstance(spatial_cfg, dict)
-        else spatial_cfg
-    )
-    if len(configs) != stages:
+    if spatial_cfg is None or isinstance(spatial_cfg, dict):
+        return [spatial_cfg] * stages
+    if len(spatial_cfg) != stages:
         raise ValueError(f'spatial_cfg must have one entry per stage, {stages}, got {spatial_cfg}.')
-    return configs
+    return spatial_cfg
 
 
 def build_spatial(
@@ -83,60 +103,66 @@ def build_spatial(
     """Build the spatial operator that a config names.
 
     Args:
-        cfg: ``dict(type='Involution', kernel_size=7)``, say; None is the 3x3 convolution.
-        channels: C, of the input and of the output.
-        stride: distance of neighbouring outputs.
-        dilation: distance of neighbouring taps.
-        norm_cfg: the norm that the network around it uses; for operators that have norms, unless
-            ``cfg`` states one.
-        bias: whether the 3x3 convolution, for which no norm stands in, has one.
+        cfg: Config such as ``dict(type='Involution', kernel_size=7)``; None is the 3x3 convolution.
+        channels: Number of channels of the input and of the output.
+        stride: Distance between neighbouring outputs.
+        dilation: Distance between neighbouring taps.
+        norm_cfg: Norm of the surrounding network. Operators with norms use it unless ``cfg`` has
+            a ``norm_cfg`` of its own.
+        bias: True if the 3x3 convolution has a bias; operators ignore it.
 
     Raises:
         TypeError: ``cfg`` is not a dict with a ``type``.
-        KeyError: no operator is registered under that type.
+        KeyError: No operator is registered under that type.
     """
     if cfg is None:
-        return build_conv_layer(
-            None,
-            channels,
-            channels,
-            3,
-            stride=stride,
-            padding=dilation,
-            dilation=dilation,
-            bias=bias,
-        )
-    if not isinstance(cfg, dict) or 'type' not in cfg:
-        raise TypeError(
-            "spatial_cfg must be None (a 3x3 convolution) or a dict with the key 'type', got "
-            f'{cfg!r}.'
-        )
-    layer = MODELS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
-    if layer is None:
-        raise KeyError(
-            "spatial_cfg.type must be a registered operator such as 'Involution', got "
-            f'{cfg["type"]!r}.'
-        )
+        options = dict(stride=stride, padding=dilation, dilation=dilation, bias=bias)
+        return build_conv_layer(None, channels, channels, 3, **options)
+    layer = _operator_class(cfg)
     arguments = dict(cfg, type=layer, channels=channels, stride=stride, dilation=dilation)
+    # operators without norms have no such argument
     if norm_cfg is not None and 'norm_cfg' in inspect.signature(layer).parameters:
         arguments.setdefault('norm_cfg', norm_cfg)
     return MODELS.build(arguments)
 
 
+def _operator_class(cfg: dict) -> Any:
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise TypeError(
+            "spatial_cfg must be None (a 3x3 convolution) or a dict with the key 'type', got "
+            f'{cfg!r}.'
+        )
+    name = cfg['type']
+    layer = MODELS.get(name) if isinstance(name, str) else name
+    if layer is None:
+        raise KeyError(
+            "spatial_cfg.type must be a registered operator such as 'Involution', got "
+            f'{cfg["type"]!r}.'
+        )
+    return layer
+
+
 @spatial_operator
 class OperatorChain(Sequential):
-    """Operators one behind the other, as attention along rows and then along columns.
+    """Apply operators one after another, such as attention along rows and then along columns.
 
     Args:
-        channels: C, of the input and of the output.
-        operators: configs of the operators; the last one has the stride.
-        stride: distance of neighbouring outputs.
-        dilation: distance of neighbouring taps, of all of them.
-        norm_cfg: of the operators that have norms.
+        channels: Number of channels of the input and of the output.
+        operators: Configs of the operators. The last one has the stride.
+        stride: Distance between neighbouring outputs.
+        dilation: Distance between neighbouring taps of every operator.
+        norm_cfg: Norm of the operators that have norms.
 
     Raises:
-        ValueError: there is no operator.
+        ValueError: There is no operator.
     """
+
+    example: ClassVar[dict] = dict(
+        operators=[
+            dict(type='StandAloneSelfAttention', kernel_size=3, num_heads=2),
+            dict(type='Involution', kernel_size=3, group_channels=8),
+        ]
+    )
 
     def __init__(
         self,
@@ -149,15 +175,10 @@ class OperatorChain(Sequential):
     ) -> None:
         if not operators:
             raise ValueError(f'operators must have at least one config, got {operators}.')
+        strides = [1] * (len(operators) - 1) + [stride]
         super().__init__(
             *(
-                build_spatial(
-                    cfg,
-                    channels,
-                    stride=stride if index == len(operators) - 1 else 1,
-                    dilation=dilation,
-                    norm_cfg=norm_cfg,
-                )
-                for index, cfg in enumerate(operators)
+                build_spatial(cfg, channels, stride=step, dilation=dilation, norm_cfg=norm_cfg)
+                for cfg, step in zip(operators, strides, strict=True)
             )
         )

@@ -1,7 +1,7 @@
 """Time backbones against stock mmdet ResNet-50 in the same process, as ratios from one run.
 
-Each contestant runs in its better layout, contiguous or channels-last, plain and with batch norms
-folded into convolutions by mmcv's fuse_conv_bn.
+Each contestant runs in both layouts, contiguous and channels-last, and in two forms: plain, and
+folded by mmrednet.fuse, which for mmdet's and mmseg's networks is mmcv's fuse_conv_bn.
 """
 
 import argparse
@@ -14,16 +14,16 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
 
 import torch
-from mmcv.cnn import fuse_conv_bn
 from mmengine.registry import MODELS
 
 from benchmarks.timing import medians
+from mmrednet import fuse
 from mmrednet.ops import active_kernels
 
 BASELINE = 'mmdet ResNet-50'
 BACKBONES = {
     BASELINE: dict(type='mmdet.ResNet', depth=50),
-    # the same network: what the gains that are not involution's give it
+    # the same network in our code
     'SpatialResNet-50': dict(type='mmrednet.SpatialResNet', depth=50),
     'RedNet-50': dict(type='mmrednet.RedNet', depth=50),
     'SASA-50, conv stem': dict(type='mmrednet.SASAResNet', depth=50),
@@ -46,7 +46,7 @@ BACKBONES = {
         norm_cfg=dict(type='BN'),
     ),
     'MSCAN-tiny': dict(type='mmrednet.MSCAN', arch='tiny'),
-    # what its strips take
+    # without its strips, to see what they cost
     'MSCAN-tiny, strips of 1': dict(
         type='mmrednet.MSCAN',
         arch='tiny',
@@ -65,15 +65,21 @@ def parse_args():
         nargs='+',
         choices=list(BACKBONES),
         default=[BASELINE, 'SpatialResNet-50', 'RedNet-50'],
-        help='the first is what the others are compared with',
+        help='backbones to time; the others are compared with the first',
     )
     parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'))
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument(
         '--train', action='store_true', help='forward and backward in training mode, not inference'
     )
+    parser.add_argument(
+        '--fuse-conv-bn', action='store_true', help='time the folded networks alone'
+    )
     parser.add_argument('--rounds', type=int, default=9)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.train and args.fuse_conv_bn:
+        parser.error('--fuse-conv-bn is for inference, it cannot be given with --train')
+    return args
 
 
 def build(cfg):
@@ -85,6 +91,16 @@ def build(cfg):
     scope = cfg['type'].split('.')[0]
     with MODELS.switch_scope_and_registry('mmdet' if scope == 'mmrednet' else scope) as registry:
         return registry.build(dict(cfg, init_cfg=None) if scope != 'mmseg' else cfg)
+
+
+def forms_of(model, args):
+    """Return the forms of a network to time, by their names in the table."""
+    forms = {}
+    if not args.fuse_conv_bn:
+        forms['plain'] = model
+    if not args.train:
+        forms['folded'] = fuse(copy.deepcopy(model))
+    return forms
 
 
 def step(model, x, train):
@@ -105,12 +121,7 @@ def contestants(args):
     for name in args.backbones:
         model = build(BACKBONES[name])
         model.train(args.train)
-        forms = (
-            {'plain': model}
-            if args.train
-            else {'plain': model, 'folded': fuse_conv_bn(copy.deepcopy(model))}
-        )
-        for form, network in forms.items():
+        for form, network in forms_of(model, args).items():
             for layout, memory_format in LAYOUTS.items():
                 image = torch.randn(args.batch, 3, *args.shape).contiguous(
                     memory_format=memory_format
@@ -124,11 +135,10 @@ def main():
     args = parse_args()
     torch.manual_seed(0)
     seconds = medians(contestants(args), args.rounds)
+    mode = 'training step' if args.train else 'inference'
     print(
         f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, '
-        'float32, batch '
-        f'{args.batch}, {args.shape[0]} x {args.shape[1]}, '
-        f'{"training step" if args.train else "inference"}; '
+        f'float32, batch {args.batch}, {args.shape[0]} x {args.shape[1]}, {mode}; '
         f'{active_kernels()["cpu"]}\n'
     )
     print(
