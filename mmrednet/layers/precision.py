@@ -6,9 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from ..ops.checks import AUTOCAST_DEVICES
+
 
 def full_precision(device_type: str) -> AbstractContextManager:
     """Return a context without autocast; devices such as 'meta' have no autocast."""
-    if torch.amp.is_autocast_available(device_type):
+    if device_type in AUTOCAST_DEVICES:
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
