@@ -1,6 +1,8 @@
 # one environment for every target and every clone; VENV= points elsewhere
 VENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmrednet/venv
 PYTHON := $(VENV)/bin/python
+# processes of the test suite, of one thread each
+TEST_JOBS ?= $(shell nproc)
 export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 # ninja, which compiles the kernels, is one of the environment's programs
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -55,7 +57,7 @@ demo-conv: ext
 	@$(PYTHON) tools/demo.py --config configs/shapes/faster-rcnn_r26_fpn_shapes.py
 
 test: ext
-	@$(PYTHON) -m pytest tests
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -n $(TEST_JOBS)
 
 lint: env
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
