@@ -144,33 +144,33 @@ def test_floors_are_those_of_the_documentation(operator, dtype, monkeypatch):
 
     batch, (channels, height, width), kernel = 2, (64, 5, 6), 3
     case = CASES[operator](Setting(batch, (channels, height, width), kernel, dtype))
-    places, taps, size = batch * height * width, kernel**2, dtype.itemsize
+    positions, taps, size = batch * height * width, kernel**2, dtype.itemsize
     if operator == 'involution':
         groups, hidden = channels // 16, channels // 4
         moved = (
-            size * (places * (2 * channels + hidden) + groups * taps * (hidden + 1)),
-            size * (places * (3 * channels + 2 * hidden) + 2 * groups * taps * (hidden + 1)),
+            size * (positions * (2 * channels + hidden) + groups * taps * (hidden + 1)),
+            size * (positions * (3 * channels + 2 * hidden) + 2 * groups * taps * (hidden + 1)),
         )
-        vector = 2 * places * taps * channels, 4 * places * taps * channels
-        matrix = 2 * places * groups * taps * hidden, 6 * places * groups * taps * hidden
+        vector = 2 * positions * taps * channels, 4 * positions * taps * channels
+        matrix = 2 * positions * groups * taps * hidden, 6 * positions * groups * taps * hidden
     elif operator == 'attention':
         heads, tables = channels // 16, 2 * channels // 2 * kernel
         moved = (
-            size * (places * 4 * channels + tables) + 4 * places * heads,
-            size * (places * 7 * channels + 2 * tables) + 4 * places * heads,
+            size * (positions * 4 * channels + tables) + 4 * positions * heads,
+            size * (positions * 7 * channels + 2 * tables) + 4 * positions * heads,
         )
-        vector = 4 * places * taps * channels, 10 * places * taps * channels
-        matrix = 2 * places * channels * kernel, 6 * places * channels * kernel
+        vector = 4 * positions * taps * channels, 10 * positions * taps * channels
+        matrix = 2 * positions * channels * kernel, 6 * positions * channels * kernel
     else:
         keys, values, table = 8 * 4, 8 * 8, 16 * (2 * width - 1)
         moved = (
-            size * (places * (2 * keys + 3 * values) + table) + 4 * 24,
-            size * (places * (4 * keys + 4 * values) + 2 * table) + 8 * 24,
+            size * (positions * (2 * keys + 3 * values) + table) + 4 * 24,
+            size * (positions * (4 * keys + 4 * values) + 2 * table) + 8 * 24,
         )
         vector = 0, 0
         matrix = (
-            2 * places * width * (3 * keys + 2 * values),
-            2 * places * width * (3 * keys + 2 * (3 * keys + 2 * values)),
+            2 * positions * width * (3 * keys + 2 * values),
+            2 * positions * width * (3 * keys + 2 * (3 * keys + 2 * values)),
         )
     for work, *expected in zip((case.forward, case.backward), moved, matrix, vector, strict=True):
         assert [work.bytes, work.matrix, work.vector] == expected
@@ -278,7 +278,7 @@ def test_strided_inputs_of_checks_stay_so(monkeypatch):
 
     from mmrednet.ops._triton.tiles import layout
 
-    found = {
+    layouts = {
         name: layout(features(name, 2, 3, 16, (4, 5), torch.float16, DEVICE)) for name in LAYOUTS
     }
-    assert found == {'channels-last': 16, 'contiguous': -1, 'strided': 0}
+    assert layouts == {'channels-last': 16, 'contiguous': -1, 'strided': 0}
