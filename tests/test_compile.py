@@ -1,6 +1,4 @@
-"""torch.compile of layers and of a network: windows are held outside of what is compiled, as
-attributes of modules.
-"""
+"""torch.compile of layers and of a network, whose windows are attributes of modules."""
 
 import pytest
 import torch
@@ -20,9 +18,8 @@ LAYERS = {
 
 
 def same_when_compiled(model, x, fullgraph):
-    """Compare output and all gradients with those of eager mode; norms use the same statistics in
-    both.
-    """
+    """Compare outputs and all gradients with those of eager mode."""
+    # in eval mode, norms use the same statistics in both
     torch._dynamo.reset()
     model, x = model.double().eval(), x.double().requires_grad_()
     compiled = torch.compile(model, backend='aot_eager', fullgraph=fullgraph)
@@ -33,11 +30,11 @@ def same_when_compiled(model, x, fullgraph):
         outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
         total = sum(output.sin().sum() for output in outputs)
         results.append([*outputs, *torch.autograd.grad(total, leaves, allow_unused=True)])
-    assert any(found is not None and found.any() for found in results[0][1:])
-    for want, have in zip(*results, strict=True):
-        assert (want is None) == (have is None)
-        if want is not None:
-            torch.testing.assert_close(have, want)
+    assert any(grad is not None and grad.any() for grad in results[0][1:])
+    for expected, result in zip(*results, strict=True):
+        assert (expected is None) == (result is None)
+        if expected is not None:
+            torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize('name', LAYERS)

@@ -84,9 +84,9 @@ def test_dry_run():
 def test_flex_attention_computes_the_same(dry, monkeypatch):
     """In the order of the report: in inference mode first, then with gradients."""
     monkeypatch.syspath_prepend(str(TOOLS))
+    from benchmarks.cases import Setting, attention
     from benchmarks.gpu.contestants import attentions
     from benchmarks.gpu.operators import difference, steps
-    from benchmarks.gpu.problems import attention
     from torch.nn.attention import flex_attention
 
     # torch has no kernel for gradients on a CPU; traced as for a GPU, they are those of its
@@ -94,43 +94,42 @@ def test_flex_attention_computes_the_same(dry, monkeypatch):
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
     torch._dynamo.reset()
     monkeypatch.setattr(flex_attention, '_validate_device', lambda *_: None)
-    problem = attention(2, (32, 5, 6), 3, torch.float32, 'cpu')
-    ways = attentions(problem, dry=dry, compiled=False, flex=True)
-    expected, found = (
+    case = attention(Setting(2, (32, 5, 6), 3, torch.float32))
+    contestants = attentions(case, dry=dry, compiled=False, flex=True)
+    expected, results = (
         [forward(), [tensor.detach() for tensor in both()]]
-        for forward, both in (steps(ways[name], problem) for name in ('fused', 'FlexAttention'))
+        for forward, both in (steps(contestants[name], case) for name in ('fused', 'FlexAttention'))
     )
-    torch.testing.assert_close(found[0], expected[0])
-    assert len(found[1]) == 6
-    assert difference(found[1], expected[1]) < 1e-5
+    torch.testing.assert_close(results[0], expected[0])
+    assert len(results[1]) == 6
+    assert difference(results[1], expected[1]) < 1e-5
 
 
 def test_heads_are_wide_enough_for_flex_attention(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    from benchmarks.gpu import problems
+    from benchmarks.cases import STAGES, Setting, attention
 
-    for stage in problems.STAGES[False]:
-        problem = problems.attention(1, (stage[0], 2, 2), 3, torch.float32, 'cpu')
-        assert problem.inputs['query'].shape[1:3] == (stage[0] // 16, 16)
+    for channels, *_ in STAGES['800x1344']:
+        case = attention(Setting(1, (channels, 2, 2), 3, torch.float32))
+        assert case.inputs['query'].shape[1:3] == (channels // 16, 16)
 
 
 def test_convolution_has_all_gradients(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
+    from benchmarks.cases import Setting, involution
     from benchmarks.gpu.contestants import CONTEXT, CONVOLUTION, involutions
     from benchmarks.gpu.operators import steps
-    from benchmarks.gpu.problems import involution
     from torch.utils.flop_counter import FlopCounterMode
 
-    problem = involution(2, (32, 5, 6), 3, torch.float32, 'cpu')
-    forward, both = steps(
-        involutions(problem, dry=True, compiled=False, flex=False)[CONVOLUTION], problem
-    )
+    case = involution(Setting(2, (32, 5, 6), 3, torch.float32))
+    contestants = involutions(case, dry=True, compiled=False, flex=False)
+    forward, both = steps(contestants[CONVOLUTION], case)
     counts = []
     for call in (forward, both):
         with FlopCounterMode(display=False) as count:
             call()
         counts.append(count.get_total_flops())
-    works = CONTEXT[CONVOLUTION](problem)
+    works = CONTEXT[CONVOLUTION](case)
     assert counts == [works[0].matrix, works[0].matrix + works[1].matrix]
     assert counts == [2 * 2 * 5 * 6 * 9 * 32**2, 3 * 2 * 2 * 5 * 6 * 9 * 32**2]
     assert both()[-1].shape == (32, 32, 3, 3)
@@ -140,42 +139,40 @@ def test_convolution_has_all_gradients(monkeypatch):
 @pytest.mark.parametrize('operator', ['involution', 'attention', 'axial'])
 def test_floors_are_those_of_the_documentation(operator, dtype, monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    from benchmarks.gpu import problems
+    from benchmarks.cases import CASES, Setting
     from benchmarks.gpu.ceilings import Ceilings
 
     batch, (channels, height, width), kernel = 2, (64, 5, 6), 3
-    problem = getattr(problems, operator)(batch, (channels, height, width), kernel, dtype, 'cpu')
-    places, taps, size = batch * height * width, kernel**2, dtype.itemsize
+    case = CASES[operator](Setting(batch, (channels, height, width), kernel, dtype))
+    positions, taps, size = batch * height * width, kernel**2, dtype.itemsize
     if operator == 'involution':
         groups, hidden = channels // 16, channels // 4
         moved = (
-            size * (places * (2 * channels + hidden) + groups * taps * (hidden + 1)),
-            size * (places * (3 * channels + 2 * hidden) + 2 * groups * taps * (hidden + 1)),
+            size * (positions * (2 * channels + hidden) + groups * taps * (hidden + 1)),
+            size * (positions * (3 * channels + 2 * hidden) + 2 * groups * taps * (hidden + 1)),
         )
-        vector = 2 * places * taps * channels, 4 * places * taps * channels
-        matrix = 2 * places * groups * taps * hidden, 6 * places * groups * taps * hidden
+        vector = 2 * positions * taps * channels, 4 * positions * taps * channels
+        matrix = 2 * positions * groups * taps * hidden, 6 * positions * groups * taps * hidden
     elif operator == 'attention':
         heads, tables = channels // 16, 2 * channels // 2 * kernel
         moved = (
-            size * (places * 4 * channels + tables) + 4 * places * heads,
-            size * (places * 7 * channels + 2 * tables) + 4 * places * heads,
+            size * (positions * 4 * channels + tables) + 4 * positions * heads,
+            size * (positions * 7 * channels + 2 * tables) + 4 * positions * heads,
         )
-        vector = 4 * places * taps * channels, 10 * places * taps * channels
-        matrix = 2 * places * channels * kernel, 6 * places * channels * kernel
+        vector = 4 * positions * taps * channels, 10 * positions * taps * channels
+        matrix = 2 * positions * channels * kernel, 6 * positions * channels * kernel
     else:
         keys, values, table = 8 * 4, 8 * 8, 16 * (2 * width - 1)
         moved = (
-            size * (places * (2 * keys + 3 * values) + table) + 4 * 24,
-            size * (places * (4 * keys + 4 * values) + 2 * table) + 8 * 24,
+            size * (positions * (2 * keys + 3 * values) + table) + 4 * 24,
+            size * (positions * (4 * keys + 4 * values) + 2 * table) + 8 * 24,
         )
         vector = 0, 0
         matrix = (
-            2 * places * width * (3 * keys + 2 * values),
-            2 * places * width * (3 * keys + 2 * (3 * keys + 2 * values)),
+            2 * positions * width * (3 * keys + 2 * values),
+            2 * positions * width * (3 * keys + 2 * (3 * keys + 2 * values)),
         )
-    for work, *expected in zip(
-        (problem.forward, problem.backward), moved, matrix, vector, strict=True
-    ):
+    for work, *expected in zip((case.forward, case.backward), moved, matrix, vector, strict=True):
         assert [work.bytes, work.matrix, work.vector] == expected
         # each unit at its own rate, side by side
         floors = Ceilings(4e12, {dtype: 5e14}, 6e13).floors(work, dtype)
@@ -277,11 +274,11 @@ def test_an_operator_that_does_not_repeat_is_reported(monkeypatch):
 
 def test_strided_inputs_of_checks_stay_so(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    from benchmarks.gpu.checks import LAYOUTS, laid_out
+    from benchmarks.cases import LAYOUTS, features
 
     from mmrednet.ops._triton.tiles import layout
 
-    found = {
-        name: layout(laid_out(name, 2, 3, 16, (4, 5), torch.float16, DEVICE)) for name in LAYOUTS
+    layouts = {
+        name: layout(features(name, 2, 3, 16, (4, 5), torch.float16, DEVICE)) for name in LAYOUTS
     }
-    assert found == {'channels-last': 16, 'contiguous': -1, 'strided': 0}
+    assert layouts == {'channels-last': 16, 'contiguous': -1, 'strided': 0}

@@ -47,10 +47,10 @@ def _poison():
 
 
 def random(layout, *shape, dtype):
-    made = laid_out(layout, *shape, dtype)
+    source = laid_out(layout, *shape, dtype)
     # moving a tensor that is not dense would make it so
-    result = torch.empty_strided(shape, made.stride(), dtype=dtype, device=DEVICE)
-    assert result.copy_(made).stride() == made.stride()
+    result = torch.empty_strided(shape, source.stride(), dtype=dtype, device=DEVICE)
+    assert result.copy_(source).stride() == source.stride()
     return result
 
 
@@ -119,12 +119,12 @@ def test_addresses_beyond_32_bits(strides):
     memory = torch.empty(2**31 + 128, dtype=torch.bfloat16, device=DEVICE)
     value = memory.as_strided((2, 1, 1, 2, 4), strides)
     value.copy_(torch.randn(value.shape))
-    near, weight = (
+    dense, weight = (
         value.clone(memory_format=torch.contiguous_format),
         random('planar', 2, 1, 9, 2, 4, dtype=torch.bfloat16),
     )
     got = fused_local.aggregate(value, weight, list(Window(3)))
-    assert torch.equal(got, fused_local.aggregate(near, weight, list(Window(3))))
+    assert torch.equal(got, fused_local.aggregate(dense, weight, list(Window(3))))
 
 
 FUSED = {
@@ -173,7 +173,8 @@ def test_gradients_have_the_strides_that_their_fakes_promise(layouts):
     window, (layout, other) = Window(3), layouts.split()
     size, dtype = (3, 4), torch.float32
     value, grad, key = (
-        random(place, 1, 2, 4, *size, dtype=dtype) for place in (layout, other, other)
+        random(tensor_layout, 1, 2, 4, *size, dtype=dtype)
+        for tensor_layout in (layout, other, other)
     )
     hidden = random(other, 1, 1, 3, *size, dtype=dtype)[:, 0]
     weight, bias = torch.randn(3, 18, device=DEVICE).t(), torch.randn(18, device=DEVICE)
@@ -193,8 +194,8 @@ def test_gradients_have_the_strides_that_their_fakes_promise(layouts):
 
 def attention_inputs(window, size, layout, dtype, names=('rows', 'columns', 'bias')):
     query, key, value = (
-        random(layout, 1, 2, channels, *place, dtype=dtype)
-        for channels, place in ((4, window.output_size(*size)), (4, size), (3, size))
+        random(layout, 1, 2, channels, *map_size, dtype=dtype)
+        for channels, map_size in ((4, window.output_size(*size)), (4, size), (3, size))
     )
     shapes = dict(
         rows=(2, 2, window.kernel[0]), columns=(2, 2, window.kernel[1]), bias=(2, window.taps)
@@ -224,14 +225,14 @@ def test_attention(case, tables):
     window, size, layout, dtype = FUSED[case]
     inputs = attention_inputs(window, size, layout, dtype, tables.split())
     expected, sums = attention.definition(*widened(inputs), list(window))
-    got, found = fused_attention.attention(*inputs, list(window))
+    got, sums_result = fused_attention.attention(*inputs, list(window))
     close(got, expected, dtype, _torch.empty_in_layout_of(inputs[2], expected.shape, dtype))
-    close(found, sums, torch.float32)
+    close(sums_result, sums, torch.float32)
     grad = torch.randn(got.shape, device=DEVICE).to(dtype)
     expected = attention.gradients(*widened([grad, *inputs]), list(window))
-    got = fused_attention.attention_backward(grad, found, *inputs, list(window))
-    for have, want in zip(got, expected, strict=True):
-        close(have, want, dtype)
+    got = fused_attention.attention_backward(grad, sums_result, *inputs, list(window))
+    for result, reference in zip(got, expected, strict=True):
+        close(result, reference, dtype)
 
 
 def test_attention_of_nothing():
@@ -243,8 +244,8 @@ def test_attention_of_nothing():
     inputs[-1][0, 1:3] = -torch.inf
     inputs[1][:, 1] *= 200
     expected, sums = attention.definition(*inputs, list(window))
-    got, found = fused_attention.attention(*inputs, list(window))
-    torch.testing.assert_close(found, sums)
+    got, sums_result = fused_attention.attention(*inputs, list(window))
+    torch.testing.assert_close(sums_result, sums)
     # the second head has no tap switched off
     nothing, alone = sums[0].isinf(), sums[0, 1].isinf()
     result, off = got[0].movedim(1, 0), nothing[0] & ~alone
@@ -253,12 +254,12 @@ def test_attention_of_nothing():
     assert result[:, 0, off].isnan().all()
     torch.testing.assert_close(result[:, ~nothing], expected[0].movedim(1, 0)[:, ~nothing])
     grad = torch.randn_like(got)
-    got = fused_attention.attention_backward(grad, found, *inputs, list(window))
+    got = fused_attention.attention_backward(grad, sums_result, *inputs, list(window))
     expected = attention.gradients(grad, *inputs, list(window))
     assert (got[0][0][:, :, alone] == 0).all()
     assert all(table[1].isfinite().all() for table in got[3:])
-    for have, want in zip(got[1:3], expected[1:3], strict=True):
-        torch.testing.assert_close(have, want, equal_nan=True, atol=1e-3, rtol=1e-4)
+    for result, reference in zip(got[1:3], expected[1:3], strict=True):
+        torch.testing.assert_close(result, reference, equal_nan=True, atol=1e-3, rtol=1e-4)
 
 
 AXIAL = {
@@ -394,15 +395,15 @@ def test_the_dispatcher_knows_them(name):
 
 
 @pytest.mark.parametrize(
-    ('found', 'usable'),
+    ('installed', 'usable'),
     [('3.3.1', False), ('3.4.0', False), ('3.5.0', True), ('3.10.0+gitabc', True), ('4.0', True)],
 )
-def test_an_old_triton_is_left_alone_with_the_reason(found, usable, monkeypatch):
-    monkeypatch.setattr(_triton, 'version', lambda _: found)
+def test_an_old_triton_is_left_alone_with_the_reason(installed, usable, monkeypatch):
+    monkeypatch.setattr(_triton, 'version', lambda _: installed)
     monkeypatch.delenv('MMREDNET_TRITON', raising=False)
     missing, version = _triton._find()
     assert (missing, version) == (
-        (None, found) if usable else (f'{found} is too old: at least 3.5 is needed', '')
+        (None, installed) if usable else (f'{installed} is too old: at least 3.5 is needed', '')
     )
     registered = []
 

@@ -1,6 +1,4 @@
-"""Compile what would be launched for a GPU that is not there; by itself it prints what each kernel
-needs.
-"""
+"""Compile kernels for a GPU that is not there. As a script, print the resources of each."""
 
 import argparse
 import json
@@ -21,7 +19,7 @@ from triton.runtime.jit import JITFunction
 
 
 class NoDevice:
-    """What Triton asks a driver before it compiles."""
+    """A driver that answers what Triton asks before it compiles."""
 
     def __init__(self, capability):
         self.target = GPUTarget('cuda', capability, 32)
@@ -37,7 +35,7 @@ class NoDevice:
 
 
 def resources(binary):
-    """Return what the assembler says of a compiled kernel."""
+    """Return the resources of a compiled kernel, as the disassembler reports them."""
     tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / 'kernel.cubin'
@@ -45,11 +43,11 @@ def resources(binary):
         text = subprocess.run(
             [tool, '--dump-resource-usage', cubin], capture_output=True, text=True, check=True
         ).stdout
-    found = dict(re.findall(r'(REG|STACK|LOCAL):(\d+)', text))
+    fields = dict(re.findall(r'(REG|STACK|LOCAL):(\d+)', text))
     products = re.findall(r'\b(?:mma|wgmma\.mma_async)\.sync', binary.asm['ptx'])
     return dict(
-        registers=int(found['REG']),
-        stack=int(found['STACK']) + int(found['LOCAL']),
+        registers=int(fields['REG']),
+        stack=int(fields['STACK']) + int(fields['LOCAL']),
         shared=binary.metadata.shared,
         matrix_instructions=len(products),
         wide_loads=binary.asm['ptx'].count('ld.global.v4.b32'),
@@ -58,19 +56,17 @@ def resources(binary):
 
 @contextmanager
 def offline(capability=90):
-    """Compile launches instead of running them; yields the dictionary of compiled kernels by name
-    that it fills.
-    """
-    found, run = {}, JITFunction.run
+    """Compile launches instead of running them. Yields the compiled kernels by name."""
+    binaries, run = {}, JITFunction.run
 
     def compile_only(self, *arguments, grid, warmup, **constants):
         kernel = run(self, *arguments, grid=grid, warmup=True, **constants)
-        found.setdefault(self.__name__, set()).add(kernel)
+        binaries.setdefault(self.__name__, set()).add(kernel)
 
     JITFunction.run = compile_only
     driver.set_active(NoDevice(capability))
     try:
-        yield found
+        yield binaries
     finally:
         JITFunction.run = run
         driver.set_active(None)
@@ -108,7 +104,7 @@ def launch_all(dtype, sizes, groups, group_channels, hidden_channels, kernel=7):
         attention.attention_backward(value, sums, value, value, value, rows, columns, None, window)
         line, keys = value.permute(0, 3, 1, 2, 4)[0].contiguous(), -(-group_channels // 2)
         table = torch.randn(2 * keys + group_channels, 111).to(dtype)
-        # copies: a slice may begin where wide accesses cannot, which is compiled apart
+        # copies: a slice may start at an address without alignment, which is compiled separately
         axial.attention(
             line[:, :, :keys].contiguous(),
             line[:, :, -keys:].contiguous(),
@@ -131,12 +127,12 @@ def main():
     parser.add_argument('--groups', type=int, default=8)
     parser.add_argument('--group-channels', type=int, default=16)
     parser.add_argument(
-        '--hidden', type=int, help='features of the generator; by default a quarter of all channels'
+        '--hidden', type=int, help='features of the generator (default: a quarter of all channels)'
     )
     parser.add_argument('--capability', type=int, default=90)
     parser.add_argument('--json', action='store_true')
     args = parser.parse_args()
-    with offline(args.capability) as found:
+    with offline(args.capability) as compiled:
         hidden = args.hidden or max(1, args.groups * args.group_channels // 4)
         launch_all(
             getattr(torch, args.dtype),
@@ -145,7 +141,9 @@ def main():
             args.group_channels,
             hidden,
         )
-    kernels = {name: [resources(binary) for binary in binaries] for name, binaries in found.items()}
+    kernels = {
+        name: [resources(binary) for binary in binaries] for name, binaries in compiled.items()
+    }
     if args.json:
         print(json.dumps(kernels))
         return

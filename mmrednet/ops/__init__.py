@@ -1,4 +1,4 @@
-"""Functions over tensors: arithmetic of a pixel and its neighbours. Imports torch alone."""
+"""Functions over tensors: arithmetic of a position and its neighbours. Imports torch alone."""
 
 from .attention import attend, local_attention
 from .axial import axial_attention

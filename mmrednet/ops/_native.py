@@ -1,6 +1,4 @@
-"""The compiled CPU kernels, where they were built: loading them gives the CPU its implementations.
-See csrc/.
-"""
+"""The compiled CPU kernels of csrc/. Loading their library registers them for CPU tensors."""
 
 from __future__ import annotations
 
@@ -16,18 +14,18 @@ from .dispatch import unavailable
 
 
 def _load() -> str | None:
-    """Load the compiled library and return None, or why it is not loaded."""
+    """Load the compiled library. Return None, or the reason why it is not loaded."""
     candidates = [Path(__file__).with_name(f'_C{suffix}') for suffix in EXTENSION_SUFFIXES]
-    found = [path for path in candidates if path.is_file()]
-    if not found:
+    libraries = [path for path in candidates if path.is_file()]
+    if not libraries:
         return (
             'not built: python setup.py build_ext --inplace, or pip install --no-build-isolation, '
             'needs a compiler'
         )
     try:
-        torch.ops.load_library(str(found[0]))
+        torch.ops.load_library(str(libraries[0]))
     except OSError as error:
-        return f'{found[0].name} was built for another torch or machine: {error}'
+        return f'{libraries[0].name} was built for another torch or machine: {error}'
     return None
 
 
@@ -40,15 +38,15 @@ unavailable['native'] = MISSING
 def _say_missing() -> None:
     warnings.warn(
         'mmrednet: plain torch computes on the CPU, several times slower than the compiled '
-        'kernels, which '
-        f'are missing ({MISSING}).',
+        f'kernels, which are missing ({MISSING}).',
         stacklevel=2,
     )
 
 
 def notice_missing(tensor: Tensor) -> None:
-    """Warn, once, that plain torch computes on the CPU: pip does not show what a build without a
-    compiler says.
+    """Warn once that plain torch computes on the CPU.
+
+    pip hides the output of a build that found no compiler, so that users would not know.
     """
     if MISSING and tensor.device.type == 'cpu':
         _say_missing()
@@ -60,5 +58,5 @@ def capability() -> str:
 
 
 def threads() -> int:
-    """Return how many threads a large problem is shared by; ``torch.set_num_threads`` sets it."""
+    """Return the number of threads for a large problem. ``torch.set_num_threads`` sets it."""
     return torch.ops.mmrednet_native.threads()

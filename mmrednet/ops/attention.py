@@ -1,8 +1,8 @@
 """Local attention in one function, so that its logits need not reach memory.
 
-With K = 49 taps the logits of a head of 8 channels are six times its values, kept before and after
-the softmax. A fused kernel keeps one number for each position, the logarithm of the softmax's sum,
-and makes the rest again.
+With K = 49 taps the logits of a head of 8 channels have six times the elements of its values, and
+they are kept before and after the softmax. A fused kernel keeps one element for each position, the
+logarithm of the softmax's sum, and computes the logits again in the backward pass.
 """
 
 from __future__ import annotations
@@ -30,34 +30,36 @@ def local_attention(
     columns: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    r"""Average the neighbours of every position, weighed by how they relate to it and by where they
-    are.
+    r"""Average the neighbours of every position, weighted by content and relative position.
 
-        result[b, n, d, i] = sum over j of  softmax over j of (logits[b, n, j, i]) * value[b, n, d,
-        i + j] logits[b, n, j, i] = q . key[b, n, :, i + j]  +  q . [rows[n, :, u], columns[n, :,
-        v]]  +  bias[n, j]
+        result[b, n, d, i] = sum over j of  weight[b, n, j, i] * value[b, n, d, i + j]
+        weight[b, n, j, i] = softmax over j of  logits[b, n, j, i]
+        logits[b, n, j, i] = q . key[b, n, :, i + j] + q . [rows[n, :, u], columns[n, :, v]]
+                             + bias[n, j]
 
     with q = query[b, n, :, i] and tap j in row u and column v of the window (Ramachandran et al.,
-    NeurIPS 2019, equations 2 and 3; without scaling). Neighbours outside the map get no weight. The
-    softmax and all sums are taken in float32 or wider. Gradients reach all tensors.
+    NeurIPS 2019, equations 2 and 3, without scaling). Neighbours outside the map have no weight.
+    The softmax and all sums are taken in float32 or wider. Gradients reach all tensors.
 
     Args:
-        query: (B, N, D, Ho, Wo).
-        key: (B, N, D, H, W).
-        value: (B, N, Dv, H, W).
-        window: the neighbourhood; ``window.output_size(H, W)`` must be (Ho, Wo).
-        rows: (N, D / 2, Kh), what the first half of a query's channels meets in each row, or None.
-        columns: (N, D / 2, Kw), what the second half meets in each column; given if and only if
-            ``rows`` is.
-        bias: (N, K), what is added for each relative position, or None.
+        query: Tensor (B, N, D, Ho, Wo) of N heads.
+        key: Tensor (B, N, D, H, W).
+        value: Tensor (B, N, Dv, H, W).
+        window: Window over the map. ``window.output_size(H, W)`` must be (Ho, Wo).
+        rows: Tensor (N, D / 2, Kh), embeddings of the window's rows, or None. They are multiplied
+            with the first half of a query's channels.
+        columns: Tensor (N, D / 2, Kw), embeddings of the window's columns, or None. They are
+            multiplied with the second half of a query's channels, and are given if and only if
+            ``rows`` are.
+        bias: Tensor (N, K), added to the logits of each relative position, or None.
 
     Returns:
-        (B, N, Dv, Ho, Wo), in the dtype and the memory layout of ``value``; zero where no neighbour
-        lies on the map.
+        (B, N, Dv, Ho, Wo), in the dtype and the memory layout of ``value``. It is zero where no
+        neighbour lies on the map.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor.
-        ValueError: a shape does not match.
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: A shape does not match.
     """
     query, key, value, rows, columns, bias = check_tensors(
         ('rows', 'columns', 'bias'),
@@ -73,6 +75,18 @@ def local_attention(
     if key.shape[-2:] != value.shape[-2:]:
         raise ValueError(f'key and value must agree in size, got {key.shape=}, {value.shape=}.')
     check_outputs('query', query, 'key', key.shape[-2:], window)
+    _check_tables(query, rows, columns, bias, window)
+    return attention(query, key, value, rows, columns, bias, list(window))[0]
+
+
+def _check_tables(
+    query: Tensor,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    bias: Tensor | None,
+    window: Window,
+) -> None:
+    """Raise if embeddings or bias do not fit to the query or to each other."""
     heads, channels = query.shape[1:3]
     if (rows is None) != (columns is None):
         raise ValueError(
@@ -83,65 +97,57 @@ def local_attention(
         raise ValueError(
             f'query must have an even number of channels for rows and columns, got {query.shape=}.'
         )
-    check_shape(
-        'rows',
-        rows,
-        '(heads, channels / 2, rows of the window)',
-        (heads, channels // 2, window.kernel[0]),
-    )
-    check_shape(
-        'columns',
-        columns,
-        '(heads, channels / 2, columns of the window)',
-        (heads, channels // 2, window.kernel[1]),
-    )
+    half = channels // 2
+    row_shape = (heads, half, window.kernel[0])
+    column_shape = (heads, half, window.kernel[1])
+    check_shape('rows', rows, '(heads, channels / 2, rows of the window)', row_shape)
+    check_shape('columns', columns, '(heads, channels / 2, columns of the window)', column_shape)
     check_shape('bias', bias, '(heads, taps)', (heads, window.taps))
-    return attention(query, key, value, rows, columns, bias, list(window))[0]
 
 
 def outside(window: Window, size: Sequence[int], device: torch.device) -> Tensor:
-    """Return (K, Ho, Wo) bool: which taps of a window do not lie on a map of this size."""
-    axes = []
-    for axis, (length, count) in enumerate(
-        zip(size, window.output_size(size[0], size[1]), strict=True)
-    ):
-        position = torch.arange(count, device=device) * window.stride[axis] - window.padding[axis]
-        place = (
-            position
-            + torch.arange(window.kernel[axis], device=device)[:, None] * window.dilation[axis]
-        )
-        axes.append((place < 0) | (place >= length))
-    return (axes[0][:, None, :, None] | axes[1][None, :, None, :]).flatten(0, 1)
+    """Return the mask (K, Ho, Wo) of taps that do not lie on a map of this size."""
+    masks = []
+    for axis, count in enumerate(window.output_size(size[0], size[1])):
+        output = torch.arange(count, device=device)
+        tap = torch.arange(window.kernel[axis], device=device)
+        start = output * window.stride[axis] - window.padding[axis]
+        # (taps, outputs) of this axis
+        position = start + tap[:, None] * window.dilation[axis]
+        masks.append((position < 0) | (position >= size[axis]))
+    rows, columns = masks
+    return (rows[:, None, :, None] | columns[None, :, None, :]).flatten(0, 1)
 
 
 def relative_logits(query: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return what queries (B, N, D, H, W) meet at each relative position, (B, N, K, H, W)."""
-    upper, lower = query.chunk(2, 2)
-    by_row = torch.einsum('bndhw,ndu->bnuhw', upper, rows)
-    by_column = torch.einsum('bndhw,ndv->bnvhw', lower, columns)
+    """Return the logits (B, N, K, H, W) of queries (B, N, D, H, W) and relative positions.
+
+    The logit of tap (u, v) is q . [rows[:, u], columns[:, v]].
+    """
+    row_query, column_query = query.chunk(2, 2)
+    by_row = torch.einsum('bndhw,ndu->bnuhw', row_query, rows)
+    by_column = torch.einsum('bndhw,ndv->bnvhw', column_query, columns)
+    # Kh + Kw products are added up to K sums
     return (by_row[:, :, :, None] + by_column[:, :, None]).flatten(2, 3)
 
 
 def attend(logits: Tensor, window: Window, size: Sequence[int]) -> Tensor:
-    """Turn logits (B, N, K, Ho, Wo) into weights that sum to one over the taps on a map of this
-    size.
+    """Return the softmax of logits (B, N, K, Ho, Wo) over the taps on a map of this size.
 
-    The softmax is taken in float32 or wider; taps outside the map get no weight, nor do any where
-    all are outside.
+    It is taken in float32 or wider. Taps outside the map have no weight. Where all taps are outside
+    the weights are zero.
     """
     return _softmax(logits, window, size)[0]
 
 
 def _softmax(logits: Tensor, window: Window, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return the weights and the logits in the dtype of the softmax, with those of taps outside the
-    map masked.
-    """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    unseen = outside(window, size, logits.device)
-    masked = wide.masked_fill(unseen, -torch.inf)
-    # a softmax of nothing but minus infinity is NaN, and so are its gradients
-    blind = unseen.all(0)
-    weight = masked.masked_fill(blind, 0).softmax(2).masked_fill(blind, 0)
+    """Return the weights, and the logits with those of taps outside the map at minus infinity."""
+    logits_wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    outside_mask = outside(window, size, logits.device)
+    masked = logits_wide.masked_fill(outside_mask, -torch.inf)
+    # where all logits are minus infinity, the softmax is NaN, and so are its gradients
+    empty = outside_mask.all(0)
+    weight = masked.masked_fill(empty, 0).softmax(2).masked_fill(empty, 0)
     return weight, masked
 
 
@@ -153,11 +159,15 @@ def _logits(
     bias: Tensor | None,
     window: Sequence[int],
 ) -> Tensor:
-    wide = query.to(_torch.sum_dtype(query, key))
-    logits = local.correlate(wide, key, window)
+    """Return the logits (B, N, K, Ho, Wo) in float32 or wider."""
+    dtype = _torch.sum_dtype(query, key)
+    query = query.to(dtype)
+    logits = local.correlate(query, key, window)
     if rows is not None and columns is not None:
-        logits = logits + relative_logits(wide, rows.to(wide.dtype), columns.to(wide.dtype))
-    return logits if bias is None else logits + bias[:, :, None, None]
+        logits = logits + relative_logits(query, rows.to(dtype), columns.to(dtype))
+    if bias is not None:
+        logits = logits + bias[:, :, None, None]
+    return logits
 
 
 def definition(
@@ -169,12 +179,11 @@ def definition(
     bias: Tensor | None,
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Compute :func:`local_attention` by way of stored logits: what every fused kernel is compared
-    with.
+    """Compute :func:`local_attention` from stored logits. Every fused kernel is tested against it.
 
     Returns:
-        The result and, in float32 or wider, the logarithm (B, N, Ho, Wo) of the softmax's sum:
-        minus infinity where no neighbour lies on the map.
+        The result and, in float32 or wider, the logarithm (B, N, Ho, Wo) of the softmax's sum. It
+        is minus infinity where no neighbour lies on the map.
     """
     logits = _logits(query, key, rows, columns, bias, window)
     weight, masked = _softmax(logits, Window.from_flat(window), key.shape[-2:])
@@ -191,12 +200,12 @@ def _logit_gradients(
     bias: Tensor | None,
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Return the weights P and the gradients P (dP - sum over j of P dP) of the logits; dP =
-    correlate(grad, value).
+    """Return the weights P and the gradients of the logits, P (dP - sum over j of P dP).
+
+    The gradients of the weights are dP = correlate(grad, value).
     """
-    weight = attend(
-        _logits(query, key, rows, columns, bias, window), Window.from_flat(window), key.shape[-2:]
-    )
+    logits = _logits(query, key, rows, columns, bias, window)
+    weight = attend(logits, Window.from_flat(window), key.shape[-2:])
     grad_weight = local.correlate(grad.to(weight.dtype), value, window)
     return weight, weight * (grad_weight - (weight * grad_weight).sum(2, keepdim=True))
 
@@ -213,43 +222,42 @@ def _input_gradients(
     bias: Tensor | None,
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of all six tensors from those of the logits."""
+    dtype = weight.dtype
     grad_value = local.scatter(grad.to(value.dtype), weight, value.shape[-2:], window)
-    wide_query = query.to(weight.dtype)
-    grad_query = local.aggregate(key.to(weight.dtype), grad_logits, window)
-    grad_key = local.scatter(wide_query, grad_logits, key.shape[-2:], window).to(key.dtype)
+    query_wide = query.to(dtype)
+    grad_query = local.aggregate(key.to(dtype), grad_logits, window)
+    grad_key = local.scatter(query_wide, grad_logits, key.shape[-2:], window).to(key.dtype)
+    # an op returns no None: empty tensors stand for the gradients of tensors that are None
     grad_rows, grad_columns, grad_bias = (query.new_empty(0) for _ in range(3))
     if rows is not None and columns is not None:
         by_tap = grad_logits.unflatten(2, (rows.shape[2], columns.shape[2]))
         by_row, by_column = by_tap.sum(3), by_tap.sum(2)
-        upper, lower = wide_query.chunk(2, 2)
-        grad_query = grad_query + torch.cat(
-            [
-                torch.einsum('bnuhw,ndu->bndhw', by_row, rows.to(weight.dtype)),
-                torch.einsum('bnvhw,ndv->bndhw', by_column, columns.to(weight.dtype)),
-            ],
-            2,
-        )
-        grad_rows = torch.einsum('bnuhw,bndhw->ndu', by_row, upper).to(rows.dtype)
-        grad_columns = torch.einsum('bnvhw,bndhw->ndv', by_column, lower).to(columns.dtype)
+        row_query, column_query = query_wide.chunk(2, 2)
+        grad_row_query = torch.einsum('bnuhw,ndu->bndhw', by_row, rows.to(dtype))
+        grad_column_query = torch.einsum('bnvhw,ndv->bndhw', by_column, columns.to(dtype))
+        grad_query = grad_query + torch.cat([grad_row_query, grad_column_query], 2)
+        grad_rows = torch.einsum('bnuhw,bndhw->ndu', by_row, row_query).to(rows.dtype)
+        grad_columns = torch.einsum('bnvhw,bndhw->ndv', by_column, column_query).to(columns.dtype)
     if bias is not None:
         grad_bias = grad_logits.sum((0, 3, 4)).to(bias.dtype)
     return grad_query.to(query.dtype), grad_key, grad_value, grad_rows, grad_columns, grad_bias
 
 
 def gradients(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of :func:`definition`'s result for its six tensors; differentiable in
-    turn.
+    """Return the gradients of :func:`definition`'s result for its six tensors.
+
+    They are differentiable in turn.
     """
-    return _input_gradients(*_logit_gradients(grad, *inputs), grad, *inputs)
+    weight, grad_logits = _logit_gradients(grad, *inputs)
+    return _input_gradients(weight, grad_logits, grad, *inputs)
 
 
 def in_layouts_of(
     inputs: Sequence[Tensor],
     grads: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return gradients with the strides that the fake of ``attention_backward`` promises for query,
-    key and value.
-    """
+    """Return gradients with the strides of the fake tensors of ``attention_backward``."""
     query, key, value = (
         _torch.in_layout_of(like, grad) for like, grad in zip(inputs, grads[:3], strict=True)
     )
@@ -274,7 +282,7 @@ def attention(
     bias: Tensor | None,
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`definition`; what it is given has been checked."""
+    """See :func:`definition`. The arguments have been checked."""
     return definition(query, key, value, rows, columns, bias, window)
 
 
@@ -289,9 +297,8 @@ def attention_logit_gradients(
     bias: Tensor | None,
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Return the weights and the gradients of the logits; called inside ``attention_backward``
-    alone.
-    """
+    """Return the weights and the gradients of the logits. Only ``attention_backward`` calls it."""
+    # an op of its own, so that the CPU's kernel computes this step alone
     return _logit_gradients(grad, query, key, value, rows, columns, bias, window)
 
 
@@ -307,10 +314,11 @@ def attention_backward(
     bias: Tensor | None,
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`gradients`; a kernel may use what the forward pass has found."""
+    """See :func:`gradients`. A kernel may use the ``logsumexp`` of the forward pass."""
     inputs = query, key, value, rows, columns, bias, window
     weight, grad_logits = attention_logit_gradients(grad, *inputs)
-    return in_layouts_of((query, key, value), _input_gradients(weight, grad_logits, grad, *inputs))
+    grads = _input_gradients(weight, grad_logits, grad, *inputs)
+    return in_layouts_of((query, key, value), grads)
 
 
 _triton.register(
@@ -347,22 +355,17 @@ def _(
     bias: Tensor | None,
     window: Sequence[int],
 ) -> tuple[Tensor, ...]:
-    tables = [
-        query.new_empty(0) if table is None else table.new_empty(table.shape)
-        for table in (rows, columns, bias)
-    ]
-    return (
-        *(
-            _torch.empty_in_layout_of(tensor, tensor.shape, tensor.dtype)
-            for tensor in (query, key, value)
-        ),
-        *tables,
-    )
+    grads = []
+    for tensor in (query, key, value):
+        grads.append(_torch.empty_in_layout_of(tensor, tensor.shape, tensor.dtype))
+    for table in (rows, columns, bias):
+        grads.append(query.new_empty(0) if table is None else table.new_empty(table.shape))
+    return tuple(grads)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.window = inputs
-    # without the result: what follows may change it in place
+    # not the result, which later layers may change in place
     ctx.save_for_backward(output[1], *tensors)
     ctx.set_materialize_grads(False)
 
@@ -372,13 +375,15 @@ def _grad(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | Non
         return (None,) * 7
     logsumexp, query, key, value, rows, columns, bias = ctx.saved_tensors
     inputs = (query, key, value, rows, columns, bias, ctx.window)
-    # higher derivatives go through the primitives, which know theirs
-    higher = torch.is_grad_enabled()
-    grads = gradients(grad, *inputs) if higher else attention_backward(grad, logsumexp, *inputs)
-    return *(
-        tensor if needed else None
-        for tensor, needed in zip(grads, ctx.needs_input_grad, strict=False)
-    ), None
+    # a backward pass that is recorded, for higher derivatives, must be made of differentiable ops
+    if torch.is_grad_enabled():
+        grads = gradients(grad, *inputs)
+    else:
+        grads = attention_backward(grad, logsumexp, *inputs)
+    needs_grad = ctx.needs_input_grad[: len(grads)]
+    results = [tensor if need else None for tensor, need in zip(grads, needs_grad, strict=True)]
+    # the window has no gradient
+    return *results, None
 
 
 attention.register_autograd(_grad, setup_context=_setup_context)
@@ -399,7 +404,7 @@ def _flops(
     return 2 * multiply_adds.attention(query, value, rows, columns, window[0] * window[1]).total()
 
 
-# logits and weights again, then the gradients of all five products
+# the logits again; then two gradients of each of the products
 @register_flop_formula(torch.ops.mmrednet.attention_backward)
 def _flops_backward(
     grad: Sequence[int],

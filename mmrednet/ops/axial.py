@@ -1,9 +1,8 @@
-"""Position-sensitive attention along a line in one function (Wang et al., ECCV 2020), so that its
-logits stay local.
+"""Position-sensitive attention along a line in one function (Wang et al., ECCV 2020).
 
-A line of L positions has L^2 logits for each head and each term: on a map of H x W that is H W (H +
-W) of them for both axes. The composition works in chunks of lines and its backward pass makes them
-again; a fused kernel stores none.
+A line of L positions has L^2 logits for each head and each term. On a map of H x W both axes have
+H W (H + W) of them. The definition works on chunks of lines, and its backward pass computes the
+logits again. A fused kernel stores none.
 """
 
 from __future__ import annotations
@@ -14,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import custom_op
+from torch.nn.functional import pad
 from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch, _triton, multiply_adds
 from .checks import check_same, check_shape, check_tensors
 
 TERMS = ('query_key', 'query_position', 'key_position')
-# elements that a chunk of lines may need at once for tensors of the size of its logits: 2^24 are 64
-# MiB in float32, which a CPU reads faster than more; a GPU is filled by larger chunks alone
+# Elements of all tensors of the size of the logits that a chunk of lines may have at once. 2^24 are
+# 64 MiB in float32: smaller working sets are faster on a CPU, whereas a GPU needs larger chunks to
+# be filled.
 LOGITS_BUDGET = {'cpu': 1 << 24, 'cuda': 1 << 27}
-# so many of them there are at most: weights, their gradients, what a product has in another order,
-# and its result
+# Tensors of the size of the logits that are alive at once, at most: weights, their gradients, the
+# factors that a product reorders, and its result.
 LIVE = 5
 
 
@@ -43,53 +44,42 @@ def axial_attention(
 ) -> Tensor:
     r"""Attend along lines, with positions among the logits and among the values.
 
-        result[b, n, d, 0, i] = sum over m of  weight[i, m] * value[b, n, d, m] result[b, n, d, 1,
-        i] = sum over m of  weight[i, m] * rv[d, i - m] weight[i, m] = softmax over m of the sum
-        over terms t of  scale[t, n] * logit_t[i, m] + shift[t, n]
+        result[b, n, d, 0, i] = sum over m of  weight[i, m] * value[b, n, d, m]
+        result[b, n, d, 1, i] = sum over m of  weight[i, m] * rv[d, i - m]
+        weight[i, m] = softmax over m of  logits[i, m]
+        logits[i, m] = sum over terms t of  scale[t, n] * term_t[i, m] + shift[t, n]
 
-    with the logits  q . key[m],  q . rq[i - m]  and  key[m] . rk[m - i]  for q = query[b, n, :, i]
-    (equation 4). Distances beyond the ends of the tables take the value at the end. Gradients reach
-    all tensors; that of ``shift``, which moves all logits of a position alike, is zero.
+    with the terms  q . key[m],  q . rq[i - m]  and  key[m] . rk[m - i]  for q = query[b, n, :, i]
+    (equation 4). Distances beyond the ends of the tables take the entry at the end. Gradients reach
+    all tensors. That of ``shift`` is zero, since it moves all logits of a position alike.
 
     Args:
-        query: (B, N, E, L), lines of N heads.
-        key: (B, N, E, L).
-        value: (B, N, D, L).
-        relative: (2 E + D, 2 T - 1): rq, rk and rv for the distances from 1 - T to T - 1.
-        scale: (terms, N), of a norm of the logits; so is ``shift``.
-        shift: (terms, N).
-        terms: which of 'query_key', 'query_position' and 'key_position' are in the logits, in this
-            order.
-        span: positions further than span / 2 apart do not attend to each other; None: all do.
-        value_position: whether the second part of the result is there.
-        logits_budget: Elements of all tensors of the size of the logits that the composition has at
-            once. By default 2^24 on a CPU and 2^27 on a GPU.
+        query: Tensor (B, N, E, L), lines of N heads.
+        key: Tensor (B, N, E, L).
+        value: Tensor (B, N, D, L).
+        relative: Tensor (2 E + D, 2 T - 1): the tables rq, rk and rv for the distances from 1 - T
+            to T - 1.
+        scale: Tensor (terms, N), the scale of a norm of each term.
+        shift: Tensor (terms, N), the shift of a norm of each term.
+        terms: Terms of the logits: some of 'query_key', 'query_position' and 'key_position', in
+            this order. Default: all of them.
+        span: Length of the window around a position. Positions that are further than span // 2
+            apart have no weight. Default: None, which is the whole line.
+        value_position: If True, the second part of the result is computed. Default: True.
+        logits_budget: Elements of all tensors of the size of the logits that the definition may
+            have at once. Default: 2^24 on a CPU and 2^27 on a GPU.
 
     Returns:
         (B, N, D, 2, L), or (B, N, D, 1, L) without positions of values, in the dtype of ``value``.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor.
-        ValueError: a shape does not match, or a term has no such name.
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: A shape does not match, or there is no term of a name.
     """
     query, key, value, relative = check_tensors(
         query=(query, 4), key=(key, 4), value=(value, 4), relative=(relative, 2)
     )
-    check_same('query', query, 'key', key, dims=3)
-    check_shape('key', key, 'of the shape of query', query.shape)
-    check_same('key', key, 'value', value, dims=2)
-    check_shape(
-        'value',
-        value,
-        '(batch, heads, channels, length)',
-        (*query.shape[:2], value.shape[2], query.shape[3]),
-    )
-    check_shape(
-        'relative',
-        relative,
-        '(2 * key channels + value channels, odd)',
-        (2 * key.shape[2] + value.shape[2], relative.shape[1] | 1),
-    )
+    _check_lines(query, key, value, relative)
     numbers = [index for index, name in enumerate(TERMS) if name in terms]
     if not numbers or [TERMS[index] for index in numbers] != list(terms):
         raise ValueError(f'terms must be some of {TERMS}, in this order, got {terms=}.')
@@ -101,27 +91,38 @@ def axial_attention(
     )
 
 
+def _check_lines(query: Tensor, key: Tensor, value: Tensor, relative: Tensor) -> None:
+    check_same('query', query, 'key', key, dims=3)
+    check_shape('key', key, 'of the shape of query', query.shape)
+    check_same('key', key, 'value', value, dims=2)
+    batch, heads, key_channels, length = query.shape
+    value_channels = value.shape[2]
+    value_shape = (batch, heads, value_channels, length)
+    check_shape('value', value, '(batch, heads, channels, length)', value_shape)
+    # an odd number of distances: as many on each side of zero
+    table_shape = (2 * key_channels + value_channels, relative.shape[1] | 1)
+    check_shape('relative', relative, '(2 * key channels + value channels, odd)', table_shape)
+
+
 def default_budget(tensor: Tensor) -> int:
-    """Return how many elements of the size of the logits a chunk may need on a tensor's device."""
+    """Return the default ``logits_budget`` of :func:`axial_attention` for a tensor's device."""
     return LOGITS_BUDGET['cuda' if tensor.is_cuda else 'cpu']
 
 
 def tables(relative: Tensor, channels: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rq and rk (E, L, L) and rv (D, L, L), with entry (i, m) for attending i and attended
-    m.
-    """
-    query, key, value = relative[:, _distances(relative, length)].split(
-        [channels, channels, relative.shape[0] - 2 * channels]
-    )
-    # keys look at the same table from their side
-    return query, key.transpose(1, 2), value
+    """Return rq and rk (E, L, L) and rv (D, L, L), with entry (i, m) for query i and key m."""
+    value_channels = relative.shape[0] - 2 * channels
+    by_pair = relative[:, _distances(relative, length)]
+    by_query, by_key, by_value = by_pair.split([channels, channels, value_channels])
+    # rk takes the distance m - i
+    return by_query, by_key.transpose(1, 2), by_value
 
 
 def _distances(relative: Tensor, length: int) -> Tensor:
-    """Return (L, L), where in a table the distance i - m is found."""
+    """Return the index (L, L) of the distance i - m in a table."""
     end = relative.shape[1] // 2
-    place = torch.arange(length, device=relative.device)
-    return (place[:, None] - place).clamp(-end, end) + end
+    position = torch.arange(length, device=relative.device)
+    return (position[:, None] - position).clamp(-end, end) + end
 
 
 def _term(query: Tensor, key: Tensor, positions: tuple[Tensor, ...], term: int) -> Tensor:
@@ -149,16 +150,16 @@ def _weights(
     terms: Sequence[int],
     span: int,
 ) -> Tensor:
-    """Return the weights (B, N, L, L) of lines (B, N, E, L), in float32 or wider; one term lives at
-    a time.
-    """
+    """Return the weights (B, N, L, L) of lines (B, N, E, L), in float32 or wider."""
+    # one term is alive at a time
     total = shift.sum(0)[:, None, None]
     for index, term in enumerate(terms):
         total = total + _term(query, key, positions, term) * scale[index, :, None, None]
     total = total.to(torch.promote_types(total.dtype, torch.float32))
     if span:
-        place = torch.arange(total.shape[-1], device=total.device)
-        total = total.masked_fill((place[:, None] - place).abs() > span // 2, -torch.inf)
+        position = torch.arange(total.shape[-1], device=total.device)
+        distance = (position[:, None] - position).abs()
+        total = total.masked_fill(distance > span // 2, -torch.inf)
     return total.softmax(3)
 
 
@@ -173,7 +174,7 @@ def mix(
     span: int,
     value_position: bool,
 ) -> Tensor:
-    """Compute :func:`axial_attention` by way of stored weights of all lines."""
+    """Compute :func:`axial_attention` from stored weights of all lines."""
     positions = tables(relative, query.shape[2], query.shape[3])
     weight = _weights(query, key, positions, scale, shift, terms, span).to(value.dtype)
     parts = [torch.einsum('bgij,bgcj->bgci', weight, value)]
@@ -183,10 +184,9 @@ def mix(
 
 
 def chunk_size(lines: Tensor, budget: int, live: int = LIVE) -> int:
-    """Return how many of lines (B, N, C, L) have ``live`` tensors of (N, L, L) each within a budget
-    of elements.
+    """Return the number of lines (B, N, C, L) in a chunk: at least one.
 
-    It is one at least.
+    Each line has ``live`` tensors (N, L, L). Those of a chunk fit into a budget of elements.
     """
     return max(1, budget // (live * lines.shape[1] * lines.shape[3] ** 2))
 
@@ -207,13 +207,11 @@ def definition(
     value_position: bool,
     budget: int,
 ) -> Tensor:
-    """Compute :func:`axial_attention` chunk by chunk: what every fused kernel is compared with."""
-    return torch.cat(
-        [
-            mix(q, k, v, relative, scale, shift, terms, span, value_position)
-            for q, k, v in _chunks(chunk_size(query, budget), query, key, value)
-        ]
-    ).contiguous()
+    """Compute :func:`axial_attention` in chunks. Every fused kernel is tested against it."""
+    results = []
+    for q, k, v in _chunks(chunk_size(query, budget), query, key, value):
+        results.append(mix(q, k, v, relative, scale, shift, terms, span, value_position))
+    return torch.cat(results).contiguous()
 
 
 def gradients(
@@ -229,24 +227,21 @@ def gradients(
     value_position: bool,
     budget: int,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of :func:`definition` for its first five tensors; differentiable in
-    turn.
+    """Return the gradients of :func:`definition` for its first five tensors.
 
-    Logits and weights are made again, for one chunk of lines at a time.
+    Logits and weights are computed again, for one chunk of lines at a time. The gradients are
+    differentiable in turn.
     """
-    found = [
-        _gradients(g, q, k, v, relative, scale, shift, terms, span, value_position)
-        for g, q, k, v in _chunks(chunk_size(query, budget), grad, query, key, value)
-    ]
-    lines = [torch.cat(parts) for parts in zip(*(item[:3] for item in found), strict=True)]
-    shared = [
-        torch.stack(parts).sum(0) for parts in zip(*(item[3:] for item in found), strict=True)
-    ]
+    chunks = []
+    for g, q, k, v in _chunks(chunk_size(query, budget), grad, query, key, value):
+        chunks.append(_gradients(g, q, k, v, relative, scale, shift, terms, span, value_position))
+    grad_query, grad_key, grad_value, grad_relative, grad_scale = zip(*chunks, strict=True)
+    # lines are joined; what they share has the sum of the gradients of all chunks
+    grads = [torch.cat(parts) for parts in (grad_query, grad_key, grad_value)]
+    grads += [torch.stack(parts).sum(0) for parts in (grad_relative, grad_scale)]
+    tensors = (query, key, value, relative, scale)
     return tuple(
-        made.to(tensor.dtype).contiguous()
-        for made, tensor in zip(
-            (*lines, *shared), (query, key, value, relative, scale), strict=True
-        )
+        total.to(tensor.dtype).contiguous() for total, tensor in zip(grads, tensors, strict=True)
     )
 
 
@@ -262,6 +257,7 @@ def _gradients(
     span: int,
     value_position: bool,
 ) -> tuple[Tensor, ...]:
+    """Return the gradients of one chunk, in float32 or wider."""
     dtype = _torch.sum_dtype(query, value)
     grad, query, key, value, relative, scale, shift = (
         tensor.to(dtype) for tensor in (grad, query, key, value, relative, scale, shift)
@@ -269,18 +265,27 @@ def _gradients(
     by_query, by_key, by_value = positions = tables(relative, query.shape[2], query.shape[3])
     weight = _weights(query, key, positions, scale, shift, terms, span)
     grad_tables = [torch.zeros_like(table) for table in positions]
-    grad_weight = torch.einsum('bgci,bgcj->bgij', grad[:, :, :, 0], value)
+
+    # the weighted sums
+    grad_content = grad[:, :, :, 0]
+    grad_weight = torch.einsum('bgci,bgcj->bgij', grad_content, value)
     if value_position:
-        grad_weight = grad_weight + torch.einsum('bgci,cij->bgij', grad[:, :, :, 1], by_value)
-        grad_tables[2] = torch.einsum('bgij,bgci->cij', weight, grad[:, :, :, 1])
-    grad_value = torch.einsum('bgij,bgci->bgcj', weight, grad[:, :, :, 0])
+        grad_position = grad[:, :, :, 1]
+        grad_weight = grad_weight + torch.einsum('bgci,cij->bgij', grad_position, by_value)
+        grad_tables[2] = torch.einsum('bgij,bgci->cij', weight, grad_position)
+    grad_value = torch.einsum('bgij,bgci->bgcj', weight, grad_content)
+
+    # the softmax
     grad_logits = torch._softmax_backward_data(grad_weight, weight, 3, weight.dtype)
+    # two of the tensors that LIVE counts
     del weight, grad_weight
+
+    # the terms of the logits
     grad_query, grad_key, grad_scale = torch.zeros_like(query), torch.zeros_like(key), []
     for index, term in enumerate(terms):
         factor = scale[index, :, None, None]
-        # a term is linear in what it has a gradient for, so that their product is the sum that its
-        # scale needs
+        # A term is linear in ``source``. Its sum with the gradients of the logits, which is the
+        # gradient of its scale, is therefore the product of ``source`` and its gradient ``part``.
         if term == 0:
             part, source = torch.einsum('bgij,bgcj->bgci', grad_logits, key), query
             grad_key = grad_key + torch.einsum('bgij,bgci->bgcj', grad_logits, query) * factor
@@ -301,24 +306,22 @@ def _gradients(
 
 
 def _by_distance(entries: Tensor, size: int) -> Tensor:
-    """Add up entries (C, L, L) for i and m by their distance i - m, as a table (C, size) knows
-    it."""
+    """Sum entries (C, L, L) of pairs (i, m) by their distance i - m, as a table (C, size)."""
     channels, length, _ = entries.shape
-    # rows of 2 L, read as rows of 2 L - 1: each moves by one against the row above it
-    skewed = torch.nn.functional.pad(entries.flip(2), (0, length)).flatten(1)[
-        :, : length * (2 * length - 1)
-    ]
-    sums = skewed.view(channels, length, 2 * length - 1).sum(1)
-    beyond = length - 1 - size // 2
-    if beyond <= 0:
-        return torch.nn.functional.pad(sums, (-beyond, -beyond))
-    first, within, last = sums.split([beyond, size, beyond], 1)
-    pad = torch.nn.functional.pad
-    return (
-        within
-        + pad(first.sum(1, keepdim=True), (0, size - 1))
-        + pad(last.sum(1, keepdim=True), (size - 1, 0))
-    )
+    distances = 2 * length - 1
+    # Skew: rows of 2 L elements, read as rows of 2 L - 1, move by one against the row above. Pairs
+    # of equal distance then share a column.
+    padded = pad(entries.flip(2), (0, length)).flatten(1)
+    skewed = padded[:, : length * distances].view(channels, length, distances)
+    sums = skewed.sum(1)
+    excess = length - 1 - size // 2
+    if excess <= 0:
+        return pad(sums, (-excess, -excess))
+    # distances beyond the ends of the table took the entry at the end
+    first, middle, last = sums.split([excess, size, excess], 1)
+    first_entry = pad(first.sum(1, keepdim=True), (0, size - 1))
+    last_entry = pad(last.sum(1, keepdim=True), (size - 1, 0))
+    return middle + first_entry + last_entry
 
 
 @custom_op('mmrednet::axial_attention', mutates_args=())
@@ -334,7 +337,7 @@ def attention(
     value_position: bool,
     budget: int,
 ) -> Tensor:
-    """See :func:`axial_attention`; what it is given has been checked."""
+    """See :func:`axial_attention`. The arguments have been checked."""
     return definition(
         query, key, value, relative, scale, shift, terms, span, value_position, budget
     )
@@ -355,10 +358,11 @@ def attention_backward(
     budget: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`gradients`."""
-    made = gradients(
+    grads = gradients(
         grad, query, key, value, relative, scale, shift, terms, span, value_position, budget
     )
-    return made[0], made[1], made[2], made[3], made[4]
+    # the schema of the op is read from a tuple of five tensors
+    return grads[0], grads[1], grads[2], grads[3], grads[4]
 
 
 _triton.register('axial', attention=(attention, definition))
@@ -403,18 +407,18 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    # higher derivatives go through torch's own operators, which know theirs
+    # a backward pass that is recorded, for higher derivatives, must be made of differentiable ops
     backward = gradients if torch.is_grad_enabled() else attention_backward
     inputs = ctx.saved_tensors
     grads = backward(grad, *inputs, *ctx.options)
-    # a softmax is the same with any shift
+    # a softmax does not change with a shift: the gradient is zero
     return *grads, torch.zeros_like(inputs[5]), None, None, None, None
 
 
 attention.register_autograd(_grad, setup_context=_setup_context)
 
 
-# two per multiply-add, as torch counts, of all pairs of positions
+# two per multiply-add, as torch counts; a span does not reduce the count
 @register_flop_formula(torch.ops.mmrednet.axial_attention)
 def _flops(
     query: Sequence[int],
@@ -432,7 +436,7 @@ def _flops(
     return 2 * multiply_adds.axial_attention(query, value, len(terms), value_position).total()
 
 
-# the logits again; then two products for every one
+# the logits again; then two gradients of each product
 @register_flop_formula(torch.ops.mmrednet.axial_attention_backward)
 def _flops_backward(
     grad: Sequence[int],
@@ -448,6 +452,6 @@ def _flops_backward(
     *_: Any,
     **__: Any,
 ) -> int:
-    once = multiply_adds.axial_attention(query, value, len(terms), value_position).total()
-    again = query[0] * query[1] * query[3] ** 2 * len(terms) * query[2]
-    return 2 * (again + 2 * once)
+    forward = multiply_adds.axial_attention(query, value, len(terms), value_position).total()
+    logits_count = query[0] * query[1] * query[3] ** 2 * len(terms) * query[2]
+    return 2 * (logits_count + 2 * forward)

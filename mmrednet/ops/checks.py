@@ -1,4 +1,4 @@
-"""What the arguments of every operator must hold, and how autocast changes them."""
+"""Checks of the arguments of operators, and the casts of autocast."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor
 from .dispatch import check_required
 from .window import Window
 
-# devices that autocast knows; torch.compile of older releases cannot trace the question itself
+# devices with autocast: a constant, since torch.compile of older releases cannot trace the question
 AUTOCAST_DEVICES = frozenset(
     device
     for device in ('cpu', 'cuda', 'xpu', 'mps', 'hpu', 'mtia', 'maia', 'xla')
     if torch.amp.is_autocast_available(device)
 )
 
+# the axes of tensors by rank, for errors
 AXES = {
     5: '(batch, groups, channels or taps, height, width)',
     4: '(batch, channels, height, width)',
@@ -30,14 +31,18 @@ AXES = {
 def check_tensors(
     optional: Sequence[str] = (), **arguments: tuple[Tensor | None, int]
 ) -> tuple[Any, ...]:
-    """Check dtype, rank and device of tensors, given as (tensor, rank), and cast them as autocast
-    asks.
+    """Check dtype, rank and device of tensors, and cast them as autocast does.
 
-    None, for one of the ``optional`` arguments, stays None.
+    Args:
+        optional: Names of arguments that may be None. None stays None.
+        arguments: Tensor and its expected rank, by name of the argument.
+
+    Returns:
+        The tensors, in the order of the arguments.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor.
-        ValueError: its rank or its device is another one.
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: An argument has another rank or device.
     """
     (first_name, (first, _)), *_ = arguments.items()
     device = first.device if isinstance(first, Tensor) else None
@@ -57,24 +62,28 @@ def check_tensors(
                 f'{first_name} and {name} must be on one device, got {device} and {tensor.device}.'
             )
     tensors = tuple(tensor for tensor, _ in arguments.values())
-    kind = device.type if device else 'cpu'
-    check_required(kind)
-    if kind not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
+    device_type = device.type if device else 'cpu'
+    check_required(device_type)
+    if device_type not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(device_type):
         return tensors
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(
-        tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
-        for tensor in tensors
-    )
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(_autocast(tensor, dtype) for tensor in tensors)
 
 
-def check_dtype(first_name: str, first: Tensor, **others: Tensor | None) -> None:
-    """Check that tensors which may be left out have the dtype of the first.
+def _autocast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    # autocast leaves float64 as it is
+    if tensor is None or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(dtype)
+
+
+def check_dtype(first_name: str, first: Tensor, **tensors: Tensor | None) -> None:
+    """Check that tensors, of which each may be None, have the dtype of the first.
 
     Raises:
-        TypeError: one has another.
+        TypeError: A tensor has another dtype.
     """
-    for name, tensor in others.items():
+    for name, tensor in tensors.items():
         if tensor is not None and tensor.dtype != first.dtype:
             raise TypeError(
                 f'{name} must have the dtype of {first_name}, {first.dtype}, got {tensor.dtype}.'
@@ -85,21 +94,21 @@ def check_same(first_name: str, first: Tensor, name: str, tensor: Tensor, *, dim
     """Check that two tensors agree in their leading dimensions.
 
     Raises:
-        ValueError: they do not.
+        ValueError: They differ.
     """
     if first.shape[:dims] != tensor.shape[:dims]:
-        what = ('batch', 'groups', 'channels per group')[:dims]
+        axes = ('batch', 'groups', 'channels per group')[:dims]
         raise ValueError(
-            f'{first_name} and {name} must agree in {", ".join(what)}, got '
+            f'{first_name} and {name} must agree in {", ".join(axes)}, got '
             f'{first_name}.shape={tuple(first.shape)}, {name}.shape={tuple(tensor.shape)}.'
         )
 
 
 def check_taps(name: str, tensor: Tensor, window: Window) -> None:
-    """Check that dimension 2 holds one entry per tap.
+    """Check that dimension 2 of a tensor has one entry per tap.
 
     Raises:
-        ValueError: it does not.
+        ValueError: It has another size.
     """
     if tensor.shape[2] != window.taps:
         raise ValueError(
@@ -111,10 +120,17 @@ def check_taps(name: str, tensor: Tensor, window: Window) -> None:
 def check_outputs(
     name: str, tensor: Tensor, source: str, size: Sequence[int], window: Window
 ) -> None:
-    """Check that a tensor lies on the output positions of a window on a map of this size.
+    """Check that a tensor ends in the output size of a window.
+
+    Args:
+        name: Name of the tensor, for errors.
+        tensor: Tensor (..., Ho, Wo).
+        source: Name of the argument that gives the size of the map, for errors.
+        size: Size (H, W) of the map.
+        window: Window over the map.
 
     Raises:
-        ValueError: it does not.
+        ValueError: The tensor ends in another size.
     """
     expected = window.output_size(size[0], size[1])
     if tuple(tensor.shape[-2:]) != expected:
@@ -124,13 +140,19 @@ def check_outputs(
         )
 
 
-def check_shape(name: str, tensor: Tensor | None, what: str, shape: Sequence[int]) -> None:
-    """Check the shape of a tensor that may be left out.
+def check_shape(name: str, tensor: Tensor | None, axes: str, shape: Sequence[int]) -> None:
+    """Check the shape of a tensor that may be None.
+
+    Args:
+        name: Name of the tensor, for errors.
+        tensor: Tensor, or None.
+        axes: Names of the axes, for errors.
+        shape: Expected shape.
 
     Raises:
-        ValueError: it is another one.
+        ValueError: The tensor has another shape.
     """
     if tensor is not None and tuple(tensor.shape) != tuple(shape):
         raise ValueError(
-            f'{name} must be {what}, {tuple(shape)}, got {name}.shape={tuple(tensor.shape)}.'
+            f'{name} must be {axes}, {tuple(shape)}, got {name}.shape={tuple(tensor.shape)}.'
         )

@@ -1,5 +1,7 @@
-"""Which kernels compute the operators: torch's dispatcher decides by the device, and a kernel that
-cannot take an input says why.
+"""Which kernels compute the operators.
+
+Torch's dispatcher chooses by the device. A kernel that cannot take an input gives its reasons, and
+the definition in plain torch is the fallback.
 """
 
 from __future__ import annotations
@@ -9,24 +11,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 LOGGER = logging.getLogger('mmrednet')
-# kernels, and the type of the device that they are for
+# names of kernels, and the type of device that each is for
 DEVICES = {'native': 'cpu', 'triton': 'cuda'}
 # why kernels cannot be called at all, or None; filled by the modules that find or build them
 unavailable: dict[str, str | None] = {}
 
+# the kernels of the innermost ``require_kernels``, or None
 _required: str | None = None
+# (operator, reason) of fallbacks that were logged
 _logged: set[tuple[str, str]] = set()
 
 
 @contextmanager
 def require_kernels(name: str) -> Iterator[None]:
-    """Let the operators of :mod:`mmrednet.ops` raise where these kernels cannot compute them.
+    """Let the operators of :mod:`mmrednet.ops` raise an error where a kernel would fall back.
 
-    Without it they compute the definition in plain torch instead, and log the reason once. The
+    Without it they fall back to the definition in plain torch and log the reason once. The
     requirement holds for the whole process, since gradients may be computed by another thread.
 
     Args:
-        name: ``'native'``, the compiled kernels for the CPU, or ``'triton'``, those for CUDA.
+        name: Name of the kernels: ``'native'``, compiled for the CPU, or ``'triton'``, for CUDA.
 
     Raises:
         ValueError: There are no kernels of this name.
@@ -60,9 +64,15 @@ def check_required(device_type: str) -> None:
 
 
 def fall_back(kernels: str, operator: str, reasons: Sequence[str]) -> None:
-    """Say why the definition computes an operator instead of a kernel.
+    """Report that an operator falls back from a kernel to its definition.
 
-    Every reason is logged once. Where the kernels were required, all reasons are raised.
+    Args:
+        kernels: Name of the kernels.
+        operator: Name of the operator.
+        reasons: Why the kernel cannot take the input. Each is logged once.
+
+    Raises:
+        RuntimeError: The kernels were required. The message has all reasons.
     """
     if _required == kernels:
         raise RuntimeError(

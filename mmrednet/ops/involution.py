@@ -1,9 +1,8 @@
-"""Involution with its kernel generation inside, so that the generated kernels need not reach
-memory.
+"""Involution with its kernel generation inside, so that generated kernels need not reach memory.
 
-A kernel has K weights for each group of D channels: with K = 49 and D = 16 all of them are three
-    times the size of the input, written once and read once. Here they are made where they are used,
-    and made again in the backward pass.
+Each position has K weights for each group of D channels. With K = 49 and D = 16 these are three
+times the elements of the input, written once and read once. A fused kernel generates them where
+they are used. The backward pass generates them again.
 """
 
 from __future__ import annotations
@@ -33,34 +32,34 @@ def local_involution(
     shift: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """Sum the neighbours of every position with the kernel that the position's hidden features
-    generate.
+    """Sum the neighbours of every position, weighted by a kernel generated from the position.
 
         result[b, g, d, i] = sum over j of  kernel[b, g, j, i] * value[b, g, d, i + j]
         kernel[b, g, j, i] = bias[g K + j] + sum over r of  weight[g K + j, r] * hidden[b, r, i]
 
-    (Li et al., CVPR 2021, equations 4 and 6.) Gradients reach all tensors. A norm in eval mode and
-    a ReLU behind it may be part of it, ``relu(scale * result + shift)``: without gradients they
-    then cost no pass of their own.
+    (Li et al., CVPR 2021, equations 4 and 6.) Gradients reach all tensors. The function also takes
+    a norm in eval mode and a ReLU that follow, ``relu(scale * result + shift)``. Without gradients
+    they cost no pass over memory of their own.
 
     Args:
-        value: (B, G, D, H, W); the D channels of a group share their kernel.
-        hidden: (B, R, Ho, Wo), what the kernels are generated from, in the dtype of ``weight`` and
-            ``bias``.
-        weight: (G * K, R), of the generator's last layer.
-        bias: (G * K,), or None.
-        window: the neighbourhood; ``window.output_size(H, W)`` must be (Ho, Wo).
-        scale: (G * D,), what every channel of the result is multiplied with, or None.
-        shift: (G * D,), what is added to it then; given if ``scale`` is.
-        relu: whether what is less than zero becomes zero; ``scale`` must be given.
+        value: Tensor (B, G, D, H, W). The D channels of a group share their kernel.
+        hidden: Tensor (B, R, Ho, Wo) of the features that generate the kernels, in the dtype of
+            ``weight`` and ``bias``.
+        weight: Tensor (G * K, R), the weight of the generator's last layer.
+        bias: Tensor (G * K,), the bias of the generator's last layer, or None.
+        window: Window over the map. ``window.output_size(H, W)`` must be (Ho, Wo).
+        scale: Tensor (G * D,), the factor of each channel of the result, or None.
+        shift: Tensor (G * D,), added to each channel after the factor. It is given if and only if
+            ``scale`` is.
+        relu: If True, apply a ReLU at the end. ``scale`` must be given. Default: False.
 
     Returns:
         (B, G, D, Ho, Wo), in the dtype and the memory layout of ``value``.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor, or has another dtype than ``hidden``
-            where it may not.
-        ValueError: a shape does not match.
+        TypeError: An argument is not a floating-point tensor, or ``weight`` or ``bias`` has
+            another dtype than ``hidden``.
+        ValueError: A shape does not match.
     """
     value, hidden, weight, bias, scale, shift = check_tensors(
         ('bias', 'scale', 'shift'),
@@ -84,7 +83,7 @@ def local_involution(
     needs_grad = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in inputs
     )
-    # a trace shows what is computed, for those who count it
+    # the fused op has no gradients; a trace shows the separate steps, for those who count them
     if needs_grad or torch.jit.is_tracing():
         return finish(involution(value, hidden, weight, bias, list(window)), scale, shift, relu)
     return involution_affine(*inputs, relu, list(window))
@@ -92,10 +91,11 @@ def local_involution(
 
 def _check_affine(value: Tensor, scale: Tensor | None, shift: Tensor | None, relu: bool) -> None:
     if (scale is None) != (shift is None) or (relu and scale is None):
-        shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (scale, shift)]
+        scale_shape = None if scale is None else tuple(scale.shape)
+        shift_shape = None if shift is None else tuple(shift.shape)
         raise ValueError(
             'scale and shift must be given together, and with relu, got tensors of the shapes '
-            f'{shapes[0]} and {shapes[1]}, {relu=}.'
+            f'{scale_shape} and {shift_shape}, {relu=}.'
         )
     channels = (value.shape[1] * value.shape[2],)
     check_shape('scale', scale, '(groups * channels,)', channels)
@@ -104,6 +104,7 @@ def _check_affine(value: Tensor, scale: Tensor | None, shift: Tensor | None, rel
 
 def generate_kernels(hidden: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
     """Return the kernels (B, G, K, Ho, Wo) that hidden features (B, R, Ho, Wo) generate."""
+    # a 1x1 convolution as a matrix product over channels-last positions
     kernels = F.linear(hidden.movedim(1, 3), weight, bias)
     return kernels.unflatten(3, (groups, -1)).permute(0, 3, 4, 1, 2)
 
@@ -111,19 +112,21 @@ def generate_kernels(hidden: Tensor, weight: Tensor, bias: Tensor | None, groups
 def definition(
     value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int]
 ) -> Tensor:
-    """Compute :func:`local_involution` by way of stored kernels: what every fused kernel is
-    compared with.
+    """Compute :func:`local_involution` from stored kernels. Every fused kernel is tested against
+    it.
     """
     return local.aggregate(value, generate_kernels(hidden, weight, bias, value.shape[1]), window)
 
 
 def finish(out: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
-    """Return relu(scale * out + shift), channel by channel of (B, G, D, H, W), in the dtype of
+    """Return relu(scale * out + shift) for each channel of (B, G, D, H, W), in the dtype of
     ``out``.
     """
     scale, shift = (tensor.view(*out.shape[1:3], 1, 1) for tensor in (scale, shift))
-    finished = out * scale + shift
-    return (finished.relu() if relu else finished).to(out.dtype)
+    result = out * scale + shift
+    if relu:
+        result = result.relu()
+    return result.to(out.dtype)
 
 
 def gradients(
@@ -134,41 +137,37 @@ def gradients(
     bias: Tensor | None,
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of :func:`definition`, from kernels that are generated again;
-    differentiable in turn.
+    """Return the gradients of :func:`definition` for its four tensors.
+
+    Kernels are generated again. The gradients are differentiable in turn.
     """
     kernels = generate_kernels(hidden, weight, bias, value.shape[1])
     grad_value = local.scatter(grad, kernels, value.shape[-2:], window).to(value.dtype)
     grad_kernels = local.correlate(grad, value, window).to(hidden.dtype)
-    # one row (G K) for each position, as the linear layer that generates kernels has them
+    # one row (G K) for each position: the output of the linear layer that generates kernels
     rows = grad_kernels.permute(0, 3, 4, 1, 2).flatten(3)
     grad_hidden = (rows @ weight).movedim(3, 1)
     grad_weight = rows.flatten(0, 2).mT @ hidden.movedim(1, 3).flatten(0, 2)
     if bias is None:
         return grad_value, grad_hidden, grad_weight, weight.new_empty(0)
-    # a sum over all positions at once has too few results to fill a GPU
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    grad_bias = rows.sum(2, dtype=wide).sum((0, 1)).to(rows.dtype)
+    # in two steps: one sum over all positions has too few results to fill a GPU
+    sum_dtype = torch.promote_types(rows.dtype, torch.float32)
+    grad_bias = rows.sum(2, dtype=sum_dtype).sum((0, 1)).to(rows.dtype)
     return grad_value, grad_hidden, grad_weight, grad_bias
 
 
 def dense_gradients(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return :func:`gradients` with the strides that the fake of ``involution_backward``
-    promises."""
+    """Return :func:`gradients` with the strides of the fake tensors of ``involution_backward``."""
     grad_value, grad_hidden, grad_weight, grad_bias = gradients(*inputs)
-    return (
-        grad_value,
-        _torch.in_layout_of(inputs[2], grad_hidden),
-        grad_weight.contiguous(),
-        grad_bias,
-    )
+    grad_hidden = _torch.in_layout_of(inputs[2], grad_hidden)
+    return grad_value, grad_hidden, grad_weight.contiguous(), grad_bias
 
 
 @custom_op('mmrednet::involution', mutates_args=())
 def involution(
     value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int]
 ) -> Tensor:
-    """See :func:`local_involution`; what it is given has been checked."""
+    """See :func:`local_involution`. The arguments have been checked."""
     return definition(value, hidden, weight, bias, window)
 
 
@@ -183,7 +182,7 @@ def involution_affine(
     relu: bool,
     window: Sequence[int],
 ) -> Tensor:
-    """See :func:`local_involution`; without gradients."""
+    """See :func:`local_involution`. It has no gradients."""
     return finish(involution(value, hidden, weight, bias, window), scale, shift, relu)
 
 
@@ -200,7 +199,7 @@ def involution_backward(
     return dense_gradients(grad, value, hidden, weight, bias, window)
 
 
-# the gradients are those of the definition, whose primitives have kernels
+# no kernel for involution_backward: its definition runs on the kernels of the primitives
 _triton.register('involution', involution=(involution, definition))
 
 
@@ -237,7 +236,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    # higher derivatives go through the primitives, which know theirs
+    # a backward pass that is recorded, for higher derivatives, must be made of differentiable ops
     backward = gradients if torch.is_grad_enabled() else involution_backward
     value, hidden, weight, bias = ctx.saved_tensors
     *grads, grad_bias = backward(grad, value, hidden, weight, bias, ctx.window)
@@ -262,8 +261,8 @@ def _flops_affine(
     return _flops(value, hidden, weight)
 
 
-# kernels again, then the gradients of value and of kernels, then those of the generator's input and
-# of its weight
+# convolutions: kernels again, gradients of the generator's input and of its weight; aggregations:
+# gradients of value and of kernels
 @register_flop_formula(torch.ops.mmrednet.involution_backward)
 def _flops_backward(
     grad: Sequence[int],

@@ -2,15 +2,16 @@
 
     T(q, k, w) = sum over b, g, d, i, j of  w[b, g, j, i] * q[b, g, d, i] * k[b, g, d, i + j]
 
-``local_correlate`` is dT/dw, ``local_aggregate`` is dT/dq and ``local_scatter`` is dT/dk, so that
-the gradient of each is made of the other two. In the shapes B is the batch, G the groups, D the
-channels of a group, K the taps of the window, (H, W) the map and (Ho, Wo) the output positions.
-Tensors may have any strides: a view of contiguous channels is ``x.unflatten(1, (G, D))``, one of
-interleaved channels ``x.unflatten(1, (D, G)).transpose(1, 2)``.
+``local_correlate`` is dT/dw, ``local_aggregate`` is dT/dq and ``local_scatter`` is dT/dk. The
+gradient of each is made of the other two.
 
-Sums are taken in float32 or wider and returned in the dtype and the memory layout of the first
-argument. Under autocast float32 arguments are cast to the autocast dtype, as those of a convolution
-are.
+In the shapes B is the batch, G the groups, D the channels of a group, K the taps of the window,
+(H, W) the map and (Ho, Wo) the output positions. Tensors may have any strides. Groups of contiguous
+channels are the view ``x.unflatten(1, (G, D))``, groups of interleaved channels are
+``x.unflatten(1, (D, G)).transpose(1, 2)``.
+
+Sums are taken in float32 or wider. Results have the dtype and the memory layout of the first
+argument. Autocast casts float32 arguments as it casts those of a convolution.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ def local_aggregate(value: Tensor, weight: Tensor, window: Window) -> Tensor:
         result[b, g, d, i] = sum over j of  weight[b, g, j, i] * value[b, g, d, i + j]
 
     Args:
-        value: (B, G, D, H, W); the D channels of a group share their weights.
-        weight: (B, G, K, Ho, Wo), one weight per tap of the window.
-        window: the neighbourhood; ``window.output_size(H, W)`` must be (Ho, Wo).
+        value: Tensor (B, G, D, H, W). The D channels of a group share their weights.
+        weight: Tensor (B, G, K, Ho, Wo), one weight per tap of the window.
+        window: Window over the map. ``window.output_size(H, W)`` must be (Ho, Wo).
 
     Returns:
         (B, G, D, Ho, Wo).
 
     Raises:
-        TypeError: an argument is not a floating-point tensor.
-        ValueError: a shape does not match.
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: A shape does not match.
     """
     value, weight = check_tensors(value=(value, 5), weight=(weight, 5))
     check_taps('weight', weight, window)
@@ -55,21 +56,21 @@ def local_aggregate(value: Tensor, weight: Tensor, window: Window) -> Tensor:
 
 
 def local_correlate(query: Tensor, key: Tensor, window: Window) -> Tensor:
-    """Multiply every position with each of its neighbours: the logits of local attention.
+    """Multiply every position with each of its neighbours, which gives the logits of attention.
 
         result[b, g, j, i] = sum over d of  query[b, g, d, i] * key[b, g, d, i + j]
 
     Args:
-        query: (B, G, D, Ho, Wo).
-        key: (B, G, D, H, W).
-        window: the neighbourhood; ``window.output_size(H, W)`` must be (Ho, Wo).
+        query: Tensor (B, G, D, Ho, Wo).
+        key: Tensor (B, G, D, H, W).
+        window: Window over the map. ``window.output_size(H, W)`` must be (Ho, Wo).
 
     Returns:
         (B, G, K, Ho, Wo); zero where the neighbour lies outside the map.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor.
-        ValueError: a shape does not match.
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: A shape does not match.
     """
     query, key = check_tensors(query=(query, 5), key=(key, 5))
     check_same('query', query, 'key', key, dims=3)
@@ -78,23 +79,24 @@ def local_correlate(query: Tensor, key: Tensor, window: Window) -> Tensor:
 
 
 def local_scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Window) -> Tensor:
-    """Add every position to its neighbours, each time with its own weight: the adjoint of
-    ``local_aggregate``.
+    """Add every position to each of its neighbours, times a weight of its own.
+
+    It is the adjoint of ``local_aggregate``:
 
         result[b, g, d, i + j]  +=  weight[b, g, j, i] * grad[b, g, d, i]        for every i and j
 
     Args:
-        grad: (B, G, D, Ho, Wo).
-        weight: (B, G, K, Ho, Wo), one weight per tap of the window.
-        size: (H, W), the map to write to.
-        window: the neighbourhood; ``window.output_size(H, W)`` must be (Ho, Wo).
+        grad: Tensor (B, G, D, Ho, Wo).
+        weight: Tensor (B, G, K, Ho, Wo), one weight per tap of the window.
+        size: Size (H, W) of the result.
+        window: Window over the map. ``window.output_size(H, W)`` must be (Ho, Wo).
 
     Returns:
         (B, G, D, H, W).
 
     Raises:
-        TypeError: an argument is not a floating-point tensor.
-        ValueError: a shape does not match.
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: A shape does not match.
     """
     grad, weight = check_tensors(grad=(grad, 5), weight=(weight, 5))
     if len(size) != 2:
@@ -133,13 +135,15 @@ _triton.register(
 
 
 def active_kernels() -> dict[str, str]:
-    """Say which kernels the primitives use on each kind of device, and why not others."""
+    """Return a description of the kernels in use for each type of device.
+
+    Where plain torch is the fallback, the description says why.
+    """
     plain = 'plain torch, one tap at a time'
-    native = (
-        f'native, {_native.capability()}'
-        if _native.MISSING is None
-        else f'{plain} (native: {_native.MISSING})'
-    )
+    if _native.MISSING is None:
+        native = f'native, {_native.capability()}'
+    else:
+        native = f'{plain} (native: {_native.MISSING})'
     return {'cpu': native, 'cuda': _triton.state(), 'other devices': plain}
 
 
@@ -160,9 +164,8 @@ def _(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[int]) 
 
 
 def _widened(first: Tensor, result_like: Tensor) -> Tensor:
-    """Return ``first`` in a dtype that holds ``result_like`` too: an op rounds its sums to the
-    dtype of its first.
-    """
+    """Return ``first`` in a dtype that is as wide as that of ``result_like``."""
+    # an op returns the dtype of its first argument, which must not be narrower than the gradient's
     return first.to(torch.promote_types(first.dtype, result_like.dtype))
 
 
@@ -206,8 +209,7 @@ correlate.register_autograd(_correlate_grad, setup_context=_setup_context)
 scatter.register_autograd(_scatter_grad, setup_context=_setup_context)
 
 
-# two per multiply-add, as torch counts: without them its counter would report nothing for these
-# operators
+# two per multiply-add, as torch counts; its counter would report zero for custom ops
 @register_flop_formula([torch.ops.mmrednet.aggregate, torch.ops.mmrednet.scatter])
 def _flops_with_weight(value: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
     return 2 * multiply_adds.aggregate(value, weight)

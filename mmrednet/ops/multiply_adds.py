@@ -1,4 +1,4 @@
-"""How many multiply-adds the operators take, from the shapes of their arguments."""
+"""Number of multiply-adds of the operators, from the shapes of their arguments."""
 
 from __future__ import annotations
 
@@ -10,25 +10,32 @@ Shape = Sequence[int]
 
 
 def aggregate(value: Shape, weight: Shape) -> int:
-    """Return B * G * K * Ho * Wo * D for values (B, G, D, ...) and weights (B, G, K, Ho, Wo); of
-    scatter as well.
+    """Count aggregate or scatter: B * G * K * Ho * Wo * D.
+
+    Args:
+        value: Shape (B, G, D, H, W).
+        weight: Shape (B, G, K, Ho, Wo).
     """
     return math.prod(weight) * value[2]
 
 
 def correlate(query: Shape, taps: int) -> int:
-    """Return B * G * D * Ho * Wo * K for queries (B, G, D, Ho, Wo) and K taps."""
+    """Count correlate: B * G * D * Ho * Wo * K.
+
+    Args:
+        query: Shape (B, G, D, Ho, Wo).
+        taps: Number K of taps of the window.
+    """
     return math.prod(query) * taps
 
 
 def involution(value: Shape, hidden: Shape, weight: Shape) -> Counter[str]:
-    """Count involution with its kernels made inside, as the 1x1 convolution and the aggregation
-    that it equals.
+    """Count involution as a 1x1 convolution, which generates the kernels, and an aggregation.
 
     Args:
-        value: (B, G, D, H, W).
-        hidden: (B, R, Ho, Wo), of which the kernels are made.
-        weight: (G * K, R).
+        value: Shape (B, G, D, H, W).
+        hidden: Shape (B, R, Ho, Wo) of the features that generate the kernels.
+        weight: Shape (G * K, R) of the generator's weight.
     """
     kernels = weight[0] * hidden[0] * math.prod(hidden[2:])
     return Counter(conv=kernels * hidden[1], aggregate=kernels * value[2])
@@ -37,33 +44,33 @@ def involution(value: Shape, hidden: Shape, weight: Shape) -> Counter[str]:
 def attention(
     query: Shape, value: Shape, rows: Shape | None, columns: Shape | None, taps: int
 ) -> Counter[str]:
-    """Count local attention as the correlation, the products with embeddings and the aggregation
-    that it equals.
+    """Count local attention as a correlation, products with embeddings and an aggregation.
 
     Args:
-        query: (B, N, D, Ho, Wo).
-        value: (B, N, Dv, H, W).
-        rows: (N, D / 2, Kh), embeddings of rows, met one by one, or None.
-        columns: (N, D / 2, Kw), embeddings of columns, or None.
-        taps: K.
+        query: Shape (B, N, D, Ho, Wo).
+        value: Shape (B, N, Dv, H, W).
+        rows: Shape (N, D / 2, Kh) of the embeddings of rows, or None.
+        columns: Shape (N, D / 2, Kw) of the embeddings of columns, or None.
+        taps: Number K of taps of the window.
     """
     positions = query[0] * math.prod(query[3:])
     counts = Counter(
         correlate=correlate(query, taps), aggregate=positions * query[1] * taps * value[2]
     )
+    # a query meets each row and each column once: Kh + Kw products instead of Kh * Kw
     if rows is not None and columns is not None:
         counts['einsum'] = positions * (math.prod(rows) + math.prod(columns))
     return counts
 
 
 def axial_attention(query: Shape, value: Shape, terms: int, value_position: bool) -> Counter[str]:
-    """Count attention along a line as the products of all pairs of positions that it equals.
+    """Count attention along lines as products of all pairs of positions.
 
     Args:
-        query: (B, N, D / 2, L).
-        value: (B, N, D, L).
-        terms: of the logits.
-        value_position: whether positions are added to the values.
+        query: Shape (B, N, E, L).
+        value: Shape (B, N, D, L).
+        terms: Number of terms of the logits.
+        value_position: If True, values have position embeddings.
     """
     pairs = query[0] * query[1] * query[3] ** 2
     return Counter(einsum=pairs * (terms * query[2] + (1 + value_position) * value[2]))

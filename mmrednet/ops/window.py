@@ -1,4 +1,4 @@
-"""The neighbourhood of a position: which taps it has and where they lie."""
+"""The window of a position: which taps it has and where they lie."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ IntPair = int | tuple[int, int]
 
 
 def to_pair(name: str, value: IntPair, minimum: int) -> tuple[int, int]:
-    """Return ``value`` as a (vertical, horizontal) pair of whole numbers.
+    """Return ``value`` as a (vertical, horizontal) pair of ints.
+
+    Args:
+        name: Name of the argument, for errors.
+        value: One int for both axes, or a pair.
+        minimum: Smallest int that is allowed.
 
     Raises:
         TypeError: ``value`` is neither an int nor a pair of ints.
-        ValueError: an entry lies below ``minimum``.
+        ValueError: An entry lies below ``minimum``.
     """
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2 or not all(
-        isinstance(number, int) and not isinstance(number, bool) for number in pair
-    ):
+    # bool is a subclass of int, but True is no size
+    are_ints = all(isinstance(entry, int) and not isinstance(entry, bool) for entry in pair)
+    if len(pair) != 2 or not are_ints:
         raise TypeError(
             f'{name} must be an int or a pair of ints (vertical, horizontal), got {name}={value!r}.'
         )
@@ -31,20 +36,21 @@ def to_pair(name: str, value: IntPair, minimum: int) -> tuple[int, int]:
 class Window:
     """The K = kernel[0] * kernel[1] neighbours of every output position.
 
-    Tap (u, v) of output (y, x) is input (y * stride + u * dilation - padding, x * stride + ...);
-    taps are numbered u * kernel[1] + v, and those outside the map count as zero.
+    Tap (u, v) of output (y, x) is input (y * stride + u * dilation - padding, x * stride + ...).
+    Its number is u * kernel[1] + v. Taps outside the map count as zero. Each argument is a pair
+    (vertical, horizontal), or one int for both.
 
     Args:
-        kernel: size (vertical, horizontal), or one number for both; so are the others.
-        stride: distance of neighbouring outputs, in input positions.
-        dilation: distance of neighbouring taps, in input positions.
-        padding: how far the first tap of the first output lies outside the map. By default the
-            window is centred, which makes the output ceil(H / stride) by ceil(W / stride) and needs
-            an odd kernel.
+        kernel: Number of taps along each axis.
+        stride: Distance of neighbouring outputs, in input positions. Default: 1.
+        dilation: Distance of neighbouring taps, in input positions. Default: 1.
+        padding: Distance of the first tap of the first output from the border of the map, outwards.
+            By default the window is centred. This makes the output ceil(H / stride) by
+            ceil(W / stride) and needs an odd kernel.
 
     Raises:
-        TypeError: an argument is neither an int nor a pair of ints.
-        ValueError: a number is too small, or the kernel is even and ``padding`` is not given.
+        TypeError: An argument is neither an int nor a pair of ints.
+        ValueError: A number is too small, or the kernel is even and ``padding`` is not given.
     """
 
     kernel: tuple[int, int]
@@ -67,18 +73,15 @@ class Window:
                     f'{padding=}.'
                 )
             padding = (dilation[0] * (kernel[0] // 2), dilation[1] * (kernel[1] // 2))
-        fields = dict(
-            kernel=kernel,
-            stride=to_pair('stride', stride, 1),
-            dilation=dilation,
-            padding=to_pair('padding', padding, 0),
-        )
+        stride, padding = to_pair('stride', stride, 1), to_pair('padding', padding, 0)
+        fields = dict(kernel=kernel, stride=stride, dilation=dilation, padding=padding)
+        # the class is frozen, so that its own assignment is forbidden
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
     @classmethod
     def from_flat(cls, numbers: Sequence[int]) -> Window:
-        """Return the window whose ``list`` is these eight numbers."""
+        """Return the window whose ``list`` is these eight numbers: the inverse of iteration."""
         kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, padding_h, padding_w = (
             numbers
         )
@@ -90,16 +93,13 @@ class Window:
         )
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the eight numbers (kernel, stride, dilation, padding), the form that a custom op
-        takes.
-        """
+        """Yield the eight numbers (kernel, stride, dilation, padding) that a custom op takes."""
         for pair in (self.kernel, self.stride, self.dilation, self.padding):
             yield from pair
 
     def __len__(self) -> int:
-        """Return eight; ``torch.compile`` asks before it reads a window that was made outside of
-        what it compiles.
-        """
+        """Return eight, the number of ints that iteration yields."""
+        # torch.compile asks for it before it iterates over a window from outside of its graph
         return 8
 
     @property
@@ -111,9 +111,10 @@ class Window:
         """Return (Ho, Wo), the number of output positions on a map of (height, width).
 
         Raises:
-            ValueError: the window does not fit into the padded map even once.
+            ValueError: The window does not fit into the padded map.
         """
         kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, padding_h, padding_w = self
+        # rows and columns that the window can move by
         room_h = height + 2 * padding_h - dilation_h * (kernel_h - 1) - 1
         room_w = width + 2 * padding_w - dilation_w * (kernel_w - 1) - 1
         if room_h < 0 or room_w < 0:

@@ -1,14 +1,15 @@
-"""Check the Triton kernels on this GPU, then time them against everything else, and end in one
-table.
+"""Check the Triton kernels on this GPU, time them against other formulations, and print one table.
 
-Correctness comes first, against float64, on fresh random inputs and poisoned outputs; where it
+Correctness comes first, against float64, on fresh random inputs and poisoned outputs. Where a check
 fails nothing is timed. Times are medians of device events, in a CUDA graph where that works, with
-inputs that rotate through more memory than the cache holds. Floors are every input read once and
-every output written once at the bandwidth of a copy, and the
-operations at the rate of the unit that does them: products with shared weights at that of a large
-    matrix product, those with neighbours at that of float32 multiply-adds, all measured in the same
-    run. Percentages are the share of a copy's
-bandwidth at which the bytes of the floor are moved.
+inputs that rotate through more memory than the cache holds.
+
+Floors are two. The first is the time to read every input once and write every output once at the
+bandwidth of a copy. The second is the time of the operations at the rate of their unit: products
+with shared weights at that of a large matrix product, those with neighbours at that of float32
+multiply-adds. All rates are measured in the same run. Percentages are the bandwidth of the first
+floor's bytes as a share of a copy's.
+
 Exit status: 0, 1 where a check fails, 2 where there is no CUDA device.
 """
 
@@ -24,12 +25,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
 
 import torch
 
-from benchmarks.gpu import problems
+from benchmarks.cases import AXIAL_STAGES, CASES, STAGES, Setting
 from benchmarks.gpu.ceilings import ceilings
 from benchmarks.gpu.contestants import attentions, axials, involutions
 from benchmarks.gpu.measure import Clock
 from benchmarks.gpu.operators import time_operator
 from benchmarks.gpu.table import HEADER, Pass, row
+from mmrednet.ops import active_kernels
 
 PARTS = ('checks', 'involution', 'attention', 'axial', 'bottleneck', 'backbones')
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -41,60 +43,71 @@ def parse_args():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS))
-    parser.add_argument('--check-only', action='store_true', help='the checks alone')
+    parser.add_argument('--check-only', action='store_true', help='run the checks alone')
     parser.add_argument(
         '--dry-run',
         action='store_true',
-        help='run every part once at tiny sizes on the CPU, without any figure: tests this '
-        'script; the checks need TRITON_INTERPRET=1',
+        help='test this script: run every part once at tiny sizes on the CPU, without any '
+        'figure; the checks need TRITON_INTERPRET=1',
     )
     parser.add_argument(
-        '--dtypes', nargs='+', choices=list(DTYPES), default=['bfloat16', 'float32'], help='to time'
+        '--dtypes',
+        nargs='+',
+        choices=list(DTYPES),
+        default=['bfloat16', 'float32'],
+        help='dtypes to time',
     )
-    parser.add_argument('--batch', type=int, default=2, help='of the operators')
-    parser.add_argument('--batches', type=int, nargs='+', default=[2, 16], help='of the backbones')
+    parser.add_argument('--batch', type=int, default=2, help='batch size of the operators')
+    parser.add_argument(
+        '--batches', type=int, nargs='+', default=[2, 16], help='batch sizes of the backbones'
+    )
     parser.add_argument(
         '--shape',
         type=int,
         nargs=2,
         default=(800, 1344),
         metavar=('H', 'W'),
-        help='for the backbones',
+        help='size of the images for the backbones',
     )
     parser.add_argument('--kernel-size', type=int, default=7)
     parser.add_argument(
         '--compiled',
         type=int,
         default=2,
-        help='maps of the first dtype that have compiled contestants, which take most of the time',
+        help='number of maps of the first dtype with compiled contestants, which take most of the '
+        'time',
     )
     parser.add_argument(
-        '--minutes', type=float, default=9.5, help='after which no further row is begun'
+        '--minutes', type=float, default=9.5, help='time after which no further row is begun'
     )
     return parser.parse_args()
 
 
-def operator_part(make, ways, stages=problems.STAGES):
-    """Return the part that times the ways to an operator at all stages."""
+def image_size(clock):
+    """Return the name of the stages to run."""
+    return 'tiny' if clock.dry else '800x1344'
+
+
+def operator_part(operator, contestants_of, stages=STAGES):
+    """Return the part that times all contestants of an operator at all stages."""
 
     def part(clock, args, limits):
         for name in args.dtypes:
-            for index, stage in enumerate(stages[clock.dry]):
+            for index, stage in enumerate(stages[image_size(clock)]):
                 if clock.late:
                     return
-                # one function compiled for many sizes would be left uncompiled after the first few
+                # torch.compile gives up on a function after a few sizes
                 torch._dynamo.reset()
-                dtype, first_dtype = DTYPES[name], name == args.dtypes[0]
-                first = make(args.batch, stage, args.kernel_size, dtype, clock.device)
-                sets = [first] + [
-                    make(args.batch, stage, args.kernel_size, dtype, clock.device)
-                    for _ in range(clock.sets(first.bytes) - 1)
-                ]
-                contestants = ways(
-                    first,
+                dtype, is_first_dtype = DTYPES[name], name == args.dtypes[0]
+                setting = Setting(args.batch, stage, args.kernel_size, dtype, clock.device)
+                sets = [CASES[operator](setting)]
+                while len(sets) < clock.sets(sets[0].bytes):
+                    sets.append(CASES[operator](setting))
+                contestants = contestants_of(
+                    sets[0],
                     dry=clock.dry,
-                    compiled=first_dtype and index < args.compiled,
-                    flex=first_dtype,
+                    compiled=is_first_dtype and index < args.compiled,
+                    flex=is_first_dtype,
                 )
                 yield from time_operator(clock, sets, contestants, dtype, limits)
 
@@ -102,12 +115,10 @@ def operator_part(make, ways, stages=problems.STAGES):
 
 
 def bottleneck_part(clock, args, limits):
-    """The memory of one block in training, with involution and with a convolution, without its
-    neighbours.
-    """
+    """Yield the time and the memory of one block in training, with involution or a convolution."""
     from benchmarks.gpu.twins import Bottleneck
 
-    for channels, *size in problems.STAGES[clock.dry]:
+    for channels, *size in STAGES[image_size(clock)]:
         for name, involves in (('ResNet-50', False), ('RedNet-50', True)):
             if clock.late:
                 return
@@ -117,6 +128,7 @@ def bottleneck_part(clock, args, limits):
             x = torch.randn(
                 args.batch, 4 * channels, *size, device=clock.device, requires_grad=True
             )
+            # a leaf again, in channels-last
             x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
 
             def step(block=block, x=x):
@@ -135,7 +147,7 @@ def bottleneck_part(clock, args, limits):
 
 
 def networks():
-    """Return ResNet-50 and RedNet-50 of the stack, or their twins where it is not installed."""
+    """Return mmdet's ResNet-50 and our RedNet-50, or their twins where mm packages are missing."""
     from benchmarks.gpu.twins import of_the_stack, twins
 
     try:
@@ -145,9 +157,10 @@ def networks():
 
 
 def backbone_part(clock, args, limits):
+    """Yield the time and the memory of whole backbones, for inference and training."""
     shape, batches = ((32, 48), [1]) if clock.dry else (args.shape, args.batches)
     models = {name: model.to(clock.device) for name, model in networks().items()}
-    # the networks take turns, so that each has its figures where time runs out
+    # the networks take turns, so that both have figures where time runs out
     for dtype, batch, layout in itertools.product(args.dtypes, batches, reversed(LAYOUTS)):
         image = torch.randn(batch, 3, *shape, device=clock.device).contiguous(
             memory_format=LAYOUTS[layout]
@@ -173,7 +186,7 @@ def backbone_part(clock, args, limits):
 
 
 def passes(model, image, dtype):
-    """Return an inference and a training step of a network; in half precision by autocast."""
+    """Return an inference step and a training step of a network, by autocast in half precision."""
     from benchmarks.gpu.twins import total
 
     cast = dict(
@@ -198,29 +211,53 @@ def passes(model, image, dtype):
 
 
 RUN = dict(
-    involution=operator_part(problems.involution, involutions),
-    attention=operator_part(problems.attention, attentions),
-    axial=operator_part(problems.axial, axials, problems.AXIAL_STAGES),
+    involution=operator_part('involution', involutions),
+    attention=operator_part('attention', attentions),
+    axial=operator_part('axial', axials, AXIAL_STAGES),
     bottleneck=bottleneck_part,
     backbones=backbone_part,
 )
 
 
 def checked(device, dry):
-    """Print the checks and return whether all passed."""
+    """Print the checks. Return True if all passed."""
+    # these need Triton
     from benchmarks.gpu.checks import check_kernels
     from benchmarks.gpu.launches import check_launches
 
     rows = check_kernels([torch.bfloat16] if dry else list(DTYPES.values()), device, dry)
     rows += check_launches(device, dry)
     print('| kernels | dtype | worst error | |\n|---|---|---|---|')
-    for name, dtype, error, fine in rows:
-        print(
-            f'| {name} | {str(dtype).removeprefix("torch.")} | {error:.1e} | '
-            f'{"passed" if fine else "FAILED"} |'
-        )
+    for name, dtype, error, passed in rows:
+        dtype_name = str(dtype).removeprefix('torch.')
+        print(f'| {name} | {dtype_name} | {error:.1e} | {"passed" if passed else "FAILED"} |')
     print(flush=True)
-    return all(fine for *_, fine in rows)
+    return all(passed for *_, passed in rows)
+
+
+def rates(limits):
+    """Return the sentence with the measured peak rates."""
+    matrix_rates = ', '.join(
+        f'{str(dtype).removeprefix("torch.")} {rate / 1e12:.0f}'
+        for dtype, rate in limits.matrix.items()
+    )
+    return (
+        f'A copy reads and writes {limits.bandwidth / 1e12:.2f} TB/s; matrix products, TFLOP/s: '
+        f'{matrix_rates}; multiply-adds one by one: {limits.vector / 1e12:.0f}.'
+    )
+
+
+def timed(clock, args, limits):
+    """Return the lines of the table."""
+    lines = []
+    for part in PARTS[1:]:
+        if part not in args.parts:
+            continue
+        for line in RUN[part](clock, args, limits):
+            # at once to stderr, since the table comes at the end
+            print(line, file=sys.stderr, flush=True)
+            lines.append(line)
+    return lines
 
 
 def main():
@@ -230,12 +267,9 @@ def main():
             'There is no CUDA device: nothing was checked, nothing was measured.', file=sys.stderr
         )
         sys.exit(2)
-    clock = Clock(
-        'cpu' if args.dry_run else 'cuda', args.dry_run, time.monotonic() + 60 * args.minutes
-    )
+    device = 'cpu' if args.dry_run else 'cuda'
+    clock = Clock(device, args.dry_run, time.monotonic() + 60 * args.minutes)
     chip = 'dry run, no figures' if args.dry_run else torch.cuda.get_device_name()
-    from mmrednet.ops import active_kernels
-
     versions = f'Python {platform.python_version()}, torch {torch.__version__}'
     about = f'{chip}; {versions}; {active_kernels()["cuda"]}'
     print(about, '\n')
@@ -245,24 +279,10 @@ def main():
     if args.check_only:
         return
     limits = ceilings(clock, [DTYPES[name] for name in args.dtypes])
-    lines = []
-    for part in PARTS[1:]:
-        if part in args.parts:
-            for line in RUN[part](clock, args, limits):
-                # seen at once, and again in the table
-                print(line, file=sys.stderr, flush=True)
-                lines.append(line)
+    lines = timed(clock, args, limits)
     print(about)
     if limits is not None:
-        rates = ', '.join(
-            f'{str(dtype).removeprefix("torch.")} {rate / 1e12:.0f}'
-            for dtype, rate in limits.matrix.items()
-        )
-        print(
-            f'A copy reads and writes {limits.bandwidth / 1e12:.2f} TB/s; matrix products, '
-            f'TFLOP/s: {rates}; '
-            f'multiply-adds one by one: {limits.vector / 1e12:.0f}.'
-        )
+        print(rates(limits))
     if clock.late:
         print(
             f'Stopped after {args.minutes} minutes: later rows are missing; --parts asks for some '

@@ -7,21 +7,22 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+# rounds that do not count: caches and allocators are cold
 WARM_UP = 2
 
 
 def medians(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Call each contestant once per round, so that what else the machine does falls on all of them.
+    """Call each contestant once per round, so that other load on the machine falls on all of them.
 
     Args:
-        contestants: what to time, by name.
-        rounds: how often; two more come first and do not count.
+        contestants: Functions to time, by name.
+        rounds: Number of rounds. Two more come first and do not count.
 
     Returns:
-        The median seconds of each.
+        The median seconds of each contestant.
 
     Raises:
-        ValueError: there is no round.
+        ValueError: There is no round.
     """
     if rounds < 1:
         raise ValueError(f'rounds must be at least 1, got {rounds}.')

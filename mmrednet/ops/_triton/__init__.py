@@ -15,7 +15,7 @@ import torch
 
 from ..dispatch import fall_back, unavailable
 
-# the first whose matrix products take fewer than sixteen columns
+# the first release whose matrix products may have fewer than sixteen columns
 OLDEST = (3, 5)
 
 
@@ -24,13 +24,14 @@ def _find() -> tuple[str | None, str]:
     if os.environ.get('MMREDNET_TRITON') == '0':
         return 'switched off by MMREDNET_TRITON=0', ''
     try:
-        found = version('triton')
+        installed = version('triton')
     except PackageNotFoundError:
         return 'not installed: pip install triton', ''
-    release = tuple(int(number) for number in re.findall(r'\d+', found)[:2])
+    # only the first two numbers are compared: suffixes such as 3.6.0+git may follow
+    release = tuple(int(number) for number in re.findall(r'\d+', installed)[:2])
     if release < OLDEST:
-        return f'{found} is too old: at least {OLDEST[0]}.{OLDEST[1]} is needed', ''
-    return None, found
+        return f'{installed} is too old: at least {OLDEST[0]}.{OLDEST[1]} is needed', ''
+    return None, installed
 
 
 # None, or the reason why the kernels of this package cannot be called
@@ -43,9 +44,9 @@ def register(family: str, **ops: tuple[Any, Callable]) -> None:
 
     Args:
         family: Name of the module. It is imported when the first CUDA tensor arrives.
-        ops: For the name of each function in the module, the custom op and its definition. The
-            definition computes what the kernel cannot take: the module's
-            ``reasons_against_<name>``, where it has one, returns a list of reasons.
+        ops: The custom op and its definition, by the name of the function in the module. The
+            definition is the fallback for inputs that the kernel cannot take. The module's
+            ``reasons_against_<name>``, if it has one, returns the list of reasons.
     """
     if MISSING is None:
         for name, (op, definition) in ops.items():
@@ -53,6 +54,8 @@ def register(family: str, **ops: tuple[Any, Callable]) -> None:
 
 
 def _imported_late(family: str, name: str, definition: Callable) -> Callable:
+    """Return a CUDA kernel that imports its module, and Triton with it, at the first call."""
+
     def kernel(*arguments: Any) -> Any:
         module = import_module(f'.{family}', __name__)
         reasons_against = getattr(module, f'reasons_against_{name}', None)
@@ -66,10 +69,9 @@ def _imported_late(family: str, name: str, definition: Callable) -> Callable:
 
 
 def state() -> str:
-    """Say whether the kernels are used on CUDA devices, and why not."""
-    plain = 'plain torch, one tap at a time'
+    """Say whether the kernels are used on CUDA devices, and if not, why."""
     if MISSING is not None:
-        return f'{plain} (triton: {MISSING})'
-    return f'triton {VERSION}' + (
-        '' if torch.cuda.is_available() else ', unused: torch sees no CUDA device'
-    )
+        return f'plain torch, one tap at a time (triton: {MISSING})'
+    if torch.cuda.is_available():
+        return f'triton {VERSION}'
+    return f'triton {VERSION}, unused: torch sees no CUDA device'

@@ -1,12 +1,14 @@
-"""Attention along lines without stored logits: an online softmax over tiles of BLOCK attending and
-attended positions.
+"""Attention along lines without stored logits.
 
-Relative terms of a tile need 2 BLOCK - 1 distances. They are matrix products with that part of a
-table, read along
-diagonals: with w counting distances,
+An online softmax runs over tiles of BLOCK query positions i and BLOCK key positions m.
+The relative terms of a tile need 2 BLOCK - 1 distances w = i - m. Each term is a matrix product
+with this part of a table, read along its diagonals:
 
     q . rq[i - m] = (q @ rq)[i, w = i - m]
     sum over m of P[i, m] rv[i - m] = sum over w of P[i, m = i - w] rv[w]
+
+A product with the table costs twice that of a tile, but it runs on the matrix unit, and each entry
+of the table is read once for a tile instead of once for each pair of positions.
 """
 
 from __future__ import annotations
@@ -32,37 +34,34 @@ from .tiles import (
     strides,
 )
 
-# attending and attended positions of a tile: the least that a matrix product takes, so that one
-# warp holds a tile and reads its diagonals by shuffles
+# queries and keys of a tile: the smallest size of a matrix product, so that one warp holds a tile
+# and reads its diagonals by shuffles
 BLOCK = 16
-# channels of a head that a warp holds for its tile
+# channels of a head per warp
 CHANNELS_OF_A_WARP = 32
-# what registers hold: more channels of a head are left to the composition
+# what registers hold: the definition computes heads with more channels
 MOST_CHANNELS = 128
+# arguments for whose values Triton must not compile anew
 NOT_SPECIALISED = [
-    'query_strides',
-    'key_strides',
-    'value_strides',
-    'result_strides',
-    'relative_row',
-    'heads',
-    'length',
-    'end',
-    'span',
+    *('query_strides', 'key_strides', 'value_strides', 'result_strides'),
+    *('relative_row', 'heads', 'length', 'end', 'span'),
 ]
 
 
 @triton.jit
-def _lines(tensor, strides, channel, channels: tl.constexpr, place, length, LAYOUT: tl.constexpr):
-    """Return [D, L] of a line, or its transpose, as the arguments are shaped; zero beyond its
-    ends."""
-    at = inside(strides, channel, tl.zeros_like(place), place, LAYOUT)
-    return tl.load(tensor + at, mask=(channel < channels) & (place < length), other=0.0)
+def _lines(tensor, strides, channel, channels: tl.constexpr, index, length, LAYOUT: tl.constexpr):
+    """Return elements [D, L] of a line, zero beyond its ends.
+
+    The shapes of ``channel`` and ``index`` decide whether it is [D, L] or its transpose.
+    """
+    offset = inside(strides, channel, tl.zeros_like(index), index, LAYOUT)
+    return tl.load(tensor + offset, mask=(channel < channels) & (index < length), other=0.0)
 
 
 @triton.jit
 def _table(relative, relative_row, first, channel, channels: tl.constexpr, distance, end):
-    """Return entries of a table that begins at row ``first``, for distances clamped to its ends."""
+    """Return entries of the table that begins at row ``first``."""
+    # distances beyond the ends of a table take the entry at the end
     column = tl.minimum(tl.maximum(distance, -end), end) + end
     return tl.load(
         relative + (first + channel) * relative_row + column, mask=channel < channels, other=0.0
@@ -71,12 +70,14 @@ def _table(relative, relative_row, first, channel, channels: tl.constexpr, dista
 
 @triton.jit
 def _distances(first, BLOCK: tl.constexpr):
-    """Return [W] distances of a tile whose first positions are this far apart, and where [i, m]
-    finds its own.
+    """Return the distances [W] in a tile, and the index [i, m] into them.
+
+    ``first`` is the distance between the first positions of the tile.
     """
-    wide = tl.arange(0, 2 * BLOCK)
-    place = tl.arange(0, BLOCK)
-    return first + 1 - BLOCK + wide, place[:, None] - place[None, :] + BLOCK - 1
+    # 2 BLOCK - 1 of them, and one that fills up to a power of two
+    column = tl.arange(0, 2 * BLOCK)
+    position = tl.arange(0, BLOCK)
+    return first + 1 - BLOCK + column, position[:, None] - position[None, :] + BLOCK - 1
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
@@ -88,137 +89,175 @@ def axial_kernel(
     scale,
     shift,
     result,
+    # (line, head, channel, 1, position), coded as odd numbers
     query_strides,
     key_strides,
     value_strides,
     result_strides,
+    # stride of the table's rows
     relative_row,
+    # sizes; those of channels are constants
     heads,
     key_channels: tl.constexpr,
     channels: tl.constexpr,
     length,
+    # largest distance in the table
     end,
     span,
+    # bits: query_key, query_position, key_position
     TERMS: tl.constexpr,
+    # whether values have positions
     POSITION: tl.constexpr,
+    # layouts
     QUERY: tl.constexpr,
     KEY: tl.constexpr,
     VALUE: tl.constexpr,
     RESULT: tl.constexpr,
+    # sizes of a program's tile: positions, channels of keys and of values
     BLOCK: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    # types of factors, precision of products, type of offsets
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """One tile of attending positions of one head of one line."""
-    count = tl.cdiv(length, BLOCK)
-    tile, head = tl.program_id(0) % count, tl.program_id(0) // count % heads
-    line = tl.program_id(0) // count // heads
-    low, high = tl.arange(0, BLOCK_E).to(INDEX), tl.arange(0, BLOCK_D).to(INDEX)
-    ours = (tile * BLOCK + tl.arange(0, BLOCK)).to(INDEX)
+    """One tile of query positions of one head of one line."""
+    tile_count = tl.cdiv(length, BLOCK)
+    tile = tl.program_id(0) % tile_count
+    head_index = tl.program_id(0) // tile_count
+    head, line = head_index % heads, head_index // heads
+    key_channel = tl.arange(0, BLOCK_E).to(INDEX)
+    value_channel = tl.arange(0, BLOCK_D).to(INDEX)
+    query_index = (tile * BLOCK + tl.arange(0, BLOCK)).to(INDEX)
     key += start(key_strides, line, head, KEY)
     value += start(value_strides, line, head, VALUE)
+    query += start(query_strides, line, head, QUERY)
     q = _lines(
-        query + start(query_strides, line, head, QUERY),
+        query,
         query_strides,
-        low[None, :],
+        key_channel[None, :],
         key_channels,
-        ours[:, None],
+        query_index[:, None],
         length,
         QUERY,
     ).to(DOT)
+    # Online softmax: the largest logit so far, the sum of weights relative to it, and the sums of
+    # weighted values and positions. A larger logit rescales all sums.
     largest = tl.full((BLOCK,), float('-inf'), tl.float32)
-    weights = tl.zeros((BLOCK,), tl.float32)
+    weight_sum = tl.zeros((BLOCK,), tl.float32)
     content = tl.zeros((BLOCK, BLOCK_D), tl.float32)
-    where = tl.zeros((BLOCK, BLOCK_D), tl.float32)
+    position_embedding = tl.zeros((BLOCK, BLOCK_D), tl.float32)
     reach = tl.where(span > 0, span // 2, length)
-    first = tl.maximum(tile * BLOCK - reach, 0) // BLOCK
-    last = tl.minimum(tile * BLOCK + BLOCK - 1 + reach, length - 1) // BLOCK
-    for block in range(first, last + 1):
-        theirs = (block * BLOCK + tl.arange(0, BLOCK)).to(INDEX)
-        k = _lines(key, key_strides, low[:, None], key_channels, theirs[None, :], length, KEY).to(
-            DOT
-        )
-        v = _lines(
-            value, value_strides, high[None, :], channels, theirs[:, None], length, VALUE
+    # tiles of keys beyond the span have no weight: skip them
+    first_tile = tl.maximum(tile * BLOCK - reach, 0) // BLOCK
+    last_tile = tl.minimum(tile * BLOCK + BLOCK - 1 + reach, length - 1) // BLOCK
+    for key_tile in range(first_tile, last_tile + 1):
+        key_index = (key_tile * BLOCK + tl.arange(0, BLOCK)).to(INDEX)
+        # keys as [E, L], the second factor of a matrix product; values as [L, D]
+        k = _lines(
+            key, key_strides, key_channel[:, None], key_channels, key_index[None, :], length, KEY
         ).to(DOT)
-        wide, diagonal = _distances((tile - block) * BLOCK, BLOCK)
+        v = _lines(
+            value,
+            value_strides,
+            value_channel[None, :],
+            channels,
+            key_index[:, None],
+            length,
+            VALUE,
+        ).to(DOT)
+        distance, diagonal = _distances((tile - key_tile) * BLOCK, BLOCK)
         logits = tl.zeros((BLOCK, BLOCK), tl.float32)
+        # row of scale and shift: terms that are not asked for have none
         term = 0
         if TERMS % 2 == 1:
-            logits += tl.dot(q, k, input_precision=PRECISION) * tl.load(scale + head).to(tl.float32)
+            by_content = tl.dot(q, k, input_precision=PRECISION)
+            logits += by_content * tl.load(scale + head).to(tl.float32)
             logits += tl.load(shift + head).to(tl.float32)
             term += 1
         if TERMS // 2 % 2 == 1:
             table = _table(
-                relative, relative_row, 0, low[:, None], key_channels, wide[None, :], end
+                relative,
+                relative_row,
+                0,
+                key_channel[:, None],
+                key_channels,
+                distance[None, :],
+                end,
             )
-            by_query = tl.dot(q, table.to(DOT), input_precision=PRECISION)
-            logits += tl.gather(by_query, diagonal, 1) * tl.load(scale + term * heads + head).to(
-                tl.float32
-            )
+            by_distance = tl.dot(q, table.to(DOT), input_precision=PRECISION)
+            # [i, w] read along the diagonals w = i - m
+            by_query = tl.gather(by_distance, diagonal, 1)
+            logits += by_query * tl.load(scale + term * heads + head).to(tl.float32)
             logits += tl.load(shift + term * heads + head).to(tl.float32)
             term += 1
         if TERMS // 4 == 1:
-            back, across = _distances((block - tile) * BLOCK, BLOCK)
+            # keys see queries from the other side: distances are m - i, the result is transposed
+            key_distance, key_diagonal = _distances((key_tile - tile) * BLOCK, BLOCK)
             table = _table(
                 relative,
                 relative_row,
                 key_channels,
-                low[:, None],
+                key_channel[:, None],
                 key_channels,
-                back[None, :],
+                key_distance[None, :],
                 end,
             )
-            by_key = tl.dot(tl.trans(k), table.to(DOT), input_precision=PRECISION)
-            logits += tl.trans(tl.gather(by_key, across, 1)) * tl.load(
-                scale + term * heads + head
-            ).to(tl.float32)
+            by_distance = tl.dot(tl.trans(k), table.to(DOT), input_precision=PRECISION)
+            by_key = tl.trans(tl.gather(by_distance, key_diagonal, 1))
+            logits += by_key * tl.load(scale + term * heads + head).to(tl.float32)
             logits += tl.load(shift + term * heads + head).to(tl.float32)
-        apart = ours[:, None] - theirs[None, :]
-        logits = tl.where(
-            (theirs < length)[None, :] & (apart <= reach) & (apart >= -reach), logits, float('-inf')
-        )
-        above = tl.maximum(largest, tl.max(logits, 1))
-        base = tl.where(above == float('-inf'), 0.0, above)
-        factor, weight = tl.exp(largest - base), tl.exp(logits - base[:, None])
-        weights = weights * factor + tl.sum(weight, 1)
-        content = content * factor[:, None] + tl.dot(weight.to(DOT), v, input_precision=PRECISION)
+        difference = query_index[:, None] - key_index[None, :]
+        mask = (key_index < length)[None, :] & (difference <= reach) & (difference >= -reach)
+        logits = tl.where(mask, logits, float('-inf'))
+        new_largest = tl.maximum(largest, tl.max(logits, 1))
+        # where all logits so far are -inf, subtract nothing: -inf - -inf is NaN
+        base = tl.where(new_largest == float('-inf'), 0.0, new_largest)
+        rescale = tl.exp(largest - base)
+        weight = tl.exp(logits - base[:, None])
+        weight_sum = weight_sum * rescale + tl.sum(weight, 1)
+        content = content * rescale[:, None]
+        content += tl.dot(weight.to(DOT), v, input_precision=PRECISION)
         if POSITION:
-            # the weight of the attended position at each distance from the attending one
-            attended = tl.arange(0, BLOCK)[:, None] + BLOCK - 1 - tl.arange(0, 2 * BLOCK)[None, :]
-            there = (attended >= 0) & (attended < BLOCK)
-            spread = tl.where(there, tl.gather(weight, tl.where(there, attended, 0), 1), 0.0)
+            # The weights by distance: [i, w] is the weight of key m = i - w. The gather clamps keys
+            # outside the tile to 0, and the mask removes them.
+            key_in_tile = (
+                tl.arange(0, BLOCK)[:, None] + BLOCK - 1 - tl.arange(0, 2 * BLOCK)[None, :]
+            )
+            in_tile = (key_in_tile >= 0) & (key_in_tile < BLOCK)
+            gathered = tl.gather(weight, tl.where(in_tile, key_in_tile, 0), 1)
+            weight_by_distance = tl.where(in_tile, gathered, 0.0)
             table = _table(
                 relative,
                 relative_row,
                 2 * key_channels,
-                high[None, :],
+                value_channel[None, :],
                 channels,
-                wide[:, None],
+                distance[:, None],
                 end,
             )
-            where = where * factor[:, None] + tl.dot(
-                spread.to(DOT), table.to(DOT), input_precision=PRECISION
+            position_embedding = position_embedding * rescale[:, None]
+            position_embedding += tl.dot(
+                weight_by_distance.to(DOT), table.to(DOT), input_precision=PRECISION
             )
-        largest = above
-    base = result + start(result_strides, line, head, RESULT)
-    real = (ours < length)[:, None] & (high < channels)[None, :]
-    at = inside(result_strides, high[None, :], tl.zeros_like(ours)[:, None], ours[:, None], RESULT)
-    tl.store(base + at, content / weights[:, None], mask=real)
+        largest = new_largest
+    result += start(result_strides, line, head, RESULT)
+    mask = (query_index < length)[:, None] & (value_channel < channels)[None, :]
+    # row 0 of the result is the content, row 1 the positions
+    row = tl.zeros_like(query_index)[:, None]
+    offset = inside(result_strides, value_channel[None, :], row, query_index[:, None], RESULT)
+    tl.store(result + offset, content / weight_sum[:, None], mask=mask)
     if POSITION:
-        at = inside(
-            result_strides, high[None, :], tl.full((BLOCK, 1), 1, INDEX), ours[:, None], RESULT
-        )
-        tl.store(base + at, where / weights[:, None], mask=real)
+        row = tl.full((BLOCK, 1), 1, INDEX)
+        offset = inside(result_strides, value_channel[None, :], row, query_index[:, None], RESULT)
+        tl.store(result + offset, position_embedding / weight_sum[:, None], mask=mask)
 
 
 def reasons_against_attention(
     query: Tensor, key: Tensor, value: Tensor, relative: Tensor, *_: Any
 ) -> list[str]:
-    """Return why the kernel cannot take these tensors: nothing where it can."""
+    """Return the reasons why the kernel cannot take these tensors."""
     reasons = float64_reasons(query=query, key=key, value=value, relative=relative)
     channels = max(query.shape[2], value.shape[2])
     if channels > MOST_CHANNELS:
@@ -240,42 +279,30 @@ def attention(
 ) -> Tensor:
     """See :func:`mmrednet.ops.axial_attention`."""
     lines, heads, channels, length = value.shape
+    key_channels = query.shape[2]
     result = value.new_empty((lines, heads, channels, 2 if value_position else 1, length))
-    # one row of positions in each head of each line
+    # lines are images of one row
     views = [tensor.unsqueeze(3) for tensor in (query, key, value)]
+    layouts = [layout(tensor) for tensor in (*views, result)]
+    distances = relative.shape[1]
     launch(
         axial_kernel,
         lines * heads * cdiv(length, BLOCK),
         value.device,
-        query,
-        key,
-        value,
-        relative.contiguous(),
-        scale.contiguous(),
-        shift.contiguous(),
-        result,
-        *(strides(view) for view in views),
-        strides(result),
-        relative.shape[1],
-        heads,
-        query.shape[2],
-        channels,
-        length,
-        relative.shape[1] // 2,
-        span,
+        *(query, key, value, relative.contiguous(), scale.contiguous(), shift.contiguous(), result),
+        *(strides(tensor) for tensor in (*views, result)),
+        *(distances, heads, key_channels, channels, length, distances // 2, span),
+        **dict(zip(('QUERY', 'KEY', 'VALUE', 'RESULT'), layouts, strict=True)),
         TERMS=sum(1 << term for term in terms),
         POSITION=value_position,
-        QUERY=layout(views[0]),
-        KEY=layout(views[1]),
-        VALUE=layout(views[2]),
-        RESULT=layout(result),
         BLOCK=BLOCK,
-        BLOCK_E=max(16, next_power_of_2(query.shape[2])),
+        # a matrix product sums over at least 16, and has at least 16 columns
+        BLOCK_E=max(16, next_power_of_2(key_channels)),
         BLOCK_D=max(16, next_power_of_2(channels)),
         DOT=dot_type(query, key, value, relative),
         PRECISION=dot_precision(),
         INDEX=index_type(*views, result),
         num_stages=1,
-        num_warps=max(1, next_power_of_2(max(query.shape[2], channels)) // CHANNELS_OF_A_WARP),
+        num_warps=max(1, next_power_of_2(max(key_channels, channels)) // CHANNELS_OF_A_WARP),
     )
     return result

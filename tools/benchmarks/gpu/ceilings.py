@@ -1,4 +1,4 @@
-"""What a chip gives: the rates that times are compared with, measured in the same run."""
+"""Peak rates of a chip, measured in the same run as the times that are compared with them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from dataclasses import dataclass
 
 import torch
 
+from ..cases import Work
 from .measure import Clock
-from .problems import Work
 
-# of one measurement: programs of so many chains of so many multiply-adds
+# programs, chains of a program, and multiply-adds of a chain in one measurement
 PROGRAMS, CHAINS, ROUNDS = 1 << 14, 1024, 4096
 
 
 @dataclass
 class Ceilings:
-    """Bytes per second read and written by a copy; operations per second of matrix products and of
-    multiply-adds.
+    """Peak rates of a chip.
 
-    ``matrix`` is that of the matrix unit for each dtype, ``vector`` that of float32 numbers
-    multiplied one by one.
+    Args:
+        bandwidth: Bytes per second, read and written by a copy.
+        matrix: Operations per second of matrix products, by dtype.
+        vector: Operations per second of float32 multiply-adds outside the matrix unit.
     """
 
     bandwidth: float
@@ -28,18 +29,18 @@ class Ceilings:
     vector: float
 
     def floors(self, work: Work, dtype: torch.dtype) -> tuple[float, float]:
-        """Return the seconds that moving and that computing take at least; the units may compute
-        side by side.
-        """
-        return work.bytes / self.bandwidth, max(
-            work.matrix / self.matrix[dtype], work.vector / self.vector
-        )
+        """Return the least seconds for moving the bytes and for the operations of some work."""
+        # the matrix unit and the vector unit may compute at the same time
+        computing = max(work.matrix / self.matrix[dtype], work.vector / self.vector)
+        return work.bytes / self.bandwidth, computing
 
 
 def ceilings(clock: Clock, dtypes: Sequence[torch.dtype]) -> Ceilings | None:
-    """Measure the ceilings, on random data: a large copy, large matrix products, long chains of
-    multiply-adds.
+    """Measure the ceilings: a large copy, large matrix products, long chains of multiply-adds.
+
+    The result is None in a dry run.
     """
+    # random data: a chip may run faster on zeros
     size = 1 << (8 if clock.dry else 30)
     source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=clock.device)
     target = torch.empty_like(source)
@@ -47,28 +48,27 @@ def ceilings(clock: Clock, dtypes: Sequence[torch.dtype]) -> Ceilings | None:
     matrix = _matrix_rates(clock, dtypes)
     if copy is None:
         return None
+    # Triton is needed on a GPU alone
     from .chains import multiply_adds
 
     factors = torch.rand(PROGRAMS * CHAINS, device=clock.device) / 2
     chains = clock.milliseconds([lambda: multiply_adds(factors, CHAINS, ROUNDS)])
-    return (
-        None
-        if chains is None
-        else Ceilings(2e3 * size / copy, matrix, 2e3 * len(factors) * ROUNDS / chains)
-    )
+    if chains is None:
+        return None
+    # times are milliseconds; a copy moves its bytes twice, a multiply-add is two operations
+    return Ceilings(2e3 * size / copy, matrix, 2e3 * len(factors) * ROUNDS / chains)
 
 
 def _matrix_rates(clock: Clock, dtypes: Sequence[torch.dtype]) -> dict[torch.dtype, float]:
-    """Return the operations per second of products of each dtype on the matrix unit: in float32
-    those of TF32.
-    """
-    edge, rates, precision = 16 if clock.dry else 8192, {}, torch.get_float32_matmul_precision()
+    """Return the operations per second of matrix products by dtype; in float32 those of TF32."""
+    edge = 16 if clock.dry else 8192
+    rates = {}
+    precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision('high')
     try:
         for dtype in dtypes:
-            first, second = (
-                torch.randn(edge, edge, device=clock.device).to(dtype) for _ in range(2)
-            )
+            first = torch.randn(edge, edge, device=clock.device).to(dtype)
+            second = torch.randn(edge, edge, device=clock.device).to(dtype)
             spent = clock.milliseconds([lambda first=first, second=second: first @ second])
             if spent is not None:
                 rates[dtype] = 2e3 * edge**3 / spent

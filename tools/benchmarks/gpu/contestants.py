@@ -1,5 +1,6 @@
-"""Other ways to the same result, each a function of a problem's inputs; one that cannot run says
-why.
+"""Other ways to the result of an operator, each a function of a case's inputs.
+
+A contestant that cannot run says why.
 """
 
 from __future__ import annotations
@@ -11,105 +12,38 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmrednet.ops import (
-    Window,
-    attend,
-    attention,
-    axial,
-    axial_attention,
-    involution,
-    local_attention,
-    local_involution,
-)
-from mmrednet.ops.attention import relative_logits
+from mmrednet.ops import Window, attention, axial, involution
 
+from ..baselines import shifts_involution, unfold_attention, unfold_involution, with_window
+from ..cases import Case, Work, convolution
 from .flex import flex_attention
-from .problems import Problem, Work, convolution
-
-
-def _unfolded(x: Tensor, window: Window) -> Tensor:
-    """Return (B, G, D, K, H, W) of (B, G, D, H, W)."""
-    batch, groups, channels, height, width = x.shape
-    patches = F.unfold(
-        x.reshape(batch, -1, height, width), window.kernel, window.dilation, window.padding
-    )
-    return patches.view(batch, groups, channels, window.taps, height, width)
-
-
-def _shifted(x: Tensor, window: Window) -> list[Tensor]:
-    """Return one slice (B, G, D, H, W) for each tap."""
-    (top, left), (height, width) = window.padding, x.shape[-2:]
-    padded = F.pad(x, (left, left, top, top))
-    return [
-        padded[..., u : u + height, v : v + width]
-        for u in range(window.kernel[0])
-        for v in range(window.kernel[1])
-    ]
 
 
 def _compiled(function: Callable, dry: bool) -> Callable:
     return torch.compile(function, dynamic=False, backend='eager' if dry else 'inductor')
 
 
-def involution_unfold(window: Window) -> Callable:
-    """The published formulation: patches times stored kernels."""
-
-    def run(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        kernels = involution.generate_kernels(hidden, weight, bias, value.shape[1])
-        return (kernels.unsqueeze(2) * _unfolded(value, window)).sum(3)
-
-    return run
-
-
-def involution_shifts(window: Window) -> Callable:
-    """One shifted map for each tap, added up."""
-
-    def run(value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        kernels = involution.generate_kernels(hidden, weight, bias, value.shape[1])
-        total = torch.zeros_like(value, dtype=torch.float32)
-        for tap, near in enumerate(_shifted(value, window)):
-            total = total + kernels[:, :, tap, None].float() * near.float()
-        return total.to(value.dtype)
-
-    return run
-
-
-def involutions(problem: Problem, *, dry: bool, compiled: bool, flex: bool) -> dict[str, Callable]:
-    """Return every way to an involution; the first is ours."""
-    window = problem.window
-    ways = {
-        'fused': lambda *inputs: local_involution(*inputs, window),
-        'stored kernels, our primitives': lambda *inputs: involution.definition(
-            *inputs, list(window)
-        ),
-        'unfold': involution_unfold(window),
+def involutions(case: Case, *, dry: bool, compiled: bool, flex: bool) -> dict[str, Callable]:
+    """Return all ways to an involution. The first is ours."""
+    window = case.window
+    unfold = with_window(unfold_involution, window)
+    contestants = {
+        'fused': case.operator,
+        'stored kernels, our primitives': with_window(involution.definition, list(window)),
+        'unfold': unfold,
     }
     if compiled:
-        ways['unfold, compiled'] = _compiled(involution_unfold(window), dry)
-        ways['shifts, compiled'] = _compiled(involution_shifts(window), dry)
-    return ways | {CONVOLUTION: Convolution(next(iter(problem.inputs.values())))}
-
-
-def attention_unfold(window: Window) -> Callable:
-    """Patches of keys and of values, with stored logits."""
-
-    def run(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        logits = (query.unsqueeze(3) * _unfolded(key, window)).sum(2) + relative_logits(
-            query, rows, columns
-        )
-        weight = attend(logits, window, key.shape[-2:]).to(value.dtype)
-        return (weight.unsqueeze(2) * _unfolded(value, window)).sum(3)
-
-    return run
+        shifts = with_window(shifts_involution, window)
+        contestants['unfold, compiled'] = _compiled(unfold, dry)
+        contestants['shifts, compiled'] = _compiled(shifts, dry)
+    return contestants | {CONVOLUTION: Convolution(case.inputs['value'])}
 
 
 def natten(window: Window) -> Callable:
-    """NATTEN, which has no relative positions: another function, for context; borders shift its
-    window.
-    """
+    """NATTEN, for context: it has no relative positions, and its window shifts at borders."""
 
     def run(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        # what is installed need not fit this torch: an error here is told in the contestant's line
+        # an installed NATTEN may not fit this torch: the contestant's line then has the error
         from natten.functional import na2d
 
         lines = (tensor.permute(0, 3, 4, 1, 2).contiguous() for tensor in (query, key, value))
@@ -118,44 +52,43 @@ def natten(window: Window) -> Callable:
     return run
 
 
-def attentions(problem: Problem, *, dry: bool, compiled: bool, flex: bool) -> dict[str, Callable]:
-    """Return every way to local attention; the first is ours."""
-    window = problem.window
-    ways = {
-        'fused': lambda query, key, value, rows, columns: local_attention(
-            query, key, value, window, rows=rows, columns=columns
-        ),
-        'stored logits, our primitives': lambda *inputs: attention.definition(
-            *inputs, None, list(window)
-        )[0],
-        'unfold': attention_unfold(window),
+def attentions(case: Case, *, dry: bool, compiled: bool, flex: bool) -> dict[str, Callable]:
+    """Return all ways to local attention. The first is ours."""
+    window = case.window
+    unfold = with_window(unfold_attention, window)
+
+    def stored_logits(*inputs: Tensor) -> Tensor:
+        return attention.definition(*inputs, None, list(window))[0]
+
+    contestants = {
+        'fused': case.operator,
+        'stored logits, our primitives': stored_logits,
+        'unfold': unfold,
     }
     if compiled:
-        ways['unfold, compiled'] = _compiled(attention_unfold(window), dry)
+        contestants['unfold, compiled'] = _compiled(unfold, dry)
     if flex:
-        ways['FlexAttention'] = flex_attention(problem, dry)
+        contestants['FlexAttention'] = flex_attention(case, dry)
     if importlib.util.find_spec('natten'):
-        ways[NATTEN] = natten(window)
-    return ways | {CONVOLUTION: Convolution(next(iter(problem.inputs.values())))}
+        contestants[NATTEN] = natten(window)
+    return contestants | {CONVOLUTION: Convolution(case.inputs['query'])}
 
 
-def axials(problem: Problem, *, dry: bool, compiled: bool, flex: bool) -> dict[str, Callable]:
-    """Return the ways to axial attention; the first is ours. A softmax is the same with any shift:
-    none is given.
-    """
-    return {
-        'fused': lambda *inputs: axial_attention(*inputs, torch.zeros_like(inputs[-1])),
-        'stored logits': lambda *inputs: axial.mix(
-            *inputs, torch.zeros_like(inputs[-1]), [0, 1, 2], 0, True
-        ),
-    }
+def axials(case: Case, *, dry: bool, compiled: bool, flex: bool) -> dict[str, Callable]:
+    """Return all ways to axial attention. The first is ours."""
+
+    def stored_logits(*inputs: Tensor) -> Tensor:
+        # a softmax does not change with a shift
+        return axial.mix(*inputs, torch.zeros_like(inputs[-1]), [0, 1, 2], 0, True)
+
+    return {'fused': case.operator, 'stored logits': stored_logits}
 
 
 class Convolution:
     """A 3x3 convolution of all channels of a map (B, G, D, H, W), for context.
 
     Attributes:
-        leaves: what it is to have a gradient for besides the inputs of the problem.
+        leaves: Tensors that have a gradient besides the inputs of the case.
     """
 
     def __init__(self, value: Tensor) -> None:
@@ -171,8 +104,8 @@ class Convolution:
 
 
 CONVOLUTION, NATTEN = 'convolution 3x3', 'NATTEN, no positions'
-# what does not compute the same function, and the work of what it computes, where that is known
-CONTEXT: dict[str, Callable[[Problem], tuple[Work, Work]] | None] = {
+# contestants that compute another function, and the work of that function where it is known
+CONTEXT: dict[str, Callable[[Case], tuple[Work, Work]] | None] = {
     CONVOLUTION: convolution,
     NATTEN: None,
 }

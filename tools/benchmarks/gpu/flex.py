@@ -1,4 +1,4 @@
-"""FlexAttention as a way to local attention."""
+"""Local attention by FlexAttention."""
 
 from __future__ import annotations
 
@@ -10,34 +10,32 @@ from torch import Tensor
 
 from mmrednet.ops import Window
 
-from .problems import Problem
+from ..cases import Case
 
 
 def flex_mask(window: Window, size: Sequence[int], device: str, dry: bool) -> object:
-    """Return FlexAttention's block mask of a window on a map of this size.
-
-    Compiled, it needs no memory for every pair of positions, which at stage 1 would be more than a
-    GPU has.
-    """
+    """Return FlexAttention's block mask of a window on a map of this size."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    (high, wide), (height, width) = window.padding, size
+    (top, left), (height, width) = window.padding, size
 
-    def near(b: Tensor, n: Tensor, i: Tensor, m: Tensor) -> Tensor:
-        return ((m // width - i // width).abs() <= high) & ((m % width - i % width).abs() <= wide)
+    def in_window(b: Tensor, n: Tensor, i: Tensor, m: Tensor) -> Tensor:
+        row_distance = (m // width - i // width).abs()
+        column_distance = (m % width - i % width).abs()
+        return (row_distance <= top) & (column_distance <= left)
 
+    # uncompiled, it needs memory for every pair of positions: at stage 1 more than a GPU has
     make = create_block_mask if dry else torch.compile(create_block_mask, dynamic=False)
-    # tensors made in inference mode could not be kept for a backward pass
+    # tensors of inference mode cannot be saved for a backward pass
     with torch.inference_mode(False), torch.no_grad():
-        return make(near, None, None, height * width, height * width, device=device)
+        return make(in_window, None, None, height * width, height * width, device=device)
 
 
 class _OfLeaves(torch.autograd.Function):
     """Call a function with leaves of its own, and pass its gradients on.
 
-    Compiled FlexAttention loses the gradients of tensors that a score function reads and that are
-        no leaves: see
-    https://github.com/pytorch/pytorch/issues/162228.
+    Compiled FlexAttention loses the gradients of tensors that a score function reads if they are no
+    leaves: see https://github.com/pytorch/pytorch/issues/162228.
     """
 
     @staticmethod
@@ -52,13 +50,14 @@ class _OfLeaves(torch.autograd.Function):
         return None, *torch.autograd.grad(ctx.result, ctx.leaves, grad)
 
 
-def flex_attention(problem: Problem, dry: bool) -> Callable:
-    """FlexAttention with the same relative logits, made before it and looked up by its score
-    function.
+def flex_attention(case: Case, dry: bool) -> Callable:
+    """Return FlexAttention with the relative logits of a case.
+
+    The logits of rows and columns are computed first, and its score function reads them.
     """
-    window, value = problem.window, problem.inputs['value']
-    (high, wide), (height, width) = window.padding, value.shape[-2:]
-    # what the first call, which is not timed, makes
+    window, value = case.window, case.inputs['value']
+    (top, left), (height, width) = window.padding, value.shape[-2:]
+    # the mask and the compiled function, from the first call, which is not timed
     ready: dict[str, Any] = {}
 
     def prepare() -> None:
@@ -71,8 +70,9 @@ def flex_attention(problem: Problem, dry: bool) -> Callable:
         query: Tensor, key: Tensor, value: Tensor, by_row: Tensor, by_column: Tensor
     ) -> Tensor:
         def score(logit: Tensor, b: Tensor, n: Tensor, i: Tensor, m: Tensor) -> Tensor:
-            u = (m // width - i // width + high).clamp(0, 2 * high)
-            v = (m % width - i % width + wide).clamp(0, 2 * wide)
+            # clamped, since it is also called for pairs outside the window
+            u = (m // width - i // width + top).clamp(0, 2 * top)
+            v = (m % width - i % width + left).clamp(0, 2 * left)
             return logit + by_row[b, n, i, u] + by_column[b, n, i, v]
 
         return ready['flex'](
@@ -82,10 +82,11 @@ def flex_attention(problem: Problem, dry: bool) -> Callable:
     def run(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         if not ready:
             prepare()
-        upper, lower = query.chunk(2, 2)
+        row_query, column_query = query.chunk(2, 2)
+        # positions in one axis
         inputs = [tensor.flatten(3).mT.contiguous() for tensor in (query, key, value)]
-        inputs.append(torch.einsum('bndhw,ndu->bnhwu', upper, rows).flatten(2, 3))
-        inputs.append(torch.einsum('bndhw,ndv->bnhwv', lower, columns).flatten(2, 3))
+        inputs.append(torch.einsum('bndhw,ndu->bnhwu', row_query, rows).flatten(2, 3))
+        inputs.append(torch.einsum('bndhw,ndv->bnhwv', column_query, columns).flatten(2, 3))
         result = _OfLeaves.apply(attend, *inputs) if torch.is_grad_enabled() else attend(*inputs)
         return result.mT.unflatten(3, (height, width))
 

@@ -1,6 +1,4 @@
-"""Operators with their gradients, called in every way that a program may call them: each gives the
-same numbers.
-"""
+"""Checks that operators and gradients have the same values in every way of calling them."""
 
 from __future__ import annotations
 
@@ -18,12 +16,13 @@ from mmrednet.ops import (
     local_involution,
 )
 
-from .checks import TOLERANCE, Row, guarded, worst
-from .problems import channels_last
+from ..cases import features
+from .checks import TOLERANCE, Row, guarded
+from .errors import relative_error, worst
 
+# size of the map; the smaller one for the interpreter
 SIZE = {False: (37, 53), True: (3, 5)}
-# a gradient that torch's matrix products make may differ with the stream and the device that they
-# run on
+# gradients by torch's matrix products may differ between streams and devices
 COMPOSED = ('involution', 'axial attention')
 
 
@@ -32,12 +31,18 @@ def operators(
 ) -> Iterator[tuple[str, Callable, list[Tensor]]]:
     """Yield the name of every family, one of its operators, and inputs."""
     window = Window(7)
-    query, key, value = (channels_last(2, 4, 16, size, dtype, device) for _ in range(3))
-    random = lambda *shape: torch.randn(shape, device=device).to(dtype)  # noqa: E731
-    weight = channels_last(2, 4, window.taps, size, dtype, device)
+
+    def random_map(groups: int, channels: int) -> Tensor:
+        return features('channels-last', 2, groups, channels, size, dtype, device)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device).to(dtype)
+
+    query, key, value = random_map(4, 16), random_map(4, 16), random_map(4, 16)
+    weight = random_map(4, window.taps)
     yield 'aggregate', lambda *tensors: local_aggregate(*tensors, window), [value, weight]
     yield 'correlate', lambda *tensors: local_correlate(*tensors, window), [query, key]
-    hidden = channels_last(2, 1, 16, size, dtype, device)[:, 0]
+    hidden = random_map(1, 16)[:, 0]
     yield (
         'involution',
         lambda *tensors: local_involution(*tensors, window),
@@ -64,65 +69,66 @@ def operators(
 def both_passes(
     function: Callable, inputs: Sequence[Tensor], leaves: list[Tensor] | None = None
 ) -> list[Tensor]:
-    """Return the result and the gradients of all inputs, for a gradient that depends on the
-    result."""
+    """Return the result and the gradients of all inputs."""
+    # the gradient of the result depends on the result, so that errors of the first pass show
     leaves = leaves or [tensor.detach().requires_grad_() for tensor in inputs]
     result = function(*leaves)
     return [result.detach(), *torch.autograd.grad(result, leaves, result.detach().cos())]
 
 
 def on_another_stream(function: Callable, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Run beside what runs now."""
+    """Run on another stream than the current one."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        found = both_passes(function, inputs)
+        results = both_passes(function, inputs)
     torch.cuda.current_stream().wait_stream(stream)
-    return found
+    return results
 
 
 def in_a_graph(function: Callable, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Capture both passes of other numbers, and replay them with the inputs."""
+    """Capture both passes with other inputs, and replay them with these."""
     leaves = [torch.randn_like(tensor).requires_grad_() for tensor in inputs]
+    # compiles the kernels, which a capture may not do
     on_another_stream(function, leaves)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = both_passes(function, inputs, leaves)
+        results = both_passes(function, inputs, leaves)
     with torch.no_grad():
         for leaf, tensor in zip(leaves, inputs, strict=True):
             leaf.copy_(tensor)
     graph.replay()
-    return found
+    return results
 
 
 def on_another_device(function: Callable, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Run on the second device while the first is the current one."""
-    return [
-        tensor.to(inputs[0].device)
-        for tensor in both_passes(function, [tensor.to('cuda:1') for tensor in inputs])
-    ]
+    results = both_passes(function, [tensor.to('cuda:1') for tensor in inputs])
+    return [result.to(inputs[0].device) for result in results]
 
 
 def compiled(function: Callable, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Run what torch.compile makes of it: without a GPU traced alone."""
+    """Run a function by torch.compile."""
     torch._dynamo.reset()
+    # the CPU traces both passes but compiles nothing
     backend = 'inductor' if inputs[0].is_cuda else 'aot_eager'
     return both_passes(torch.compile(function, fullgraph=True, backend=backend), inputs)
 
 
 def ways(device: str) -> dict[str, Callable]:
     """Return the ways to call an operator that this machine has."""
-    found: dict[str, Callable] = {'repeated': both_passes, 'torch.compile': compiled}
+    calls: dict[str, Callable] = {'repeated': both_passes, 'torch.compile': compiled}
     if device == 'cuda':
-        found |= {'another stream': on_another_stream, 'a CUDA graph': in_a_graph}
+        calls |= {'another stream': on_another_stream, 'a CUDA graph': in_a_graph}
         if torch.cuda.device_count() > 1:
-            found['a second device'] = on_another_device
-    return found
+            calls['a second device'] = on_another_device
+    return calls
 
 
 def check_launches(device: str, tiny: bool) -> list[Row]:
-    """Return a row for every operator and way to call it: by how much results and gradients differ
-    from the first.
+    """Return a row for every operator and way to call it.
+
+    Results and gradients are compared with those of a plain call.
     """
     dtype, rows = torch.bfloat16, []
     for name, function, inputs in operators(SIZE[tiny], dtype, device):
@@ -132,13 +138,11 @@ def check_launches(device: str, tiny: bool) -> list[Row]:
             def check(
                 function=function, inputs=inputs, call=call, allowed=allowed
             ) -> tuple[float, bool]:
-                expected, found = both_passes(function, inputs), call(function, inputs)
+                expected, results = both_passes(function, inputs), call(function, inputs)
                 if device == 'cuda':
                     torch.cuda.synchronize()
-                error = worst(
-                    float((have.double() - want.double()).norm() / want.double().norm())
-                    for have, want in zip(found, expected, strict=True)
-                )
+                pairs = zip(results, expected, strict=True)
+                error = worst(relative_error(result, reference) for result, reference in pairs)
                 return error, error <= allowed
 
             rows.append(guarded(f'{name}, {way}', dtype, check))

@@ -1,6 +1,4 @@
-"""Every way to an operator at one problem: times of both passes, floors, memory, and whether they
-agree.
-"""
+"""Lines of the table for all contestants of one case: times, floors, memory, and differences."""
 
 from __future__ import annotations
 
@@ -9,20 +7,22 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..cases import Case
 from .ceilings import Ceilings
 from .contestants import CONTEXT
+from .errors import relative_error, worst
 from .measure import Clock
-from .problems import Problem
 from .table import Pass, row
 
 
-def steps(function: Callable, problem: Problem) -> tuple[Callable, Callable]:
-    """Return the forward pass, and both passes with gradients for all inputs and for leaves of a
-    contestant's own.
+def steps(function: Callable, case: Case) -> tuple[Callable, Callable]:
+    """Return the forward pass and both passes as functions without arguments.
+
+    Both passes compute the gradients of all inputs and of a contestant's own ``leaves``.
     """
-    inputs = list(problem.inputs.values())
+    inputs = list(case.inputs.values())
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-    wanted = leaves + getattr(function, 'leaves', [])
+    all_leaves = leaves + getattr(function, 'leaves', [])
 
     def forward() -> Tensor:
         with torch.inference_mode():
@@ -30,46 +30,51 @@ def steps(function: Callable, problem: Problem) -> tuple[Callable, Callable]:
 
     def both() -> tuple[Tensor | None, ...]:
         result = function(*leaves)
-        return result, *torch.autograd.grad(result, wanted, problem.grad, allow_unused=True)
+        return result, *torch.autograd.grad(result, all_leaves, case.grad, allow_unused=True)
 
     return forward, both
 
 
-def difference(found: Sequence[Tensor | None], reference: Sequence[Tensor]) -> float:
-    """Return by how much a result or a gradient differs from ours at most; one that is missing is
-    all wrong.
-    """
+def difference(results: Sequence[Tensor | None], reference: Sequence[Tensor]) -> float:
+    """Return the largest relative difference of all tensors, or infinity if one is missing."""
     errors = []
-    for have, want in zip(found, reference, strict=True):
-        if have is None:
+    for result, expected in zip(results, reference, strict=True):
+        if result is None:
             return float('inf')
-        errors.append(float((have.double() - want.double()).norm() / want.double().norm()))
-    # a NaN is larger than every number
-    return max(errors, key=lambda error: (error != error, error))
+        errors.append(relative_error(result, expected))
+    return worst(errors)
 
 
 def _floors(
     name: str,
-    problem: Problem,
+    case: Case,
     dtype: torch.dtype,
     limits: Ceilings | None,
 ) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
-    """Return the floors of the forward pass and of both, for what a contestant computes."""
-    count = CONTEXT.get(name, lambda own: (own.forward, own.backward))
-    if limits is None or count is None:
+    """Return the floors of the forward pass and of both passes for a contestant."""
+    works = CONTEXT.get(name, lambda case: (case.forward, case.backward))
+    if limits is None or works is None:
         return None, None
-    forward, backward = count(problem)
+    forward, backward = works(case)
     return limits.floors(forward, dtype), limits.floors(forward + backward, dtype)
 
 
 def time_operator(
     clock: Clock,
-    sets: Sequence[Problem],
+    sets: Sequence[Case],
     contestants: dict[str, Callable],
     dtype: torch.dtype,
     limits: Ceilings | None,
 ) -> Iterator[str]:
-    """Yield a line for every contestant at one problem; where one cannot run, the line says why."""
+    """Yield a line for every contestant of one case; where it cannot run, the line says why.
+
+    Args:
+        clock: Clock of the measurement.
+        sets: Sets of inputs of the case, over which measurements rotate.
+        contestants: Functions of the inputs, by name. The first is the reference.
+        dtype: Dtype of the inputs.
+        limits: Peak rates of the chip, or None in a dry run.
+    """
     reference: list[Tensor] = []
     for name, function in contestants.items():
         if clock.late:
@@ -78,17 +83,16 @@ def time_operator(
         peak = error = None
         note = ''
         try:
-            pairs = [steps(function, problem) for problem in sets]
-            forward.spent = clock.milliseconds([pair[0] for pair in pairs])
-            found = [None if tensor is None else tensor.detach() for tensor in pairs[0][1]()]
-            reference = reference or found
-            error = None if name in CONTEXT else difference(found, reference)
-            both.spent, peak = (
-                clock.milliseconds([pair[1] for pair in pairs]),
-                clock.peak_bytes(pairs[0][1]),
-            )
+            forwards, boths = zip(*(steps(function, case) for case in sets), strict=True)
+            forward.spent = clock.milliseconds(forwards)
+            results = [None if tensor is None else tensor.detach() for tensor in boths[0]()]
+            reference = reference or results
+            # contestants for context compute another function
+            error = None if name in CONTEXT else difference(results, reference)
+            both.spent = clock.milliseconds(boths)
+            peak = clock.peak_bytes(boths[0])
         except Exception as failure:  # noqa: BLE001
-            # the first line says what, and no cell may hold a bar
+            # the first line says what failed; a bar would end the cell
             reason = (str(failure).strip().splitlines() or [''])[0].replace('|', '/')
             note = f'does not run: {type(failure).__name__} {reason[:60]!r}'
         yield row(sets[0].name, name, dtype, forward, both, peak, error, note)

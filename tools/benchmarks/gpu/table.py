@@ -18,17 +18,18 @@ NOTHING = '–'
 
 @dataclass
 class Pass:
-    """The time of a pass in milliseconds, and the seconds that its bytes and its operations take at
-    least.
+    """The time of a pass and its floors.
+
+    Args:
+        spent: Time in milliseconds, or None where it was not measured.
+        floors: Least seconds for its bytes and for its operations, or None where they are unknown.
     """
 
     spent: float | None = None
     floors: tuple[float, float] | None = None
 
     def cells(self) -> list[str]:
-        """Return the time, the floors and the share of a copy's bandwidth that the bytes of the
-        floor are moved at.
-        """
+        """Return the time, the floors, and the bandwidth as a share of a copy's."""
         if self.floors is None:
             return [_number(self.spent), NOTHING, NOTHING]
         moving, computing = (1e3 * floor for floor in self.floors)
@@ -36,7 +37,7 @@ class Pass:
         return [_number(self.spent), f'{moving:.3f} / {computing:.3f}', share]
 
 
-# for what is not run
+# of a pass that is not run
 UNTIMED = Pass()
 
 
@@ -54,7 +55,18 @@ def row(
     error: float | None = None,
     note: str = '',
 ) -> str:
-    """Return one line; a note stands in the place of the error."""
+    """Return one line of the table.
+
+    Args:
+        what: Name of the case.
+        contestant: Name of the contestant.
+        dtype: Dtype of the inputs.
+        forward: Forward pass.
+        both: Forward and backward pass.
+        peak: Peak memory of both passes in bytes.
+        error: Largest relative difference from the reference.
+        note: Text that replaces the error, such as why a contestant cannot run.
+    """
     cells = [
         what,
         contestant,

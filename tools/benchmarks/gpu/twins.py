@@ -1,5 +1,6 @@
-"""RedNet-50 and ResNet-50 in torch alone, alike but for the spatial operator: for machines without
-the mm packages.
+"""RedNet-50 and ResNet-50 in torch alone, for GPU machines without the mm packages.
+
+They are alike except for the spatial operator.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class Involution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
-        seen = x if self.stride == 1 else F.avg_pool2d(x, self.stride, ceil_mode=True)
-        hidden = F.relu(self.norm(self.reduce(seen)))
+        pooled = x if self.stride == 1 else F.avg_pool2d(x, self.stride, ceil_mode=True)
+        hidden = F.relu(self.norm(self.reduce(pooled)))
         return local_involution(
             x.unflatten(1, (self.groups, 16)),
             hidden,
@@ -37,31 +38,25 @@ class Involution(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 convolution, 3x3 convolution or involution, 1x1 convolution, each with a norm, added to
-    the input.
-    """
+    """ResNet's bottleneck: 1x1 convolution, 3x3 convolution or involution, 1x1 convolution."""
 
     def __init__(self, inputs: int, width: int, stride: int, involves: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.conv2 = (
-            Involution(width, stride)
-            if involves
-            else nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        )
+        if involves:
+            self.conv2 = Involution(width, stride)
+        else:
+            self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
-        self.bn1, self.bn2, self.bn3 = (
-            nn.BatchNorm2d(width),
-            nn.BatchNorm2d(width),
-            nn.BatchNorm2d(4 * width),
-        )
-        self.downsample = (
-            nn.Identity()
-            if inputs == 4 * width and stride == 1
-            else nn.Sequential(
+        self.bn1 = nn.BatchNorm2d(width)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        if inputs == 4 * width and stride == 1:
+            self.downsample = nn.Identity()
+        else:
+            self.downsample = nn.Sequential(
                 nn.Conv2d(inputs, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width)
             )
-        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, H, W) to (B, 4 * width, ceil(H / stride), ceil(W / stride))."""
@@ -71,7 +66,7 @@ class Bottleneck(nn.Module):
 
 
 class Twin(nn.Module):
-    """The whole network; the stem of RedNet has involution between two 3x3 convolutions."""
+    """The whole network. The stem of RedNet has an involution between two 3x3 convolutions."""
 
     def __init__(self, involves: bool, blocks: tuple[int, ...] = BLOCKS) -> None:
         super().__init__()
@@ -93,14 +88,14 @@ class Twin(nn.Module):
         layers, inputs = [], 64
         for stage, count in enumerate(blocks):
             for block in range(count):
-                layers.append(
-                    Bottleneck(inputs, 64 << stage, 2 if stage and not block else 1, involves)
-                )
+                # the first block of a stage halves the map; the stem did so for the first stage
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(Bottleneck(inputs, 64 << stage, stride, involves))
                 inputs = 256 << stage
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, 3, H, W) to what the last stage gives."""
+        """Map (B, 3, H, W) to the last stage's (B, 2048, ceil(H / 32), ceil(W / 32))."""
         return self.layers(self.stem(x))
 
 
@@ -113,7 +108,7 @@ def of_the_stack() -> dict[str, nn.Module]:
     """Return mmdet's ResNet-50 and RedNet-50.
 
     Raises:
-        ImportError: an mm package is missing.
+        ImportError: An mm package is missing.
     """
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
@@ -127,8 +122,7 @@ def of_the_stack() -> dict[str, nn.Module]:
 
 
 def total(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """Return one number that all outputs of a network take part in."""
-    return sum(
-        output.float().mean()
-        for output in ([outputs] if isinstance(outputs, torch.Tensor) else outputs)
-    )
+    """Return the sum of the means of all outputs, as a loss that has gradients everywhere."""
+    if isinstance(outputs, torch.Tensor):
+        outputs = (outputs,)
+    return sum(output.float().mean() for output in outputs)
