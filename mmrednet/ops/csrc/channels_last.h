@@ -20,6 +20,11 @@ template <typename W>
 struct WeightView {
   const W* data;
   int64_t row_stride, tap_stride, output_stride;
+
+  // The weights from a later output on.
+  WeightView from(int64_t output) const {
+    return {data + output * output_stride, row_stride, tap_stride, output_stride};
+  }
 };
 
 // N neighbouring channels of output (y, x).
@@ -134,11 +139,13 @@ void aggregate_span(const LocalParams& p, const T* value, WeightView<W> weights,
                        left + kernel + kBlockOutputs - 1 <= p.width;
     const int64_t outputs = block ? kBlockOutputs : 1;
     const int64_t d = block ? aggregate_block_channels<T, A>(p, value, weights, result, y, x) : 0;
-    for (int64_t i = 0; i < outputs; ++i) {
-      aggregate_output<T, A>(p, value, weights, result, y, x + i, d);
-      weights.data += weights.output_stride;
-      result += p.result.w;
+    // a block leaves nothing to do for channels that are a multiple of 16
+    for (int64_t i = 0; d < p.channels && i < outputs; ++i) {
+      const WeightView<W> output_weights = weights.from(i);
+      aggregate_output<T, A>(p, value, output_weights, result + i * p.result.w, y, x + i, d);
     }
+    weights = weights.from(outputs);
+    result += outputs * p.result.w;
     x += outputs;
   }
 }
