@@ -123,8 +123,8 @@ def _present_classes(key: str, path: Path) -> list[str] | None:
     """Return the names in an annotation file, None if it is not in COCO format."""
     if not path.is_file():
         raise FileNotFoundError(
-            f'{key}.ann_file must be an existing file, got {str(path)!r}. README says where data '
-            f'sets are expected and how one is made.'
+            f'{key}.ann_file must be an existing file, got {str(path)!r}. docs/your_data.md says '
+            f'where files are expected.'
         )
     with path.open(encoding='utf-8') as file:
         try:
