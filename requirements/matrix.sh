@@ -96,7 +96,11 @@ status=0
 for name in "${names[@]}"; do
     venv=$(dirname "$base")/$(basename "$base")-$name
     case $name in
-        oldest) interpreters=${PYTHON_OLDEST:-python3.10 python3} tests=("${ops_tests[@]}") ;;
+        # torch.compile of 2.5 and 2.6 cannot unpack a Window
+        oldest)
+            interpreters=${PYTHON_OLDEST:-python3.10 python3}
+            tests=("${ops_tests[@]}" -k 'not one_graph')
+            ;;
         newest) interpreters=${PYTHON_NEWEST:-python3.13 python3} tests=("${ops_tests[@]}") ;;
         original) interpreters=${PYTHON_ORIGINAL:-python3} tests=(tests) ;;
         *) echo "no such environment: $name (oldest, newest or original)" >&2; exit 2 ;;
