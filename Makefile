@@ -7,7 +7,7 @@ export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 # ninja, which compiles the kernels, is one of the environment's programs
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: help env ext bench sanitize demo demo-seg demo-conv test lint
+.PHONY: help env ext bench sanitize demo demo-seg demo-conv test test-matrix lint
 
 help:
 	@echo 'make demo       train, evaluate and draw a small RedNet detector'
@@ -15,6 +15,7 @@ help:
 	@echo 'make demo-conv  the same with 3x3 convolutions in place of involution'
 	@echo 'make bench      time kernels and backbones on this CPU'
 	@echo 'make sanitize   the tests of the CPU kernels under sanitizers'
+	@echo 'make test-matrix  tests with other versions of torch and of the stack'
 	@echo 'make test       the test suite'
 	@echo 'make lint       ruff, clang-format and mypy'
 	@echo 'make env        only the environment, at VENV=$(VENV)'
@@ -58,6 +59,10 @@ demo-conv: ext
 
 test: ext
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -n $(TEST_JOBS)
+
+# in further environments beside VENV; MATRIX= chooses among oldest, newest and original, TESTS= the tests
+test-matrix:
+	@requirements/matrix.sh $(VENV) $(MATRIX)
 
 lint: env
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

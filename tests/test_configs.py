@@ -173,16 +173,3 @@ def test_published_complexity(name, shape, published, sync_bn):
     )
     total = operators + other + (synced if sync_bn else 0)
     assert round(total, 0 if isinstance(published, int) else 1) == published
-
-
-def test_the_readme_shows_configs_that_work(tmp_path):
-    blocks = [
-        block
-        for block in (ROOT / 'README.md').read_text().split('```python\n')[1:]
-        if block[:6] == '_base_'
-    ]
-    own, raccoon = (block.split('```')[0] for block in blocks)
-    assert raccoon == (ROOT / 'configs/custom/faster-rcnn_rednet26_raccoon.py').read_text()
-    (tmp_path / 'own.py').write_text(own)
-    _, model = build(tmp_path / 'own.py')
-    assert (type(model.backbone).__name__, type(model.neck).__name__) == ('RedNet', 'SpatialFPN')

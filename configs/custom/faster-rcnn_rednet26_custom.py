@@ -1,5 +1,5 @@
-"""A template for your own data in COCO format, small enough to train on a CPU. README shows how to
-point it there.
+"""A template for your own data in COCO format, small enough to train on a CPU. docs/your_data.md
+shows how to point it there.
 
 For a GPU inherit a detector of configs/rednet instead, and override the same keys.
 """

@@ -131,8 +131,8 @@ def _classes_in_file(key: str, path: Path) -> list[str] | None:
     """Return the categories in an annotation file; None for other formats than COCO."""
     if not path.is_file():
         raise FileNotFoundError(
-            f'{key}.ann_file must be an existing file, got {str(path)!r}. README says where data '
-            f'sets are expected and how one is made.'
+            f'{key}.ann_file must be an existing file, got {str(path)!r}. docs/your_data.md says '
+            f'where files are expected.'
         )
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
