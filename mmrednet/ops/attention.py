@@ -17,6 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch, _triton, local, multiply_adds
 from .checks import check_outputs, check_same, check_shape, check_tensors
+from .transforms import transformable
 from .window import Window
 
 
@@ -264,6 +265,7 @@ def dense_gradients(
     return in_layouts_of(inputs[:3], gradients(grad, *inputs))
 
 
+@transformable(definition)
 @custom_op('mmrednet::attention', mutates_args=())
 def attention(
     query: Tensor,
@@ -295,6 +297,7 @@ def attention_logit_gradients(
     return _logit_gradients(grad, query, key, value, rows, columns, bias, window)
 
 
+@transformable(lambda grad, logsumexp, *inputs: gradients(grad, *inputs))
 @custom_op('mmrednet::attention_backward', mutates_args=())
 def attention_backward(
     grad: Tensor,

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch, _triton, multiply_adds
 from .checks import check_same, check_shape, check_tensors
+from .transforms import transformable
 
 TERMS = ('query_key', 'query_position', 'key_position')
 # elements that a chunk of lines may need at once for tensors of the size of its logits: 2^24 are 64
@@ -321,6 +322,7 @@ def _by_distance(entries: Tensor, size: int) -> Tensor:
     )
 
 
+@transformable(definition)
 @custom_op('mmrednet::axial_attention', mutates_args=())
 def attention(
     query: Tensor,
@@ -340,6 +342,7 @@ def attention(
     )
 
 
+@transformable(gradients)
 @custom_op('mmrednet::axial_attention_backward', mutates_args=())
 def attention_backward(
     grad: Tensor,
