@@ -147,7 +147,8 @@ def test_gradients_of_both_orders(case):
 def test_registration():
     tensors, _ = problem(**CASES['span'])
     opcheck(
-        axial.attention, (*(tensor.requires_grad_() for tensor in tensors), [0, 1, 2], 3, True, 60)
+        axial.attention.op,
+        (*(tensor.requires_grad_() for tensor in tensors), [0, 1, 2], 3, True, 60),
     )
 
 
