@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.transforms import is_transformed
-from .precision import full_precision
+from ..ops.precision import full_precision
 from .spatial import spatial_operator
 
 

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch, _triton, local, multiply_adds
 from .checks import check_outputs, check_same, check_shape, check_tensors
+from .precision import full_precision
 from .transforms import transformable
 from .window import Window
 
@@ -157,7 +158,10 @@ def _logits(
     wide = query.to(_torch.sum_dtype(query, key))
     logits = local.correlate(wide, key, window)
     if rows is not None and columns is not None:
-        logits = logits + relative_logits(wide, rows.to(wide.dtype), columns.to(wide.dtype))
+        # autocast would round the products of these tensors to half precision
+        with full_precision(wide.device.type):
+            relative = relative_logits(wide, rows.to(wide.dtype), columns.to(wide.dtype))
+        logits = logits + relative
     return logits if bias is None else logits + bias[:, :, None, None]
 
 

@@ -17,7 +17,7 @@ from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch, _triton, multiply_adds
-from .checks import check_same, check_shape, check_tensors
+from .checks import check_dtype, check_same, check_shape, check_tensors
 from .transforms import transformable
 
 TERMS = ('query_key', 'query_position', 'key_position')
@@ -70,12 +70,25 @@ def axial_attention(
         (B, N, D, 2, L), or (B, N, D, 1, L) without positions of values, in the dtype of ``value``.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor.
-        ValueError: a shape does not match, or a term has no such name.
+        TypeError: an argument is not a floating-point tensor, key, value or relative has another
+            dtype than query, or span is no int.
+        ValueError: a shape does not match, lines are empty, span is not positive, or a term has no
+            such name.
     """
     query, key, value, relative = check_tensors(
         query=(query, 4), key=(key, 4), value=(value, 4), relative=(relative, 2)
     )
+    check_dtype('query', query, key=key, value=value, relative=relative)
+    _check_lines(query, span)
+    # not cast under autocast: they are made of the statistics of a norm
+    for name, tensor in (('scale', scale), ('shift', shift)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f'{name} must be a floating-point tensor, got {got}.')
+        if tensor.device != query.device:
+            raise ValueError(
+                f'query and {name} must be on one device, got {query.device} and {tensor.device}.'
+            )
     check_same('query', query, 'key', key, dims=3)
     check_shape('key', key, 'of the shape of query', query.shape)
     check_same('key', key, 'value', value, dims=2)
@@ -100,6 +113,20 @@ def axial_attention(
     return attention(
         query, key, value, relative, scale, shift, numbers, span or 0, value_position, budget
     )
+
+
+def _check_lines(query: Tensor, span: int | None) -> None:
+    if 0 in query.shape[1:]:
+        raise ValueError(
+            'query must have at least one head, channel and position, got '
+            f'query.shape={tuple(query.shape)}.'
+        )
+    if span is None:
+        return
+    if not isinstance(span, int) or isinstance(span, bool):
+        raise TypeError(f'span must be an int or None, got {span=}.')
+    if span < 1:
+        raise ValueError(f'span must be at least 1, or None for whole lines, got {span=}.')
 
 
 def default_budget(tensor: Tensor) -> int:
