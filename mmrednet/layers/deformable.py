@@ -12,8 +12,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.transforms import is_transformed
 from ..ops.precision import full_precision
+from ..ops.transforms import is_transformed
 from .spatial import spatial_operator
 
 
