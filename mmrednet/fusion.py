@@ -10,15 +10,12 @@ from typing import Any
 import torch
 from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.hooks import Hook
-from mmengine.model import Sequential, revert_sync_batchnorm
+from mmengine.model import Sequential
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from .layers.involution import Involution
-from .layers.plain import is_plain
-
-# the last one is mmengine's private class for a SyncBatchNorm on one device
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, type(revert_sync_batchnorm(nn.SyncBatchNorm(1))))
+from .layers.plain import BATCH_NORMS, is_plain
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -97,7 +94,7 @@ def _fold_norms(module: nn.Module, shared: set[int]) -> None:
 
 
 def _can_fold(layer: Any, norm: Any, shared: set[int]) -> bool:
-    if not is_plain(layer, nn.Conv2d, Involution) or not is_plain(norm, *NORMS):
+    if not is_plain(layer, nn.Conv2d, Involution) or not is_plain(norm, *BATCH_NORMS):
         return False
     if id(layer) in shared or id(norm) in shared:
         return False

@@ -147,7 +147,8 @@ def test_gradients_of_both_orders(case):
 def test_registration():
     tensors, _ = problem(**CASES['span'])
     opcheck(
-        axial.attention, (*(tensor.requires_grad_() for tensor in tensors), [0, 1, 2], 3, True, 60)
+        axial.attention.op,
+        (*(tensor.requires_grad_() for tensor in tensors), [0, 1, 2], 3, True, 60),
     )
 
 
@@ -258,3 +259,50 @@ def test_bad_terms():
     tensors, _ = problem(**CASES['all'])
     with pytest.raises(ValueError, match='terms must be some of'):
         axial_attention(*tensors, terms=('key_position', 'query_key'))
+
+
+@pytest.mark.parametrize(
+    ('span', 'error', 'message'),
+    [
+        (0, ValueError, 'span must be at least 1, or None for whole lines, got span=0'),
+        (-3, ValueError, 'span must be at least 1, or None for whole lines, got span=-3'),
+        (2.5, TypeError, 'span must be an int or None, got span=2.5'),
+        (True, TypeError, 'span must be an int or None, got span=True'),
+    ],
+)
+def test_bad_spans(span, error, message):
+    tensors, options = problem(**CASES['all'])
+    with pytest.raises(error, match=message):
+        axial_attention(*tensors, **{**options, 'span': span})
+
+
+def test_empty_lines():
+    tensors, options = problem(**CASES['all'])
+    lines = [tensor[..., :0] for tensor in tensors[:3]]
+    message = r'query must have at least one head, channel and position, got .*, 0\)'
+    with pytest.raises(ValueError, match=message):
+        axial_attention(*lines, *tensors[3:], **options)
+    none = [tensor[:0] for tensor in tensors[:3]]
+    assert axial_attention(*none, *tensors[3:], **options).shape[0] == 0
+
+
+@pytest.mark.parametrize(('position', 'name'), [(1, 'key'), (2, 'value'), (3, 'relative')])
+def test_mixed_dtypes(position, name):
+    tensors, options = problem(**CASES['all'])
+    tensors[position] = tensors[position].float()
+    message = f'{name} must have the dtype of query, torch.float64, got torch.float32'
+    with pytest.raises(TypeError, match=message):
+        axial_attention(*tensors, **options)
+
+
+@pytest.mark.parametrize(('position', 'name'), [(4, 'scale'), (5, 'shift')])
+def test_bad_norms(position, name):
+    tensors, options = problem(**CASES['all'])
+    tensor = tensors[position]
+    for value, got in ((None, 'NoneType'), (tensor.long(), 'torch.int64')):
+        tensors[position] = value
+        with pytest.raises(TypeError, match=f'{name} must be a floating-point tensor, got {got}'):
+            axial_attention(*tensors, **options)
+    tensors[position] = tensor.to('meta')
+    with pytest.raises(ValueError, match=f'query and {name} must be on one device, got cpu and'):
+        axial_attention(*tensors, **options)

@@ -14,7 +14,8 @@ import torch
 from mmengine.model import BaseModule
 from operators import EXAMPLES
 from torch import nn
-from torch.nn.utils import parametrize, prune
+from torch.ao import quantization
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from mmrednet import fuse
 from mmrednet.analysis import count_network
@@ -185,6 +186,14 @@ def test_the_snippets_of_the_documentation_run():
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
 
 
+WEIGHT_NORMS = {
+    'spectral norm': parametrizations.spectral_norm,
+    'weight norm': parametrizations.weight_norm,
+    'spectral norm by hooks': nn.utils.spectral_norm,
+    'weight norm by hooks': nn.utils.weight_norm,
+}
+
+
 class TestChildren:
     """What is done to a child module takes effect, although fused operators read weights."""
 
@@ -277,6 +286,44 @@ class TestChildren:
             state[f'{name}.weight'] = mask * state.pop(f'{name}.weight_orig')
             reference.load_state_dict(state, strict=True)
             torch.testing.assert_close(pruned(x), reference(x))
+
+    @pytest.mark.parametrize('norm', WEIGHT_NORMS)
+    def test_norms_of_weights_count(self, layer, x, norm):
+        keys = set(layer.train().state_dict())
+        for name in self.children(layer, with_weight=True):
+            normed = copy.deepcopy(layer)
+            child = normed.get_submodule(name)
+            # norms of vectors are norms of numbers
+            if child.weight.dim() < 2:
+                continue
+            WEIGHT_NORMS[norm](child)
+            # a vector of a power iteration moves, a factor of the weight learns
+            state = normed.state_dict()
+            # a unit vector of one number stays
+            before = {key: value.clone() for key, value in state.items() if value.numel() > 1}
+            optimizer = torch.optim.SGD(normed.parameters(), 0.1)
+            for _ in range(2):
+                optimizer.zero_grad()
+                normed(x).sin().sum().backward()
+                optimizer.step()
+            after = normed.state_dict()
+            own = [key for key in before if key.startswith(f'{name}.') and key not in keys]
+            assert own
+            assert not [key for key in own if torch.equal(before[key], after[key])], name
+
+    def test_quantisation_aware_training_counts(self, layer, x):
+        layer, x = layer.float().train(), x.float()
+        layer.qconfig = quantization.get_default_qat_qconfig('fbgemm')
+        expected = layer(x)
+        aware = quantization.prepare_qat(copy.deepcopy(layer))
+        assert not torch.equal(aware(x), expected)
+        observers = [
+            module.activation_post_process
+            for module in aware.modules()
+            if isinstance(module, quantization.FakeQuantize)
+        ]
+        assert observers
+        assert all(observer.min_val.isfinite().all() for observer in observers)
 
     @pytest.mark.parametrize('wrapper', ['Lora', 'Opaque'])
     def test_wrappers_learn(self, layer, x, wrapper):

@@ -109,10 +109,10 @@ def test_first_gradients_are_those_of_the_definition(layout):
 def test_registration(layout):
     window, size = WINDOWS['k3']
     inputs = (*make_inputs(window, size, layout), list(window))
-    opcheck(difference_attention.difference_attention, inputs)
+    opcheck(difference_attention.difference_attention.op, inputs)
     grad = random_tensor(layout, 4, size)
     opcheck(
-        difference_attention.difference_attention_backward,
+        difference_attention.difference_attention_backward.op,
         (grad, *inputs),
         test_utils=('test_schema', 'test_faketensor'),
     )

@@ -232,15 +232,17 @@ def test_gradients_in_half_precision(low):
 def test_registration(layout):
     window, size = WINDOWS['k3_stride2_dilation2']
     inputs = [tensor.requires_grad_() for tensor in involution_inputs(window, size, layout)]
-    opcheck(involution.involution, (*inputs, list(window)))
+    opcheck(involution.involution.op, (*inputs, list(window)))
     tensors = [
         tensor.detach()
         for tensor in (*inputs, *torch.randn(2, GROUPS * CHANNELS, dtype=torch.float64))
     ]
-    opcheck(involution.involution_affine, (*tensors, True, list(window)))
+    opcheck(involution.involution_affine.op, (*tensors, True, list(window)))
     inputs = [tensor.requires_grad_() for tensor in attention_inputs(window, size, layout)]
     opcheck(
-        attention.attention, (*inputs, list(window)), test_utils=('test_schema', 'test_faketensor')
+        attention.attention.op,
+        (*inputs, list(window)),
+        test_utils=('test_schema', 'test_faketensor'),
     )
 
 
@@ -257,7 +259,7 @@ def test_gradients_have_the_strides_that_their_fakes_promise(layout, transposed,
         value, hidden, weight, bias = cast(involution_inputs(window, size, layout), dtype)
         grad = grouped(grad_layout, CHANNELS, window.output_size(*size)).to(dtype)
         opcheck(
-            involution.involution_backward,
+            involution.involution_backward.op,
             (grad, value, hidden, turn(weight), bias, list(window)),
             test_utils=FAKE,
         )
@@ -266,7 +268,7 @@ def test_gradients_have_the_strides_that_their_fakes_promise(layout, transposed,
         inputs = [query, key, value, *(turn(table) for table in tables), list(window)]
         result, logsumexp = attention.attention(*inputs)
         grad = grouped(grad_layout, *result.shape[2:3], result.shape[-2:]).to(dtype)
-        opcheck(attention.attention_backward, (grad, logsumexp, *inputs), test_utils=FAKE)
+        opcheck(attention.attention_backward.op, (grad, logsumexp, *inputs), test_utils=FAKE)
 
 
 def both(value, hidden, weight, query, key):

@@ -126,9 +126,9 @@ def test_registration(layout):
     value, query, weight = (
         tensor.detach().requires_grad_() for tensor in tensors(window, size, layout)
     )
-    opcheck(local.aggregate, (value, weight, list(window)))
-    opcheck(local.correlate, (query, value, list(window)))
-    opcheck(local.scatter, (query, weight, list(size), list(window)))
+    opcheck(local.aggregate.op, (value, weight, list(window)))
+    opcheck(local.correlate.op, (query, value, list(window)))
+    opcheck(local.scatter.op, (query, weight, list(size), list(window)))
 
 
 def attention(q, k, v):

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch.utils.checkpoint
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,6 +13,7 @@ from typing_extensions import Self
 
 from ..checkpoints.formats import legacy_renames, rename
 from .pretrained_init import SafelyPretrained
+from .recomputation import recomputed
 
 # what training scripts put before a backbone's own names
 WRAPPER_PREFIXES = ('module.', 'backbone.')
@@ -39,7 +39,7 @@ class CheckpointedBlock(BaseModule):
         """Map the input of the block to its output, as ``compute`` does."""
         # an input without a gradient, as behind frozen stages, has nothing to compute again
         if self.with_cp and x.requires_grad:
-            return torch.utils.checkpoint.checkpoint(self.compute, x, use_reentrant=False)
+            return recomputed(self, self.compute, x)
         return self.compute(x)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..ops import axial, axial_attention
 from ..ops.axial import TERMS
-from .plain import is_plain
+from .batch_statistics import Moments, combined, moments, synchronised, update_running
+from .plain import BATCH_NORMS, is_plain
 from .spatial import cell_average, spatial_operator
 
 # in training, the norm of the logits needs all logits of a chunk of rows at once: 1 GiB in float32
@@ -130,7 +131,7 @@ class AxialAttention1d(BaseModule):
                 value_position=self.value_position,
                 logits_budget=min(self.logits_budget, axial.default_budget(query)),
             )
-        if not is_plain(self.bn_similarity, nn.BatchNorm2d):
+        if not is_plain(self.bn_similarity, *BATCH_NORMS):
             return self.attend_by_modules(query, key, value)
         # the norm has to see all logits before any of them is used
         chunks = self._chunks(query, key, value)
@@ -201,8 +202,10 @@ class AxialAttention1d(BaseModule):
         if self._norm_is_fixed():
             mean, variance = norm.running_mean, norm.running_var  # type: ignore[assignment]
         else:
-            mean, variance, count = self._statistics(chunks, run)
-            _update_running(norm, mean, variance, count)
+            parts = [Moments(*run(self._moments, query, key)) for query, key, _ in chunks]
+            # every process has a part of the batch
+            mean, variance, count = synchronised(combined(parts), norm)
+            update_running(norm, mean, variance, count)
         scale = norm.weight * torch.rsqrt(variance + norm.eps)
         shift = norm.bias - mean * scale
         shape = (len(self.terms), self.num_heads)
@@ -210,26 +213,14 @@ class AxialAttention1d(BaseModule):
 
     def _norm_is_fixed(self) -> bool:
         norm = self.bn_similarity
-        # in eval mode a synchronised norm is a batch norm
-        if norm.training or not is_plain(norm, nn.BatchNorm2d, nn.SyncBatchNorm):
+        if norm.training or not is_plain(norm, *BATCH_NORMS):
             return False
         return norm.running_mean is not None and norm.running_var is not None
 
-    def _statistics(self, chunks: list[Lines], run: Callable) -> tuple[Tensor, Tensor, int]:
-        """Return mean, variance and number of the logits of all chunks, for each channel."""
-        sums = [run(self._sums, query, key) for query, key, _ in chunks]
-        totals, squares, counts = zip(*sums, strict=True)
-        count = sum(counts)
-        mean = torch.stack(totals).sum(0) / count
-        variance = torch.stack(squares).sum(0) / count - mean.square()
-        # rounding can make the difference of two nearly equal sums negative
-        return mean, variance.clamp_min(0.0), count
-
-    def _sums(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, int]:
+    def _moments(self, query: Tensor, key: Tensor) -> Moments:
         terms = self.logits(query, key)
-        # sums over whole feature maps leave the range of float16
-        terms = terms.to(torch.promote_types(terms.dtype, torch.float32))
-        return terms.sum((0, 2, 3)), terms.square().sum((0, 2, 3)), terms[:, 0].numel()
+        # half precision cannot hold sums over whole feature maps
+        return moments(terms.to(torch.promote_types(terms.dtype, torch.float32)))
 
 
 def _directly(function: Callable, *arguments: Tensor) -> Any:
@@ -238,19 +229,6 @@ def _directly(function: Callable, *arguments: Tensor) -> Any:
 
 def _recomputed(function: Callable, *arguments: Tensor) -> Any:
     return torch.utils.checkpoint.checkpoint(function, *arguments, use_reentrant=False)
-
-
-def _update_running(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
-    """Update running statistics as a batch norm in training mode does."""
-    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
-        return
-    with torch.no_grad():
-        norm.num_batches_tracked += 1
-        # without a momentum, torch keeps the mean over all batches
-        momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-        unbiased = variance * count / max(1, count - 1)
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
 
 
 def _drop_index(_: nn.Module, state_dict: dict[str, Any], prefix: str, *__: object) -> None:

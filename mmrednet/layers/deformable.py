@@ -12,7 +12,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .precision import full_precision
+from ..ops.precision import full_precision
+from ..ops.transforms import is_transformed
 from .spatial import spatial_operator
 
 
@@ -97,6 +98,12 @@ class DeformableConv(BaseModule):
         return result[..., : -(-height // self.stride), : -(-width // self.stride)]
 
     def _move(self, x: Tensor, offset: Tensor) -> Tensor:
+        if is_transformed((x, offset, self.weight)):
+            raise RuntimeError(
+                f'{type(self).__name__} has no forward-mode derivatives and no rules for '
+                "torch.func: mmcv's operator is known to backward() and torch.autograd.grad alone. "
+                'Call these, for one sample after another if each needs its own gradient.'
+            )
         dtype = torch.promote_types(x.dtype, torch.float32)
         with full_precision(x.device.type):
             # on a CPU the operators read memory as if it were contiguous

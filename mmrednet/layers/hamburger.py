@@ -12,7 +12,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .precision import full_precision
+from ..ops.precision import full_precision
 
 
 class NMF2D(nn.Module):

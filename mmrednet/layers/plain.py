@@ -6,11 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 from mmcv.cnn import ConvModule
+from mmengine.model.utils import _BatchNormXd
 from torch import nn
 from torch.nn.modules import module as module_hooks
 
 # attributes that replace a computation when they are set on an instance
 PATCHES = ('forward', '_conv_forward')
+
+# mmengine makes a SyncBatchNorm on one device its private class. To ask it for one would import
+# the compiled operators of mmcv
+BATCH_NORMS: tuple[type[nn.Module], ...] = (
+    nn.BatchNorm2d,
+    nn.SyncBatchNorm,
+    _BatchNormXd,
+)
 
 # counters of FLOPs, whose hooks note which module runs: they count what runs in place of a child
 COUNTERS = (

@@ -263,7 +263,9 @@ class SANPairwise(VectorAttention):
 def _coordinates(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     if length == 1:
         return torch.zeros(1, device=device, dtype=dtype)
-    return torch.linspace(-1, 1, length, device=device, dtype=dtype)
+    # torch.linspace would make the length of a traced or exported network a constant
+    twice = 2 * torch.arange(length, device=device, dtype=dtype) - (length - 1)
+    return twice / (length - 1)
 
 
 @spatial_operator

@@ -17,6 +17,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch, _triton, local, multiply_adds
 from .checks import check_outputs, check_same, check_shape, check_tensors
+from .precision import full_precision
+from .transforms import transformable
 from .window import Window
 
 
@@ -164,7 +166,10 @@ def _logits(
     query = query.to(dtype)
     logits = local.correlate(query, key, window)
     if rows is not None and columns is not None:
-        logits = logits + relative_logits(query, rows.to(dtype), columns.to(dtype))
+        # autocast would round the products of these tensors to half precision
+        with full_precision(query.device.type):
+            relative = relative_logits(query, rows.to(dtype), columns.to(dtype))
+        logits = logits + relative
     if bias is not None:
         logits = logits + bias[:, :, None, None]
     return logits
@@ -272,6 +277,7 @@ def dense_gradients(
     return in_layouts_of(inputs[:3], gradients(grad, *inputs))
 
 
+@transformable(definition)
 @custom_op('mmrednet::attention', mutates_args=())
 def attention(
     query: Tensor,
@@ -302,6 +308,7 @@ def attention_logit_gradients(
     return _logit_gradients(grad, query, key, value, rows, columns, bias, window)
 
 
+@transformable(lambda grad, logsumexp, *inputs: gradients(grad, *inputs))
 @custom_op('mmrednet::attention_backward', mutates_args=())
 def attention_backward(
     grad: Tensor,

@@ -17,7 +17,8 @@ from torch.nn.functional import pad
 from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch, _triton, multiply_adds
-from .checks import check_same, check_shape, check_tensors
+from .checks import check_dtype, check_same, check_shape, check_tensors
+from .transforms import transformable
 
 TERMS = ('query_key', 'query_position', 'key_position')
 # Elements of all tensors of the size of the logits that a chunk of lines may have at once. 2^24 are
@@ -73,13 +74,18 @@ def axial_attention(
         (B, N, D, 2, L), or (B, N, D, 1, L) without positions of values, in the dtype of ``value``.
 
     Raises:
-        TypeError: An argument is not a floating-point tensor.
-        ValueError: A shape does not match, or there is no term of a name.
+        TypeError: An argument is not a floating-point tensor, key, value or relative has another
+            dtype than query, or span is no int.
+        ValueError: A shape does not match, lines are empty, span is not positive, or there is no
+            term of a name.
     """
     query, key, value, relative = check_tensors(
         query=(query, 4), key=(key, 4), value=(value, 4), relative=(relative, 2)
     )
+    check_dtype('query', query, key=key, value=value, relative=relative)
     _check_lines(query, key, value, relative)
+    _check_span(span)
+    _check_norm(query, scale=scale, shift=shift)
     numbers = [index for index, name in enumerate(TERMS) if name in terms]
     if not numbers or [TERMS[index] for index in numbers] != list(terms):
         raise ValueError(f'terms must be some of {TERMS}, in this order, got {terms=}.')
@@ -92,6 +98,11 @@ def axial_attention(
 
 
 def _check_lines(query: Tensor, key: Tensor, value: Tensor, relative: Tensor) -> None:
+    if 0 in query.shape[1:]:
+        raise ValueError(
+            'query must have at least one head, channel and position, got '
+            f'query.shape={tuple(query.shape)}.'
+        )
     check_same('query', query, 'key', key, dims=3)
     check_shape('key', key, 'of the shape of query', query.shape)
     check_same('key', key, 'value', value, dims=2)
@@ -102,6 +113,27 @@ def _check_lines(query: Tensor, key: Tensor, value: Tensor, relative: Tensor) ->
     # an odd number of distances: as many on each side of zero
     table_shape = (2 * key_channels + value_channels, relative.shape[1] | 1)
     check_shape('relative', relative, '(2 * key channels + value channels, odd)', table_shape)
+
+
+def _check_span(span: int | None) -> None:
+    if span is None:
+        return
+    if not isinstance(span, int) or isinstance(span, bool):
+        raise TypeError(f'span must be an int or None, got {span=}.')
+    if span < 1:
+        raise ValueError(f'span must be at least 1, or None for whole lines, got {span=}.')
+
+
+def _check_norm(query: Tensor, **tensors: Tensor) -> None:
+    # not cast under autocast: they are made of the statistics of a norm
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            dtype = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f'{name} must be a floating-point tensor, got {dtype}.')
+        if tensor.device != query.device:
+            raise ValueError(
+                f'query and {name} must be on one device, got {query.device} and {tensor.device}.'
+            )
 
 
 def default_budget(tensor: Tensor) -> int:
@@ -324,6 +356,7 @@ def _by_distance(entries: Tensor, size: int) -> Tensor:
     return middle + first_entry + last_entry
 
 
+@transformable(definition)
 @custom_op('mmrednet::axial_attention', mutates_args=())
 def attention(
     query: Tensor,
@@ -343,6 +376,7 @@ def attention(
     )
 
 
+@transformable(gradients)
 @custom_op('mmrednet::axial_attention_backward', mutates_args=())
 def attention_backward(
     grad: Tensor,

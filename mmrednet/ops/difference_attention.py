@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import _torch, local
 from .attention import attend
 from .checks import check_outputs, check_same, check_shape, check_tensors
+from .transforms import transformable
 from .window import Window
 
 
@@ -147,6 +148,7 @@ def gradients(grad: Tensor, *inputs: Any) -> Gradients:
     return _input_gradients(*_logit_gradients(grad, *inputs), grad, *inputs)
 
 
+@transformable(definition)
 @custom_op('mmrednet::difference_attention', mutates_args=())
 def difference_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, window: Sequence[int]
@@ -169,6 +171,7 @@ def difference_logit_gradients(
     return _logit_gradients(grad, query, key, value, bias, window)
 
 
+@transformable(gradients)
 @custom_op('mmrednet::difference_attention_backward', mutates_args=())
 def difference_attention_backward(
     grad: Tensor,

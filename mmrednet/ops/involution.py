@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch, _triton, local, multiply_adds
 from .checks import check_dtype, check_outputs, check_same, check_shape, check_tensors
+from .transforms import transformable
 from .window import Window
 
 
@@ -129,6 +130,20 @@ def finish(out: Tensor, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
     return result.to(out.dtype)
 
 
+def affine_definition(
+    value: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    relu: bool,
+    window: Sequence[int],
+) -> Tensor:
+    """Compute :func:`local_involution` with a norm and a ReLU behind it."""
+    return finish(involution(value, hidden, weight, bias, window), scale, shift, relu)
+
+
 def gradients(
     grad: Tensor,
     value: Tensor,
@@ -163,6 +178,7 @@ def dense_gradients(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return grad_value, grad_hidden, grad_weight.contiguous(), grad_bias
 
 
+@transformable(definition)
 @custom_op('mmrednet::involution', mutates_args=())
 def involution(
     value: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, window: Sequence[int]
@@ -171,6 +187,7 @@ def involution(
     return definition(value, hidden, weight, bias, window)
 
 
+@transformable(affine_definition)
 @custom_op('mmrednet::involution_affine', mutates_args=())
 def involution_affine(
     value: Tensor,
@@ -183,9 +200,10 @@ def involution_affine(
     window: Sequence[int],
 ) -> Tensor:
     """See :func:`local_involution`. It has no gradients."""
-    return finish(involution(value, hidden, weight, bias, window), scale, shift, relu)
+    return affine_definition(value, hidden, weight, bias, scale, shift, relu, window)
 
 
+@transformable(gradients)
 @custom_op('mmrednet::involution_backward', mutates_args=())
 def involution_backward(
     grad: Tensor,

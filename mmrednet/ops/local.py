@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _native, _torch, _triton, multiply_adds
+from . import _native, _torch, _triton, multiply_adds, transforms
 from .checks import check_outputs, check_same, check_taps, check_tensors
+from .transforms import transformable
 from .window import Window
 
 __all__ = ['active_kernels', 'local_aggregate', 'local_correlate', 'local_scatter']
@@ -108,18 +109,21 @@ def local_scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Win
     return scatter(grad, weight, list(size), list(window))
 
 
+@transformable(transforms.aggregate)
 @custom_op('mmrednet::aggregate', mutates_args=())
 def aggregate(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:
     _native.notice_missing(value)
     return _torch.aggregate(value, weight, Window.from_flat(window))
 
 
+@transformable(transforms.correlate)
 @custom_op('mmrednet::correlate', mutates_args=())
 def correlate(query: Tensor, key: Tensor, window: Sequence[int]) -> Tensor:
     _native.notice_missing(query)
     return _torch.correlate(query, key, Window.from_flat(window))
 
 
+@transformable(transforms.scatter)
 @custom_op('mmrednet::scatter', mutates_args=())
 def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[int]) -> Tensor:
     _native.notice_missing(grad)

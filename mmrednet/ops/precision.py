@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from ..ops.checks import AUTOCAST_DEVICES
+from .checks import AUTOCAST_DEVICES
 
 
 def full_precision(device_type: str) -> AbstractContextManager:

@@ -1,0 +1,101 @@
+"""What torch's transforms differentiate and vectorise: operators of torch alone.
+
+A custom op has a kernel and a backward pass. Forward-mode derivatives pass it by and become zero,
+and ``torch.func`` cannot look into its backward pass. Under a transform an op is therefore replaced
+by a definition that consists of torch's own operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from ._torch import sum_dtype
+from .window import Window
+
+
+class TransformableOp:
+    """A custom op that hands over to its definition under a transform of torch.
+
+    Args:
+        op: The custom op.
+        definition: A function of the same arguments and results, made of torch's operators and of
+            other ops of this kind.
+    """
+
+    def __init__(self, op: Any, definition: Callable) -> None:
+        self.op, self.definition = op, definition
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the op, or its definition under a transform."""
+        function = self.definition if is_transformed(arguments) else self.op
+        return function(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.op, name)
+
+
+def transformable(definition: Callable) -> Callable[[Any], TransformableOp]:
+    """Return a decorator of a custom op: see :class:`TransformableOp`."""
+    return lambda op: TransformableOp(op, definition)
+
+
+def is_transformed(arguments: Sequence[Any]) -> bool:
+    """Return whether ``torch.func`` is at work, or an argument may have a tangent."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    # outside of forward-mode differentiation no tensor has a tangent
+    if forward_ad._current_level < 0:
+        return False
+    # torch.compile cannot trace the question of what has a tangent
+    if torch.compiler.is_compiling():
+        return True
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def _fold_options(window: Sequence[int]) -> dict[str, Any]:
+    # vmap has rules for these two functions, but none for adding to a part of a tensor
+    fields = Window.from_flat(window)
+    return dict(
+        kernel_size=fields.kernel,
+        dilation=fields.dilation,
+        padding=fields.padding,
+        stride=fields.stride,
+    )
+
+
+def _neighbours(x: Tensor, window: Sequence[int]) -> Tensor:
+    """Return the neighbours (B, G, D, K, L) of all outputs on feature maps (B, G, D, H, W)."""
+    columns = F.unfold(x.flatten(1, 2), **_fold_options(window))
+    return columns.unflatten(1, (*x.shape[1:3], -1))
+
+
+def aggregate(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:
+    """See :func:`mmrednet.ops.local_aggregate`; memory grows by the number of taps."""
+    dtype = sum_dtype(value, weight)
+    neighbours = _neighbours(value.to(dtype), window)
+    result = (neighbours * weight.to(dtype).flatten(3).unsqueeze(2)).sum(3)
+    return result.unflatten(3, weight.shape[-2:]).to(value.dtype)
+
+
+def correlate(query: Tensor, key: Tensor, window: Sequence[int]) -> Tensor:
+    """See :func:`mmrednet.ops.local_correlate`; memory grows by the number of channels."""
+    dtype = sum_dtype(query, key)
+    neighbours = _neighbours(key.to(dtype), window)
+    result = (neighbours * query.to(dtype).flatten(3).unsqueeze(3)).sum(2)
+    return result.unflatten(3, query.shape[-2:]).to(query.dtype)
+
+
+def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[int]) -> Tensor:
+    """See :func:`mmrednet.ops.local_scatter`; memory grows by the number of taps."""
+    dtype = sum_dtype(grad, weight)
+    weight = weight.to(dtype).flatten(3).unsqueeze(2)
+    products = grad.to(dtype).flatten(3).unsqueeze(3) * weight
+    result = F.fold(products.flatten(1, 3), tuple(size), **_fold_options(window))
+    return result.unflatten(1, grad.shape[1:3]).to(grad.dtype)

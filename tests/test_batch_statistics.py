@@ -1,0 +1,131 @@
+"""The norm of the logits of axial attention: batch norm over chunks and over processes."""
+
+import copy
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from mmengine.model import revert_sync_batchnorm
+from torch import nn
+
+from mmrednet.layers import AxialAttention1d
+
+
+def attention_and_lines(dtype=torch.float64, lines=7, **options):
+    torch.manual_seed(0)
+    layer = AxialAttention1d(8, 8, num_heads=2, table_size=4, **options).to(dtype).train()
+    nn.init.uniform_(layer.bn_similarity.weight, 0.5, 1.5)
+    nn.init.uniform_(layer.bn_similarity.bias, -0.5, 0.5)
+    query, key = torch.randn(2, lines, 2, 2, 6, dtype=dtype)
+    return layer, query, key, torch.randn(lines, 2, 4, 6, dtype=dtype)
+
+
+def statistics_of(norm):
+    return norm.running_mean, norm.running_var, norm.num_batches_tracked
+
+
+def test_the_variance_of_large_logits_is_that_of_batch_norm():
+    layer, query, key, value = attention_and_lines(torch.float32, 64, logits_budget=1)
+    query, key = 30 + query, 30 + key
+    norm = copy.deepcopy(layer.bn_similarity).double()
+    logits = copy.deepcopy(layer).double().logits(query.double(), key.double())
+    assert logits[:, :2].mean() > 1500
+    norm(logits)
+    layer.attend(query, key, value)
+    relative = (layer.bn_similarity.running_var - norm.running_var).abs() / norm.running_var
+    # the products themselves are rounded to float32, whose step at 2000 is 1.2e-4
+    rounded = copy.deepcopy(layer.bn_similarity)
+    rounded.reset_running_stats()
+    rounded(layer.logits(query, key))
+    torch.testing.assert_close(
+        layer.bn_similarity.running_var, rounded.running_var, rtol=1e-6, atol=0
+    )
+    assert relative.max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    'convert', [nn.Identity(), nn.SyncBatchNorm.convert_sync_batchnorm, 'revert']
+)
+@pytest.mark.parametrize('budget', [1 << 20, 2000, 1])
+@pytest.mark.parametrize('momentum', [0.1, None])
+def test_chunks_are_one_batch(budget, momentum, convert, monkeypatch):
+    layer, *lines = attention_and_lines(logits_budget=budget)
+    layer.bn_similarity.momentum = momentum
+    reference = copy.deepcopy(layer)
+    if convert == 'revert':
+        layer = revert_sync_batchnorm(nn.SyncBatchNorm.convert_sync_batchnorm(layer))
+    else:
+        layer = convert(layer)
+    leaves = [[line.clone().requires_grad_() for line in lines] for _ in range(2)]
+    expected = reference.attend_by_modules(*leaves[0])
+    monkeypatch.setattr(layer, 'attend_by_modules', None)
+    output = layer.attend(*leaves[1])
+    torch.testing.assert_close(output, expected)
+    for result in (output, expected):
+        result.sin().sum().backward()
+    for leaf, other in zip(*leaves, strict=True):
+        torch.testing.assert_close(other.grad, leaf.grad)
+    for name, parameter in reference.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(layer.get_parameter(name).grad, parameter.grad)
+    for found, value in zip(
+        statistics_of(layer.bn_similarity), statistics_of(reference.bn_similarity), strict=True
+    ):
+        torch.testing.assert_close(found, value)
+
+
+# lines of the first process; the second one has the others
+SPLIT = 2
+
+
+def attend_in_process(rank, port, budget, folder):
+    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    layer, *lines = attention_and_lines(logits_budget=budget)
+    layer = nn.SyncBatchNorm.convert_sync_batchnorm(layer)
+    part = slice(SPLIT) if rank == 0 else slice(SPLIT, None)
+    lines = [line[part].clone().requires_grad_() for line in lines]
+    scale, _ = layer.similarity_norm([tuple(lines)], lambda function, *inputs: function(*inputs))
+    layer.bn_similarity.reset_running_stats()
+    output = layer.attend(*lines)
+    output.sin().sum().backward()
+    result = dict(
+        output=output.detach(),
+        scale=scale.detach(),
+        gradients=[line.grad for line in lines],
+        parameters={
+            name: parameter.grad
+            for name, parameter in layer.named_parameters()
+            if parameter.grad is not None
+        },
+        statistics=statistics_of(layer.bn_similarity),
+    )
+    torch.save(result, f'{folder}/{rank}.pth')
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('budget', [1 << 20, 1])
+def test_two_processes_are_one(budget, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    mp.spawn(attend_in_process, (port, budget, str(tmp_path)), 2)
+    first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
+    assert torch.equal(first['scale'], second['scale'])
+    layer, *lines = attention_and_lines()
+    lines = [line.requires_grad_() for line in lines]
+    expected = layer.attend(*lines)
+    expected.sin().sum().backward()
+    torch.testing.assert_close(torch.cat([first['output'], second['output']]), expected)
+    for line, *parts in zip(lines, first['gradients'], second['gradients'], strict=True):
+        torch.testing.assert_close(torch.cat(parts), line.grad)
+    for name, gradient in first['parameters'].items():
+        # averaging over processes is the business of DistributedDataParallel
+        total = gradient + second['parameters'][name]
+        torch.testing.assert_close(total, layer.get_parameter(name).grad)
+    for result in (first, second):
+        for found, value in zip(
+            result['statistics'], statistics_of(layer.bn_similarity), strict=True
+        ):
+            torch.testing.assert_close(found, value)

@@ -1,0 +1,135 @@
+"""Blocks that are computed again train exactly as blocks that are not."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from mmrednet import backbones
+from mmrednet.backbones import AxialResNet, LRNet, RedNet, SASAResNet, SpatialResNet
+from mmrednet.backbones.recomputation import recomputed
+
+RESNET = dict(base_channels=32, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
+ARCH = dict(embed_dims=(8, 16, 16, 16), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))
+BACKBONES = {
+    'SpatialResNet': lambda **options: SpatialResNet(26, **RESNET, **options),
+    'RedNet': lambda **options: RedNet(26, **RESNET, **options),
+    'SASAResNet': lambda **options: SASAResNet(26, **RESNET, **options),
+    'LRNet': lambda **options: LRNet(26, **RESNET, operator_channels=20, **options),
+    'SAN': lambda **options: backbones.SAN(10, base_channels=32, **options),
+    'AxialResNet': lambda **options: AxialResNet(0.25, 26, input_size=32, **options),
+    'VAN': lambda **options: backbones.VAN(ARCH, **options),
+    'MSCAN': lambda **options: backbones.MSCAN(ARCH, **options),
+}
+
+
+class Memory(nn.Module):
+    """A norm of a user: it keeps a running mean, and its output depends on its number of calls."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer('mean', torch.zeros(channels, 1, 1))
+        self.register_buffer('calls', torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(x.detach().mean((0, 2, 3))[:, None, None], 0.1)
+            self.calls += 1
+        return (x - self.mean) * self.calls
+
+
+def train(model, image, steps=2):
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for _ in range(steps):
+        # the same layers drop out in all models
+        torch.manual_seed(0)
+        optimizer.zero_grad()
+        sum(output.square().mean() for output in model(image)).backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+def assert_equal_states(state, expected):
+    assert list(state) == list(expected)
+    assert not [key for key, value in expected.items() if not torch.equal(state[key], value)]
+
+
+def test_every_backbone_is_here():
+    classes = {name for name in backbones.__all__ if name[0].isupper()}
+    assert classes - {'PyramidBackbone'} == set(BACKBONES)
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_state_dicts_are_equal(name):
+    plain, recomputing = (BACKBONES[name](with_cp=flag).double() for flag in (False, True))
+    recomputing.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    expected = train(plain.train(), image)
+    assert_equal_states(train(recomputing.train(), image), expected)
+    counts = [value for key, value in expected.items() if key.endswith('num_batches_tracked')]
+    assert set(map(int, counts)) == {2}
+
+
+NORMS = {
+    'BatchNorm2d': nn.BatchNorm2d,
+    'mean over all batches': lambda channels: nn.BatchNorm2d(channels, momentum=None),
+    'SyncBatchNorm': nn.SyncBatchNorm,
+    'InstanceNorm2d': lambda channels: nn.InstanceNorm2d(channels, track_running_stats=True),
+    'a norm of a user': Memory,
+    'spectral norm': lambda channels: parametrizations.spectral_norm(nn.Conv2d(channels, 4, 1)),
+    'spectral norm by hooks': lambda channels: nn.utils.spectral_norm(nn.Conv2d(channels, 4, 1)),
+    'a frozen norm': lambda channels: nn.BatchNorm2d(channels).eval(),
+}
+
+
+class Block(nn.Module):
+    def __init__(self, norm, recomputes):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(4, 4, 3), norm, nn.Conv2d(4, 4, 3), nn.ReLU())
+        self.recomputes = recomputes
+
+    def forward(self, x):
+        x = x.clone().requires_grad_()
+        return [recomputed(self, self.layers, x) if self.recomputes else self.layers(x)]
+
+
+@pytest.mark.parametrize('name', NORMS)
+def test_every_norm(name):
+    states = []
+    for recomputes in (False, True):
+        torch.manual_seed(0)
+        block = Block(NORMS[name](4), recomputes).double()
+        image = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+        states.append(train(block, image, steps=3))
+    assert_equal_states(states[1], states[0])
+
+
+def test_two_backward_passes_and_two_forward_passes():
+    gradients = []
+    for recomputes in (False, True):
+        torch.manual_seed(0)
+        block = Block(nn.BatchNorm2d(4), recomputes).double()
+        first, second = (torch.randn(2, 4, 9, 9, dtype=torch.float64) for _ in range(2))
+        total = block(first)[0].sum() + block(second)[0].square().sum()
+        total.backward(retain_graph=True)
+        total.backward()
+        gradients.append([parameter.grad for parameter in block.parameters()])
+        assert block.layers[1].num_batches_tracked == 2
+    for expected, gradient in zip(*gradients, strict=True):
+        assert torch.equal(gradient, expected)
+
+
+def test_an_error_in_the_second_computation_leaves_the_buffers():
+    block = Block(nn.BatchNorm2d(4), True)
+    output = block(torch.randn(2, 4, 9, 9))[0]
+    buffers = dict(block.named_buffers())
+
+    def fail(*_):
+        raise OSError('stopped')
+
+    handle = block.layers[3].register_forward_hook(fail)
+    block.layers[2].register_forward_pre_hook(fail)
+    with pytest.raises(OSError, match='stopped'):
+        output.sum().backward()
+    handle.remove()
+    assert all(buffer is buffers[name] for name, buffer in block.named_buffers())
