@@ -7,19 +7,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch.utils.checkpoint
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
 
 from ..checkpoints.formats import legacy_renames, rename
+from ..layers.safe_module import SafeModule
 from .pretrained_init import SafelyPretrained
 
 # what training scripts put before a backbone's own names
 WRAPPER_PREFIXES = ('module.', 'backbone.')
 
 
-class CheckpointedBlock(BaseModule):
+class CheckpointedBlock(SafeModule):
     """A block that the backward pass may compute again, to save memory.
 
     Args:
