@@ -72,7 +72,7 @@ def options(data):
         'train_dataloader.dataset.pipeline.2.scale=(64,64)',
         'test_dataloader.dataset.pipeline.1.scale=(64,64)',
         'val_dataloader.dataset.pipeline.1.scale=(64,64)',
-        'train_dataloader.dataset.pipeline.3.prob=0.5',
+        'train_dataloader.dataset.pipeline.3.prob=0.0',
         'train_dataloader.batch_size=4',
         'model.backbone.depth=26',
         'model.backbone.init_cfg=None',

@@ -174,4 +174,4 @@ def _change_contexts(change: int) -> None:
             torch.load = torch.serialization.load = _GuardedLoad(torch.load)
         _OPEN_CONTEXTS += change
         if not _OPEN_CONTEXTS:
-            torch.load = torch.serialization.load = torch.load.replaced
+            torch.load = torch.serialization.load = getattr(torch.load, 'replaced')  # noqa: B009

@@ -81,6 +81,11 @@ class ResumableCheckpointHook(CheckpointHook):
     local files are written as mmengine does. Other arguments: see mmengine's CheckpointHook.
     """
 
+    # attributes of mmengine's hook
+    backend_args: Any
+    best_ckpt_path: Any
+    file_backend: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._atomic = False
@@ -130,8 +135,8 @@ class ResumableCheckpointHook(CheckpointHook):
 
     def _seed_samples(self, runner: Runner) -> None:
         loop = runner.train_loop
-        sampler = loop.dataloader.batch_sampler or loop.dataloader
-        sampler = getattr(sampler, 'sampler', None)
+        batches = loop.dataloader.batch_sampler or loop.dataloader
+        sampler: Any = getattr(batches, 'sampler', None)
         if self._seed is None:
             self._seed = int(getattr(sampler, 'seed', None) or runner.seed)
         elif hasattr(sampler, 'seed'):
@@ -141,7 +146,7 @@ class ResumableCheckpointHook(CheckpointHook):
             sampler.indices = sampler._indices_of_rank()
         self._sampler = seed_samples(loop.dataloader, self._seed)
         # mmengine 0.10.7 has started the workers already
-        iterator = getattr(loop, 'dataloader_iterator', None)
+        iterator: Any = getattr(loop, 'dataloader_iterator', None)
         if getattr(iterator, '_iterator', None) is not None:
             iterator._iterator = iter(loop.dataloader)
 

@@ -26,7 +26,8 @@ def random_state(cuda: bool = True) -> dict[str, Any]:
     Args:
         cuda: Whether to include the generators of CUDA devices. Default: True.
     """
-    name, keys, position, has_gauss, gauss = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    name, keys, position, has_gauss, gauss = numpy_state
     state: dict[str, Any] = dict(
         python=random.getstate(),
         numpy=(name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
