@@ -12,6 +12,7 @@ __version__ = '0.1.0'
 _FUNCTIONS = {
     'fuse': 'mmrednet.fusion',
     'register_flop_handles': 'mmrednet.analysis',
+    'safe_loading': 'mmrednet.checkpoints.safe_loading',
 }
 
 

@@ -7,6 +7,7 @@ from .packages import require
 require('mmrednet.registry', 'mmengine', 'mmcv')
 
 from mmengine.registry import DATASETS as ROOT_DATASETS
+from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
@@ -41,4 +42,7 @@ TRANSFORMS = Registry(
     parent=ROOT_TRANSFORMS,
     scope='mmrednet',
     locations=['mmrednet.datasets.checked_loading', 'mmrednet.pretraining'],
+)
+HOOKS = Registry(
+    'hook', parent=ROOT_HOOKS, scope='mmrednet', locations=['mmrednet.engine.checkpoint_hook']
 )

@@ -354,9 +354,10 @@ def test_checkpoints_load_without_arbitrary_code(tmp_path):
     ]
 
 
-def test_train_options():
+def test_train_options(tmp_path):
     cfg = Config(
         dict(
+            work_dir=str(tmp_path),
             optim_wrapper=dict(type='OptimWrapper'),
             auto_scale_lr=dict(enable=False, base_batch_size=16),
         )
@@ -364,11 +365,12 @@ def test_train_options():
     apply_train_options(cfg, amp=True, auto_scale_lr=True, resume='auto')
     assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', loss_scale='dynamic')
     assert cfg.auto_scale_lr.enable
-    assert (cfg.resume, cfg.load_from) == (True, None)
+    # there is nothing to continue from
+    assert (cfg.resume, cfg.load_from) == (False, None)
     cfg.optim_wrapper.loss_scale = 512.0
     apply_train_options(cfg, amp=True, resume='x.pth')
     assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', loss_scale=512.0)
-    assert cfg.load_from == 'x.pth'
+    assert (cfg.resume, cfg.load_from) == (True, 'x.pth')
     with pytest.raises(ValueError, match='--auto-scale-lr needs auto_scale_lr.base_batch_size'):
         apply_train_options(Config(dict()), auto_scale_lr=True)
     with pytest.raises(ValueError, match="--amp needs optim_wrapper.type .* got 'DeepSpeed'"):

@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from mmengine.config import DictAction
 
-from mmrednet import fuse
-from mmrednet.engine import load_config, scope_of
+from mmrednet import fuse, safe_loading
+from mmrednet.engine import check_fit, load_config, scope_of
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 
@@ -55,6 +55,7 @@ def detect(cfg, args, images):
     from mmdet.registry import VISUALIZERS
 
     model = init_detector(cfg, args.checkpoint, device=args.device)
+    check_fit(model, args.checkpoint)
     model = fuse(model) if args.fuse_conv_bn else model
     visualizer = VISUALIZERS.build(cfg.visualizer)
     visualizer.dataset_meta = model.dataset_meta
@@ -73,6 +74,7 @@ def segment(cfg, args, images):
     from mmseg.apis import inference_model, init_model, show_result_pyplot
 
     model = init_model(cfg, args.checkpoint, device=args.device)
+    check_fit(model, args.checkpoint)
     model = fuse(model) if args.fuse_conv_bn else model
     for _, out_file, path in images:
         show_result_pyplot(
@@ -89,6 +91,7 @@ def read(paths, out_dir):
         print(out_file)
 
 
+@safe_loading()
 def main():
     args = parse_args()
     cfg = load_config(args.config, options=args.cfg_options)

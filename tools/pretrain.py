@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mmrednet import safe_loading
 from mmrednet.checkpoints import read_checkpoint
 from mmrednet.engine import (
     TrainParser,
@@ -16,6 +17,7 @@ from mmrednet.engine import (
 from mmrednet.pretraining import check_batches, use_image_folders
 
 
+@safe_loading()
 def main():
     parser = TrainParser(__doc__)
     parser.add_argument(

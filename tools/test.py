@@ -9,7 +9,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmengine.config import DictAction
 
-from mmrednet.engine import apply_test_options, build_runner, check_labels_when_loaded, load_config
+from mmrednet import safe_loading
+from mmrednet.engine import (
+    FitHook,
+    apply_test_options,
+    build_runner,
+    check_labels_when_loaded,
+    load_config,
+)
 from mmrednet.fusion import FuseHook
 
 
@@ -49,6 +56,7 @@ def parse_args():
     return args
 
 
+@safe_loading()
 def main():
     args = parse_args()
     cfg = load_config(
@@ -65,6 +73,7 @@ def main():
     )
     check_labels_when_loaded(cfg)
     runner = build_runner(cfg)
+    runner.register_hook(FitHook())
     if prepare:
         prepare(runner)
     if args.fuse_conv_bn:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mmrednet import safe_loading
 from mmrednet.engine import (
     TrainParser,
     apply_train_options,
@@ -16,6 +17,7 @@ from mmrednet.engine import (
 )
 
 
+@safe_loading()
 def main():
     args = TrainParser(__doc__).parse_args()
     cfg = load_config(

@@ -6,12 +6,12 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
 
 from ..checkpoints.formats import legacy_renames, rename
+from ..layers.safe_module import SafeModule
 from .pretrained_init import SafelyPretrained
 from .recomputation import recomputed
 
@@ -19,7 +19,7 @@ from .recomputation import recomputed
 WRAPPER_PREFIXES = ('module.', 'backbone.')
 
 
-class CheckpointedBlock(BaseModule):
+class CheckpointedBlock(SafeModule):
     """A block that the backward pass may compute again, to save memory.
 
     Args:

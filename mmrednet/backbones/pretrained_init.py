@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, PretrainedInit
+from mmengine.model import PretrainedInit
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from ..checkpoints import CheckpointError, Match, match_state, read_checkpoint, 
 from ..checkpoints.formats import BACKBONE, CLASSIFIER, Converted
 from ..checkpoints.matching import left_out
 from ..checkpoints.reading import check_weights, describe_non_weights
+from ..layers.safe_module import SafeModule
 from .downloads import local_path
 
 # below this share of matched tensors, the file is probably another network's
@@ -37,7 +38,7 @@ def is_pretrained(cfg: dict) -> bool:
     return str(type_name).rpartition('.')[2] in ('Pretrained', 'PretrainedInit')
 
 
-class SafelyPretrained(BaseModule):
+class SafelyPretrained(SafeModule):
     """A module whose ``Pretrained`` checkpoints may be published files, and are read as tensors
     alone.
     """

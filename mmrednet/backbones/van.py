@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
-from mmengine.model import BaseModule, Sequential
+from mmengine.model import Sequential
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layers.safe_module import SafeModule
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
 from .base import CheckpointedBlock, PyramidBackbone
@@ -34,7 +35,7 @@ class ChannelNorm(nn.LayerNorm):
         return normalized.movedim(-1, 1)
 
 
-class PatchEmbedding(BaseModule):
+class PatchEmbedding(SafeModule):
     """Overlapping patches: one convolution and a norm.
 
     Args:
@@ -56,7 +57,7 @@ class PatchEmbedding(BaseModule):
         return self.norm(self.proj(x))
 
 
-class GatedAttention(BaseModule):
+class GatedAttention(SafeModule):
     """1x1 convolution, activation, spatial operator, 1x1 convolution, added to the input.
 
     (Figure 3d of the paper.)
@@ -74,7 +75,7 @@ class GatedAttention(BaseModule):
         return x + self.proj_2(self.spatial_gating_unit(self.activation(self.proj_1(x))))
 
 
-class ConvFeedForward(BaseModule):
+class ConvFeedForward(SafeModule):
     """1x1 convolution to ``hidden`` channels, 3x3 depth-wise convolution, activation, and back."""
 
     def __init__(self, channels: int, hidden: int, act_cfg: dict, drop_rate: float) -> None:

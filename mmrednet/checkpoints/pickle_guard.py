@@ -368,28 +368,39 @@ _TAKES_NAMES = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 6)
 
 
 @contextlib.contextmanager
-def stand_ins(names: set[str]) -> Iterator[None]:
-    """Let ``torch.load(weights_only=True)`` put a :class:`StandIn` in place of these names.
+def safe_globals(entries: list[Any]) -> Iterator[None]:
+    """Let ``torch.load(weights_only=True)`` build these objects, and no others.
 
     Meanwhile the process's own entries are removed from torch's table, since one of them may be the
-    class of such a name. Afterwards the table is as before, plus what other threads added. Without
-    names the table is left alone. Before torch 2.6 the files that need it are refused by torch.
+    class of a name in the file. Afterwards the table is as before, plus what other threads added.
 
     Args:
-        names: What :func:`check_torch_file` returned.
+        entries: Pairs of an object and its name in files. Before torch 2.6 an object is found by
+            its own name alone.
     """
-    if not names or not _TAKES_NAMES:
-        yield
-        return
-    entries: list[Any] = [(StandIn, name) for name in sorted(names)]
+    added = entries if _TAKES_NAMES else [value for value, _ in entries]
     with _TABLE_LOCK:
         before = torch.serialization.get_safe_globals()
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(entries)
+        torch.serialization.add_safe_globals(added)
         try:
             yield
         finally:
             now = torch.serialization.get_safe_globals()
             torch.serialization.clear_safe_globals()
-            additions = [entry for entry in now if entry not in entries]
+            additions = [entry for entry in now if entry not in added]
             torch.serialization.add_safe_globals([*before, *additions])
+
+
+def stand_ins(names: set[str]) -> contextlib.AbstractContextManager[None]:
+    """Let ``torch.load(weights_only=True)`` put a :class:`StandIn` in place of these names.
+
+    Without names torch's table is left alone. Before torch 2.6 the files that need stand-ins are
+    refused by torch.
+
+    Args:
+        names: What :func:`check_torch_file` returned.
+    """
+    if not names or not _TAKES_NAMES:
+        return contextlib.nullcontext()
+    return safe_globals([(StandIn, name) for name in sorted(names)])

@@ -23,7 +23,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from .pickle_guard import check_torch_file, stand_ins
+from .pickle_guard import check_torch_file, safe_globals, stand_ins
 
 # Limits on what a file may state, all in one place.
 # bytes of all tensors; the largest network here has 2 GB
@@ -233,13 +233,33 @@ def _read_safetensors(path: Path) -> Content:
         ) from error
 
 
-def _read_torch(path: Path) -> Content:
+def load_torch_file(path: Path, *, map_location: Any, entries: list[Any] | None = None) -> Any:
+    """Load a file of torch after all checks, without executing anything that is in it.
+
+    Args:
+        path: Path of the file.
+        map_location: Where its tensors go, as ``torch.load`` takes it.
+        entries: What torch may build beside tensors, as entries of its table of safe globals.
+            Default: none, stand-ins that do nothing take the place of what the file names, and
+            its tensors are mapped from it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: It names anything else, or is broken.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint must be an existing file, got {str(path)!r}.')
     try:
         is_archive = zipfile.is_zipfile(path)
         if is_archive:
             _check_crcs(path)
-        with stand_ins(check_torch_file(path)):
-            content = torch.load(path, map_location='cpu', weights_only=True, mmap=is_archive)
+        names = check_torch_file(path)
+        with stand_ins(names) if entries is None else safe_globals(entries):
+            # a run that is resumed writes its own checkpoints, so what it loads is not mapped
+            mmap = is_archive and entries is None
+            # safe_loading replaces torch.load by a function that ends here
+            load = getattr(torch.load, 'replaced', torch.load)
+            return load(path, map_location=map_location, weights_only=True, mmap=mmap)
     # what broken pickles raise is up to the unpickler
     except Exception as error:
         raise CheckpointError(
@@ -247,6 +267,10 @@ def _read_torch(path: Path) -> Content:
             f'{type(error).__name__}: {_torch_reason(str(error)):.300} If you trust the file, save '
             'its state dict alone where it was made: torch.save(model.state_dict(), PATH).'
         ) from error
+
+
+def _read_torch(path: Path) -> Content:
+    content = load_torch_file(path, map_location='cpu')
     meta = content.get('meta') if isinstance(content, Mapping) else None
     texts = meta.items() if isinstance(meta, Mapping) else ()
     return content, {str(name): text for name, text in texts if isinstance(text, str)}

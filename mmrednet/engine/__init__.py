@@ -4,7 +4,9 @@ from ..packages import require
 
 require('mmrednet.engine', 'mmengine')
 
+from .checkpoint_hook import ResumableCheckpointHook
 from .class_check import check_classes
+from .fit_check import FitHook, check_fit
 from .hosts import HOSTS, allow_checkpoint_globals, build_runner, load_config, read_config, scope_of
 from .label_check import check_labels_when_loaded
 from .options import TrainParser, apply_test_options, apply_train_options
@@ -12,12 +14,15 @@ from .pretrained_check import check_pretrained
 
 __all__ = [
     'HOSTS',
+    'FitHook',
+    'ResumableCheckpointHook',
     'TrainParser',
     'allow_checkpoint_globals',
     'apply_test_options',
     'apply_train_options',
     'build_runner',
     'check_classes',
+    'check_fit',
     'check_labels_when_loaded',
     'check_pretrained',
     'load_config',

@@ -8,19 +8,17 @@ import atexit
 import gc
 from importlib import import_module
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.device import get_device
-from mmengine.logging import HistoryBuffer
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils import digit_version, is_installed
 
+from ..checkpoints.safe_loading import training_globals
 from ..packages import require
 
 HOSTS = ('mmdet', 'mmseg')
@@ -166,33 +164,4 @@ def allow_checkpoint_globals() -> None:
     """
     if digit_version(torch.__version__) < digit_version('2.6'):
         return
-    # the functions by which numpy's arrays and scalars are pickled; their modules differ between
-    # its versions
-    rebuild = [np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]]
-    codes = np.typecodes['AllInteger'] + np.typecodes['Float'] + '?'
-    dtypes = {type(np.dtype(code)) for code in codes}
-    allowed: list[Any] = [
-        HistoryBuffer,
-        np.ndarray,
-        np.dtype,
-        *rebuild,
-        *dtypes,
-        (_history_method, 'builtins.getattr'),
-    ]
-    torch.serialization.add_safe_globals(allowed)
-
-
-def _history_method(owner: Any, name: str) -> Any:
-    """Return a public method of HistoryBuffer; stands in for ``getattr`` when a file is read.
-
-    A pickle names a method by a call of ``getattr``, which would reach any attribute of anything.
-
-    Raises:
-        UnpicklingError: The file asks for something else.
-    """
-    method = vars(HistoryBuffer).get(name)
-    if owner is not HistoryBuffer or name.startswith('_') or not callable(method):
-        raise UnpicklingError(
-            f'a checkpoint may name public methods of HistoryBuffer, got {name!r} of {owner!r}.'
-        )
-    return method
+    torch.serialization.add_safe_globals(training_globals())

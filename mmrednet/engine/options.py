@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict, DictAction
 
 from .hosts import scope_of
+from .resuming import resume_from
 
 # for detectors whose config has no tta_model: the suppression that most of mmdet's configs use
 DETECTION_TTA_MODEL = dict(
@@ -50,7 +51,7 @@ class TrainParser(argparse.ArgumentParser):
             nargs='?',
             const='auto',
             metavar='CHECKPOINT',
-            help='continue from this checkpoint, or from the latest in the work directory',
+            help='continue from this checkpoint, or from the newest one that loads',
         )
         self.add_argument(
             '--cfg-options',
@@ -76,7 +77,8 @@ class TrainParser(argparse.ArgumentParser):
 def apply_train_options(
     cfg: Config, *, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None
 ) -> None:
-    """Apply the options of a training script to a config.
+    """Apply the options of a training script to a config, and let its checkpoints be resumable, see
+    :class:`ResumableCheckpointHook`.
 
     Args:
         cfg: Config to change in place.
@@ -88,6 +90,7 @@ def apply_train_options(
     Raises:
         ValueError: The config has no ``auto_scale_lr.base_batch_size``, or an optimizer wrapper
             without autocast.
+        CheckpointError: The work directory has checkpoints, but none loads.
     """
     if amp:
         wrapper_type = cfg.optim_wrapper.get('type', 'OptimWrapper')
@@ -106,9 +109,12 @@ def apply_train_options(
                 f'got auto_scale_lr={cfg.get("auto_scale_lr")}.'
             )
         cfg.auto_scale_lr.enable = True
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    hook = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
+    if hook and hook.type in ('CheckpointHook', 'mmengine.CheckpointHook'):
+        hook.type = 'mmrednet.ResumableCheckpointHook'
     if resume:
-        cfg.resume = True
-        cfg.load_from = None if resume == 'auto' else resume
+        resume_from(cfg, resume)
 
 
 def apply_test_options(

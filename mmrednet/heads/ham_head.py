@@ -12,9 +12,10 @@ from mmseg.models.utils import resize
 from torch import Tensor
 
 from ..layers.hamburger import Hamburger
+from ..layers.safe_module import SafeModule
 
 
-class LightHamHead(BaseDecodeHead):
+class LightHamHead(SafeModule, BaseDecodeHead):
     """Resize and join the feature maps, squeeze, decompose, align and classify.
 
     The decomposition is :class:`mmrednet.layers.Hamburger`. The state-dict keys are those of mmseg

@@ -8,10 +8,11 @@ from mmdet.models import FCNMaskHead
 from mmengine.model import ModuleList, Sequential
 from torch import nn
 
+from ..layers.safe_module import SafeModule
 from ..layers.spatial import SpatialConfig, build_spatial
 
 
-class SpatialFCNMaskHead(FCNMaskHead):
+class SpatialFCNMaskHead(SafeModule, FCNMaskHead):
     """Mask head whose 3x3 convolutions are spatial operators, each with a ReLU.
 
     The default is involution, as in RedNet's detectors.

@@ -8,10 +8,11 @@ from mmdet.models import RetinaHead
 from mmengine.model import Sequential, bias_init_with_prob
 from torch import nn
 
+from ..layers.safe_module import SafeModule
 from ..layers.spatial import SpatialConfig, build_spatial
 
 
-class SpatialRetinaHead(RetinaHead):
+class SpatialRetinaHead(SafeModule, RetinaHead):
     """RetinaNet's head whose 3x3 convolutions are spatial operators, as in table 2 of SASA.
 
     Each of the stacked convolutions becomes an operator and a ReLU. Each of the predicting ones

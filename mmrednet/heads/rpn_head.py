@@ -6,10 +6,11 @@ from typing import Any
 
 from mmdet.models import RPNHead
 
+from ..layers.safe_module import SafeModule
 from ..layers.spatial import SpatialConfig, build_spatial
 
 
-class SpatialRPNHead(RPNHead):
+class SpatialRPNHead(SafeModule, RPNHead):
     """RPN head whose 3x3 convolution is a spatial operator.
 
     The default is involution, as in RedNet's detectors.

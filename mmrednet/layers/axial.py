@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 import torch.utils.checkpoint
-from mmengine.model import BaseModule, Sequential
+from mmengine.model import Sequential
 from torch import Tensor, nn
 
 from ..ops import axial, axial_attention
 from ..ops.axial import TERMS
 from .batch_statistics import Moments, combined, moments, synchronised, update_running
 from .plain import BATCH_NORMS, is_plain
+from .safe_module import SafeModule
 from .spatial import cell_average, spatial_operator
 
 # in training, the norm of the logits needs all logits of a chunk of rows at once: 1 GiB in float32
@@ -22,7 +23,7 @@ LOGITS_BUDGET = 1 << 28
 Lines = tuple[Tensor, Tensor, Tensor]
 
 
-class AxialAttention1d(BaseModule):
+class AxialAttention1d(SafeModule):
     r"""Position-sensitive attention along one axis.
 
     .. math:: y_i = \sum_{m} \mathrm{softmax}_m\big(q_i^T k_m + q_i^T r^q_{m-i} + k_m^T
@@ -237,7 +238,7 @@ def _drop_index(_: nn.Module, state_dict: dict[str, Any], prefix: str, *__: obje
 
 
 @spatial_operator
-class AxialAttention(BaseModule):
+class AxialAttention(SafeModule):
     """Attention along the height, then along the width: see :class:`AxialAttention1d`.
 
     With a stride s the result is averaged over s x s.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..ops.window import IntPair, to_pair
 from ..registry import MODELS
+from .safe_module import SafeModule
 from .spatial import SpatialConfig, build_spatial
 
 
-class OperatorConv(BaseModule):
+class OperatorConv(SafeModule):
     """An operator with the attributes of a convolution, which mmcv's ConvModule reads.
 
     If the number of channels changes, a 1x1 convolution before the operator changes it. Arguments:

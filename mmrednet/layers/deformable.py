@@ -8,16 +8,16 @@ from abc import abstractmethod
 from typing import ClassVar
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.precision import full_precision
 from ..ops.transforms import is_transformed
+from .safe_module import SafeModule
 from .spatial import spatial_operator
 
 
-class DeformableConv(BaseModule):
+class DeformableConv(SafeModule):
     """A convolution whose taps move by offsets that another convolution makes of the input.
 
     The state-dict keys are those of mmcv and mmdet: ``weight``, ``conv_offset.weight`` and

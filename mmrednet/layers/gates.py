@@ -7,15 +7,15 @@ from typing import Any, ClassVar
 
 import torch
 from mmcv.cnn import build_activation_layer
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..checkpoints.formats import rename
 from .gates_formats import CBAM_NAMES, SE_NAMES
+from .safe_module import SafeModule
 from .spatial import cell_average, spatial_operator
 
 
-class ChannelMLP(BaseModule):
+class ChannelMLP(SafeModule):
     """Two 1x1 convolutions with an activation between them.
 
     Args:
@@ -113,7 +113,7 @@ class SE(ChannelMLP):
 
 
 @spatial_operator
-class CBAM(BaseModule):
+class CBAM(SafeModule):
     r"""Multiply each channel and then each pixel by a factor made of means and maxima.
 
     .. math:: y = x' \odot \sigma(\mathrm{norm}(\mathrm{conv}_{k \times k}[\max_c x', \bar x'_c])),

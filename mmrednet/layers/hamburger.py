@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.precision import full_precision
+from .safe_module import SafeModule
 
 
 class NMF2D(nn.Module):
@@ -107,7 +107,7 @@ def _keep_bases(ham: NMF2D, state_dict: dict[str, Any], prefix: str, *_: object)
     state_dict.setdefault(f'{prefix}bases', ham.bases)
 
 
-class Hamburger(BaseModule):
+class Hamburger(SafeModule):
     """1x1 convolution, ReLU, decomposition, 1x1 convolution with a norm, added to the input, ReLU.
 
     Args:

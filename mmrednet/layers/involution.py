@@ -6,17 +6,17 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from mmcv.cnn import ConvModule
-from mmengine.model import BaseModule
 from torch import Tensor
 
 from ..ops import Window, local_aggregate, local_involution
 from ..ops.involution import finish
 from .plain import plain_pointwise
+from .safe_module import SafeModule
 from .spatial import cell_average, spatial_operator
 
 
 @spatial_operator
-class Involution(BaseModule):
+class Involution(SafeModule):
     r"""Let every position generate the kernel that sums its neighbours.
 
     .. math:: y_{i,c} = \sum_{j \in K \times K} W_{i,j,\lceil c/D \rceil} \, x_{i+j,c}, \qquad

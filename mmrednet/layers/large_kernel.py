@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..ops.space_to_batch import dilated_depth_wise
+from .safe_module import SafeModule
 from .spatial import cell_average, spatial_operator
 
 
-class ConvolutionalAttention(BaseModule):
+class ConvolutionalAttention(SafeModule):
     """Multiply the input by a map that convolutions make of it.
 
     With a stride s the product is averaged over s x s. At the border of an odd feature map the

@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import Window, local_attention, local_difference_attention
 from .position import GeometryPrior
+from .safe_module import SafeModule
 from .spatial import spatial_operator
 
 RELATIONS = ('product', 'squared_difference', 'absolute_difference', 'key')
 
 
 @spatial_operator
-class LocalRelation(BaseModule):
+class LocalRelation(SafeModule):
     r"""Weigh neighbours by the relation of their scalar keys to the query, and by their positions.
 
     .. math:: y_i = W \sum_j \mathrm{softmax}_j\big(\Phi(q_i, k_j) + f(j - i)\big) \, x_j

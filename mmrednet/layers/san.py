@@ -9,12 +9,12 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import Window, local_aggregate
 from ..ops.window import IntPair
+from .safe_module import SafeModule
 from .spatial import spatial_operator
 
 
@@ -73,7 +73,7 @@ def _reflected(length: int, padding: int, device: torch.device) -> Tensor:
     return torch.minimum(index, period - index)
 
 
-class VectorAttention(BaseModule):
+class VectorAttention(SafeModule):
     """Base of both operators: projections, reflection at the border, and the weighted sum.
 
     Channel c of the values takes weight c modulo (C_out / share), a strided view of the values. The

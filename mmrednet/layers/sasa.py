@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from mmcv.cnn import build_norm_layer
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,13 +13,14 @@ from ..ops import Window, attend, local_aggregate, local_attention, local_correl
 from ..registry import MODELS
 from .plain import is_plain, plain_pointwise
 from .position import RelativeEmbedding, absolute_embedding
+from .safe_module import SafeModule
 from .spatial import cell_average, spatial_operator
 
 POSITIONS = ('relative', 'absolute', 'none')
 
 
 @spatial_operator
-class StandAloneSelfAttention(BaseModule):
+class StandAloneSelfAttention(SafeModule):
     r"""Let every position attend to its neighbours.
 
     .. math:: y_i = \sum_{j \in N_k(i)} \mathrm{softmax}_j\big(q_i^T k_j + q_i^T r_{j-i}\big) \,
@@ -106,7 +106,7 @@ class StandAloneSelfAttention(BaseModule):
 
 
 @MODELS.register_module()
-class AttentionStem(BaseModule):
+class AttentionStem(SafeModule):
     r"""First layer of the full-attention networks, whose values depend on the tap of the window.
 
     .. math:: v_{ab} = \Big(\sum_m p(a, b, m) \, W_V^m\Big) x_{ab}, \qquad

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmcv.cnn import ConvModule, build_norm_layer
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layers.safe_module import SafeModule
 from ..layers.spatial import SpatialConfig, build_spatial
 from ..registry import MODELS
 
@@ -19,7 +19,7 @@ EXTRA_SOURCES = ('on_input', 'on_lateral', 'on_output')
 
 
 @MODELS.register_module()
-class SpatialFPN(BaseModule):
+class SpatialFPN(SafeModule):
     """FPN whose 3x3 output convolutions may be any spatial operator.
 
     The default is involution, as in RedNet's detectors. With ``spatial_cfg=None`` it equals mmdet's

@@ -11,8 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import cv2
 from mmengine.config import DictAction
 
+from mmrednet import safe_loading
 from mmrednet.analysis import draw_detections, draw_kernel_maps, draw_segmentations, kernel_maps
-from mmrednet.engine import load_config, scope_of
+from mmrednet.engine import check_fit, load_config, scope_of
 from mmrednet.layers import Involution
 
 
@@ -93,11 +94,13 @@ def draw_kernels(model, item):
     return draw_kernel_maps(cv2.imread(sample.img_path), panels)
 
 
+@safe_loading()
 def main():
     args = parse_args()
     cfg = load_config(args.config, options=args.cfg_options)
     open_model, draw, name = FRAMEWORKS[scope_of(cfg)]
     model, dataset = open_model(cfg, args)
+    check_fit(model, args.checkpoint)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     picture = draw(model, dataset, args.images, scale=args.scale)
     # OpenCV writes BGR
