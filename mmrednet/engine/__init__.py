@@ -5,6 +5,7 @@ from ..packages import require
 require('mmrednet.engine', 'mmengine')
 
 from .class_check import check_classes
+from .data_check import add_check_options, check_data
 from .hosts import HOSTS, allow_checkpoint_globals, build_runner, load_config, read_config, scope_of
 from .label_check import check_labels_when_loaded
 from .options import TrainParser, apply_test_options, apply_train_options
@@ -13,11 +14,13 @@ from .pretrained_check import check_pretrained
 __all__ = [
     'HOSTS',
     'TrainParser',
+    'add_check_options',
     'allow_checkpoint_globals',
     'apply_test_options',
     'apply_train_options',
     'build_runner',
     'check_classes',
+    'check_data',
     'check_labels_when_loaded',
     'check_pretrained',
     'load_config',
