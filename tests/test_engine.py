@@ -360,7 +360,8 @@ def test_checkpoints_load_without_arbitrary_code(tmp_path):
     ]
 
 
-def test_train_options():
+def test_train_options(monkeypatch):
+    monkeypatch.setattr('mmrednet.engine.options.get_device', lambda: 'cuda')
     cfg = Config(
         dict(
             optim_wrapper=dict(type='OptimWrapper'),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Iterable
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -45,13 +43,6 @@ def check_keys(cfg: Config) -> None:
                     f'{key!r} is no section of a config and would be ignored; did you mean '
                     f'{name!r}? Rename it if it is a variable of your own.'
                 )
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """Return the name that is most like another one; None if no name is like it."""
-    lower = {candidate.lower(): candidate for candidate in names}
-    matches = difflib.get_close_matches(name.lower(), lower, n=1)
-    return lower[matches[0]] if matches else None
 
 
 def _letters_apart(left: str, right: str) -> int:
