@@ -202,7 +202,7 @@ class TestWarnings:
             ),
             (
                 entries(annotations=[annotation(1), annotation(2) | dict(category_id=9)]),
-                '1 annotations have an unknown category_id and are dropped: id 2 with category_id 9',
+                'have an unknown category_id and are dropped: id 2 with category_id 9',
             ),
             (
                 entries(annotations=[annotation(1), annotation(2) | dict(image_id=9)]),
