@@ -37,9 +37,10 @@ class NamingRegistry(Registry):
             names = set(self.module_dict)
             if self.parent is not None:
                 names |= set(self.parent.module_dict)
-            match = nearest(key.rpartition('.')[2], names)
+            name = key.rpartition('.')[2]
+            match = nearest(name, names)
             hint = f'did you mean {match!r}?' if match else 'docs/operators.md lists the names.'
-            raise KeyError(f'{key!r} is no registered {self.name} of mmrednet; {hint}')
+            raise KeyError(f'{name!r} is no registered {self.name} of mmrednet; {hint}')
         return entry
 
 

@@ -176,7 +176,7 @@ def draw_segmentations(
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(colours)] = colours
     panels = []
-    labels = set()
+    labels: set[int] = set()
     for index in indices:
         sample = _predict(model, dataset[index])
         truth = sample.gt_sem_seg.data[0].numpy()

@@ -41,8 +41,8 @@ def describe(
 
     Returns:
         A dict of name, channels, shape, proposals (None without a second stage), count, parameters,
-        macs and flops. Its by_operator, by_module and by_stage map names to macs and flops, the latter two
-        to parameters as well. For uncounted and never_ran see :class:`Complexity`.
+        macs and flops. Its by_operator, by_module and by_stage map names to macs and flops, the
+        latter two to parameters as well. For uncounted and never_ran see :class:`Complexity`.
     """
     parameters = complexity.parameters()
     return dict(

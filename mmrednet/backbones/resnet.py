@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
+from mmengine.logging import print_log
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
@@ -123,23 +124,41 @@ class Bottleneck(CheckpointedBlock):
         return self.relu(out.add_(identity))
 
 
-def build_operator(spatial_cfg: dict, channels: int, **options: Any) -> nn.Module:
+def build_operator(
+    spatial_cfg: dict, channels: int, *, norm_cfg: dict, **options: Any
+) -> nn.Module:
     """Build an operator, see :func:`mmrednet.layers.build_spatial`.
 
+    The norms inside an operator have fewer channels than those around it. Where the groups of a
+    GroupNorm do not divide them, their number is halved until it does, which is logged.
+
     Raises:
-        ValueError: ``norm_cfg`` has more groups than a norm inside the operator has channels.
+        ValueError: No number of groups fits.
     """
-    try:
-        return build_spatial(spatial_cfg, channels, **options)
-    except ValueError as error:
-        # torch's error about groups names no layer; an operator has norms of fewer channels
-        if 'num_groups' not in str(error):
-            raise
-        raise ValueError(
-            f'norm_cfg={options["norm_cfg"]} does not fit the norms inside {spatial_cfg["type"]} '
-            f'of {channels} channels, which are narrower: {error}. Give the operator a norm of '
-            "its own by spatial_cfg=dict(type=..., norm_cfg=dict(type='BN')), or fewer groups."
-        ) from error
+    fitted = dict(norm_cfg)
+    while True:
+        try:
+            layer = build_spatial(spatial_cfg, channels, norm_cfg=fitted, **options)
+        except ValueError as error:
+            groups = fitted.get('num_groups', 1)
+            # torch's error names no layer
+            if 'num_groups' not in str(error):
+                raise
+            if groups < 2:
+                raise ValueError(
+                    f'norm_cfg={norm_cfg} does not fit the norms inside {spatial_cfg["type"]} of '
+                    f'{channels} channels: {error}.'
+                ) from error
+            fitted['num_groups'] = groups // 2
+            continue
+        if fitted != norm_cfg:
+            print_log(
+                f'{spatial_cfg["type"]} of {channels} channels has norms of '
+                f'{fitted["num_groups"]} groups inside, because {norm_cfg} does not divide their '
+                'channels.',
+                'current',
+            )
+        return layer
 
 
 @MODELS.register_module()
@@ -329,6 +348,9 @@ def _with_dcn(
         raise ValueError(
             f'dcn.fallback_on_stride must be False, got {dcn}: a stage has one operator.'
         )
+    # the name of mmcv's first versions
+    if 'deformable_groups' in operator:
+        operator['deform_groups'] = operator.pop('deformable_groups')
     # an adapter for stock ResNets holds the operator itself
     operator = operator.get('spatial_cfg', operator)
     pairs = zip(spatial_cfgs, stage_with_dcn, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.config import Config
 
@@ -44,6 +45,6 @@ def check_data(
         ValueError: The data is wrong beyond repair; the message names the file and the entry.
     """
     check_keys(cfg)
-    options = dict(loaders=loaders, strict=strict, check_images=check_images)
+    options: dict[str, Any] = dict(loaders=loaders, strict=strict, check_images=check_images)
     check_classes(cfg, folders=True, **options)
     check_labels_when_loaded(cfg, **options)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from mmengine.model import BaseModule
@@ -116,7 +116,7 @@ class DeformableConv(BaseModule):
 
 
 @functools.cache
-def _also_mmcv(layer: type, mmcv_class: str) -> type:
+def _also_mmcv(layer: Any, mmcv_class: str) -> Any:
     """Return a subclass of a layer and of mmcv's layer, which is made when mmcv is loaded.
 
     Its methods are those of the layer; copies and pickles of an instance are of the layer.
@@ -136,7 +136,7 @@ def _also_mmcv(layer: type, mmcv_class: str) -> type:
     return type(layer.__name__, (layer, getattr(ops, mmcv_class)), methods)
 
 
-def _restore(layer: type, mmcv_class: str) -> nn.Module:
+def _restore(layer: Any, mmcv_class: str) -> nn.Module:
     subclass = _also_mmcv(layer, mmcv_class)
     return subclass.__new__(subclass)
 
