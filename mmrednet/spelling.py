@@ -42,7 +42,7 @@ def unknown_argument(owner: type, name: str) -> TypeError:
     names: set[str] = set()
     for base in owner.__mro__:
         if '__init__' in vars(base) and base is not object:
-            names.update(inspect.signature(base.__init__).parameters)
+            names.update(inspect.signature(vars(base)['__init__']).parameters)
     names -= {'self', 'args', 'kwargs', 'unknown'}
     match = nearest(name, names)
     message = f'{owner.__name__} has no argument {name!r}'

@@ -74,7 +74,7 @@ def stock_configs(scope: str) -> Iterator[StockConfig]:
         if isinstance(model, dict) and resnet50s(model):
             # detectors that learn from a teacher download its weights when they are built
             if 'teacher_ckpt' in model:
-                model.teacher_ckpt = None
+                model['teacher_ckpt'] = None
             yield StockConfig(path, scope, model)
 
 

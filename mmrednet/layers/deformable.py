@@ -76,7 +76,8 @@ class DeformableConv(BaseModule):
         nn.init.kaiming_uniform_(self.weight, nonlinearity='relu')
         self.start_still()
         # mmengine's dcn_offset_lr_mult asks for instances of mmcv's class
-        self.__class__ = _also_mmcv(type(self), self.mmcv_class)
+        layer: Any = type(self)
+        self.__class__ = _also_mmcv(layer, self.mmcv_class)
 
     def init_weights(self) -> None:
         """Initialise, and let taps start at the positions of a convolution's taps."""
