@@ -2,6 +2,8 @@
 config.
 """
 
+from typing import Any
+
 from .packages import require
 
 require('mmrednet.registry', 'mmengine', 'mmcv')
@@ -15,8 +17,35 @@ from mmengine.registry import Registry
 
 # tells mmengine how to count our operators
 from . import flop_handles  # noqa: F401
+from .spelling import nearest
 
-MODELS = Registry(
+
+class NamingRegistry(Registry):
+    """A registry whose errors name the nearest registered name."""
+
+    def get(self, key: str) -> Any:
+        """Return what is registered under a name.
+
+        Raises:
+            KeyError: ``mmrednet.<name>`` is not registered.
+        """
+        try:
+            entry = super().get(key)
+        except RuntimeError:
+            entry = None
+        # names without a scope may be those of parents or of a module path
+        if entry is None and ('.' not in key or key.startswith('mmrednet.')):
+            names = set(self.module_dict)
+            if self.parent is not None:
+                names |= set(self.parent.module_dict)
+            name = key.rpartition('.')[2]
+            match = nearest(name, names)
+            hint = f'did you mean {match!r}?' if match else 'docs/operators.md lists the names.'
+            raise KeyError(f'{name!r} is no registered {self.name} of mmrednet; {hint}')
+        return entry
+
+
+MODELS = NamingRegistry(
     'model',
     parent=ROOT_MODELS,
     scope='mmrednet',
@@ -28,16 +57,16 @@ MODELS = Registry(
         'mmrednet.pretraining',
     ],
 )
-DATASETS = Registry(
+DATASETS = NamingRegistry(
     'dataset',
     parent=ROOT_DATASETS,
     scope='mmrednet',
     locations=['mmrednet.datasets.camvid', 'mmrednet.pretraining'],
 )
-METRICS = Registry(
+METRICS = NamingRegistry(
     'metric', parent=ROOT_METRICS, scope='mmrednet', locations=['mmrednet.pretraining']
 )
-TRANSFORMS = Registry(
+TRANSFORMS = NamingRegistry(
     'transform',
     parent=ROOT_TRANSFORMS,
     scope='mmrednet',

@@ -33,7 +33,13 @@ def _datasets():
 
 def annotations(folder, *names):
     (folder / 'ann.json').write_text(
-        json.dumps(dict(categories=[dict(id=i, name=n) for i, n in enumerate(names)]))
+        json.dumps(
+            dict(
+                images=[],
+                annotations=[],
+                categories=[dict(id=i, name=n) for i, n in enumerate(names)],
+            )
+        )
     )
 
 
@@ -65,7 +71,7 @@ def config(folder, classes=('cat', 'dog'), heads=2, **dataset):
 
 
 def test_matching_classes_pass(tmp_path):
-    annotations(tmp_path, 'dog', 'cat')
+    annotations(tmp_path, 'cat', 'dog')
     check_classes(config(tmp_path))
 
 
@@ -91,7 +97,7 @@ def test_the_classes_of_the_data_set_type_are_the_default(tmp_path):
 
 
 def test_a_part_of_the_classes_is_legal_and_logged_once(tmp_path, caplog):
-    annotations(tmp_path, 'dog', 'cat', 'raccoon')
+    annotations(tmp_path, 'cat', 'dog', 'raccoon')
     cfg = config(tmp_path)
     cfg.val_dataloader = cfg.test_dataloader = cfg.train_dataloader
     logger = MMLogger.get_current_instance()
@@ -104,7 +110,7 @@ def test_a_part_of_the_classes_is_legal_and_logged_once(tmp_path, caplog):
     assert len(messages) == 1
     for part in (
         "['cat', 'dog']",
-        "['dog', 'cat', 'raccoon']",
+        "['cat', 'dog', 'raccoon']",
         'train_dataloader.dataset.dataset',
         'ann.json',
     ):
@@ -194,7 +200,7 @@ def test_a_file_without_categories_is_an_error(tmp_path):
 
 
 def test_heads_must_fit(tmp_path):
-    annotations(tmp_path, 'dog', 'cat')
+    annotations(tmp_path, 'cat', 'dog')
     with pytest.raises(
         ValueError, match=r'model.roi_head.bbox_head.0.num_classes must be 2.*got 80'
     ):
@@ -206,7 +212,7 @@ def test_heads_must_fit(tmp_path):
 
 
 def test_heads_fit_the_training_data_alone(tmp_path):
-    annotations(tmp_path, 'dog', 'cat')
+    annotations(tmp_path, 'cat', 'dog')
     cfg = config(tmp_path, heads=256)
     cfg.val_dataloader, cfg.train_dataloader = (
         cfg.train_dataloader,
@@ -216,7 +222,7 @@ def test_heads_fit_the_training_data_alone(tmp_path):
 
 
 def test_heads_of_a_panoptic_network_score_things(tmp_path):
-    annotations(tmp_path, 'dog', 'cat')
+    annotations(tmp_path, 'cat', 'dog')
     cfg = config(tmp_path, heads=1)
     cfg.train_dataloader.dataset.dataset.metainfo.thing_classes = ('cat',)
     check_classes(cfg)
@@ -354,7 +360,8 @@ def test_checkpoints_load_without_arbitrary_code(tmp_path):
     ]
 
 
-def test_train_options(tmp_path):
+def test_train_options(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmrednet.engine.options.get_device', lambda: 'cuda')
     cfg = Config(
         dict(
             work_dir=str(tmp_path),

@@ -12,9 +12,10 @@ from mmengine.config import DictAction
 from mmrednet import safe_loading
 from mmrednet.engine import (
     FitHook,
+    add_check_options,
     apply_test_options,
     build_runner,
-    check_labels_when_loaded,
+    check_data,
     load_config,
 )
 from mmrednet.fusion import FuseHook
@@ -50,6 +51,7 @@ def parse_args():
         action='store_true',
         help='fold batch norms into the layers before them, for faster inference',
     )
+    add_check_options(parser)
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -71,7 +73,12 @@ def main():
         wait_time=args.wait_time,
         tta=args.tta,
     )
-    check_labels_when_loaded(cfg)
+    check_data(
+        cfg,
+        loaders=['test_dataloader'],
+        strict=args.strict,
+        check_images=args.check_images,
+    )
     runner = build_runner(cfg)
     runner.register_hook(FitHook())
     if prepare:

@@ -8,10 +8,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmrednet import safe_loading
 from mmrednet.engine import (
     TrainParser,
+    add_check_options,
     apply_train_options,
     build_runner,
-    check_classes,
-    check_labels_when_loaded,
+    check_data,
     check_pretrained,
     load_config,
 )
@@ -19,14 +19,15 @@ from mmrednet.engine import (
 
 @safe_loading()
 def main():
-    args = TrainParser(__doc__).parse_args()
+    parser = TrainParser(__doc__)
+    add_check_options(parser)
+    args = parser.parse_args()
     cfg = load_config(
         args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
     )
     apply_train_options(cfg, amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume)
-    check_classes(cfg)
     check_pretrained(cfg)
-    check_labels_when_loaded(cfg)
+    check_data(cfg, strict=args.strict, check_images=args.check_images)
     build_runner(cfg).train()
 
 

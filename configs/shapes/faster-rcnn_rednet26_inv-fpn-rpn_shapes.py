@@ -12,12 +12,10 @@ iterations, batch_size = 1700, 4
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),
     backbone=dict(
+        _delete_=True,  # of the inherited ResNet, whose weights would not fit
         type='mmrednet.RedNet',
         depth=26,
         base_channels=width,
-        frozen_stages=-1,
-        norm_eval=False,
-        init_cfg=None,
     ),
     neck=dict(
         type='mmrednet.SpatialFPN',

@@ -99,8 +99,9 @@ def draw_detections(
 
     Args:
         model: Detector of mmdet, with ``dataset_meta`` set.
-        dataset: Data set of mmdet with ground truth. Its images must have one size.
-        indices: Indices of the images to draw. The last row is left out if it is not full.
+        dataset: Data set of mmdet with ground truth.
+        indices: Indices of the images to draw. Smaller images and an incomplete row are filled up
+            with white.
         scale: Factor to enlarge the images by, so that labels on small ones can be read.
             Default: 3.
         columns: Number of images in a row. Default: 2.
@@ -110,62 +111,134 @@ def draw_detections(
         (H, W, 3), uint8, RGB.
 
     Raises:
-        ValueError: There are fewer indices than columns.
+        ValueError: There are no indices.
     """
-    if len(indices) < columns:
-        raise ValueError(
-            f'indices must be at least as many as columns, got {len(indices)} and {columns=}.'
-        )
+    _check_indices(indices)
     # mmdet's visualizer draws both halves; only the registry imports mmdet
-    visualizer = VISUALIZERS.get('mmdet.DetLocalVisualizer')()
+    visualizer = VISUALIZERS.get('mmdet.DetLocalVisualizer')(line_width=2)
     visualizer.dataset_meta = model.dataset_meta
     panels = []
-    for index in indices[: len(indices) // columns * columns]:
+    for index in indices:
         sample = _predict(model, dataset[index])
+        image = mmcv.imrescale(mmcv.imread(sample.img_path, channel_order='rgb'), float(scale))
+        height, width = image.shape[:2]
         for instances in (sample.gt_instances, sample.pred_instances):
             boxes = instances.bboxes
             instances.bboxes = getattr(boxes, 'tensor', boxes) * scale
-        image = mmcv.imrescale(mmcv.imread(sample.img_path, channel_order='rgb'), float(scale))
+            if 'masks' in instances:
+                instances.masks = _enlarged_masks(instances.masks, height, width)
         visualizer.add_datasample(f'image {index}', image, sample, pred_score_thr=score_thr)
-        panels.append(visualizer.get_image())
-    rows = []
-    for start in range(0, len(panels), columns):
-        rows.append(np.concatenate(panels[start : start + columns], 1))
-    return np.concatenate(rows)
+        drawn = visualizer.get_image()
+        # a detector without ground truth or predictions has one half
+        titles = [f'image {index}: truth', 'prediction'][: drawn.shape[1] // width]
+        for number, title in enumerate(titles):
+            half = slice(number * width, (number + 1) * width)
+            drawn[:, half] = _titled(drawn[:, half], title)
+        panels.append(drawn)
+    return _grid(panels, min(columns, len(panels)))
+
+
+def _enlarged_masks(masks: Any, height: int, width: int) -> np.ndarray:
+    """Return masks (N, h, w), arrays, tensors or mmdet's bitmaps and polygons, as bool arrays of
+    another size.
+    """
+    if hasattr(masks, 'to_ndarray'):
+        masks = masks.to_ndarray()
+    arrays = np.asarray(masks, np.uint8)
+    enlarged = np.zeros((len(arrays), height, width), bool)
+    for index, mask in enumerate(arrays):
+        size = (width, height)
+        enlarged[index] = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST) > 0
+    return enlarged
 
 
 def draw_segmentations(
     model: Any, dataset: Sequence, indices: Sequence[int], *, scale: int = 2
 ) -> np.ndarray:
-    """Draw a row for each image: the image, its ground truth and the predicted labels.
+    """Draw a row for each image: the image, its ground truth and the predicted labels, and below
+    them a legend of the classes.
 
     Args:
         model: Segmenter of mmseg, with ``dataset_meta`` set.
-        dataset: Data set of mmseg with ground truth. Its images must have one size.
-        indices: Indices of the images to draw.
+        dataset: Data set of mmseg with ground truth.
+        indices: Indices of the images to draw. Smaller images are filled up with white.
         scale: Factor to enlarge the images by. Default: 2.
 
     Returns:
         (H, W, 3), uint8, RGB. Ignored pixels are black.
+
+    Raises:
+        ValueError: There are no indices.
     """
+    _check_indices(indices)
     colours = model.dataset_meta['palette']
     # labels are bytes; those without a colour, such as 255 for ignored pixels, are black
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(colours)] = colours
-    rows = []
+    panels = []
+    labels: set[int] = set()
     for index in indices:
         sample = _predict(model, dataset[index])
-        panels = {
+        truth = sample.gt_sem_seg.data[0].numpy()
+        prediction = sample.pred_sem_seg.data[0].numpy()
+        labels.update(np.unique(truth).tolist(), np.unique(prediction).tolist())
+        row = {
             f'image {index}': mmcv.imread(sample.img_path, channel_order='rgb'),
-            'truth': palette[sample.gt_sem_seg.data[0].numpy()],
-            'prediction': palette[sample.pred_sem_seg.data[0].numpy()],
+            'truth': palette[truth],
+            'prediction': palette[prediction],
         }
-        row = []
-        for title, panel in panels.items():
+        for title, panel in row.items():
             enlarged = cv2.resize(panel, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
-            row.append(_titled(enlarged, title))
-        rows.append(np.concatenate(row, 1))
-    return np.concatenate(rows)
+            panels.append(_titled(enlarged, title))
+    picture = _grid(panels, 3)
+    classes = model.dataset_meta['classes']
+    names = {label: name for label, name in enumerate(classes) if label in labels}
+    if labels - set(names):
+        names[255] = 'ignored'
+    entries = [(name, palette[label]) for label, name in names.items()]
+    legend = _legend(entries, picture.shape[1])
+    return np.concatenate([picture, legend])
+
+
+def _check_indices(indices: Sequence[int]) -> None:
+    if not len(indices):
+        raise ValueError('indices must name at least one image, got none.')
+
+
+def _grid(panels: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Return panels (h, w, 3) of any sizes in rows, filled up with white."""
+    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    widths = [max(panel.shape[1] for panel in panels[column::columns]) for column in range(columns)]
+    strips = []
+    for row in rows:
+        height = max(panel.shape[0] for panel in row)
+        strip = np.full((height, sum(widths), 3), 255, np.uint8)
+        left = 0
+        for panel, width in zip(row, widths, strict=False):
+            strip[: panel.shape[0], left : left + panel.shape[1]] = panel
+            left += width
+        strips.append(strip)
+    return np.concatenate(strips)
+
+
+def _legend(entries: Sequence[tuple[str, np.ndarray]], width: int) -> np.ndarray:
+    """Return a white strip (h, width, 3) with a square of its colour before each name."""
+    font, line, square = cv2.FONT_HERSHEY_SIMPLEX, 22, 14
+    positions = []
+    left, top = 6, 4
+    for name, _ in entries:
+        extent = square + 10 + cv2.getTextSize(name, font, 0.45, 1)[0][0] + 10
+        # a name that does not fit begins a line
+        if left > 6 and left + extent > width:
+            left, top = 6, top + line
+        positions.append((left, top))
+        left += extent
+    strip = np.full((top + line, width, 3), 255, np.uint8)
+    for (name, colour), (left, top) in zip(entries, positions, strict=True):
+        strip[top : top + square, left : left + square] = colour
+        place = (left + square + 6, top + square - 2)
+        cv2.putText(strip, name, place, font, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return strip
 
 
 def _predict(model: Any, item: dict[str, Any]) -> Any:

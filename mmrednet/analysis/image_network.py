@@ -54,11 +54,12 @@ class ImageNetwork(nn.Module):
             # eval() and self(...) in two lines: mmdet's backbones return None from eval()
             model.eval()
             with torch.no_grad():
-                channels = self(torch.zeros(1, 3, 64, 64))[-1].shape[1]
+                size = (1, image_channels(model), 64, 64)
+                channels = self(torch.zeros(size))[-1].shape[1]
             self.classifier = nn.Linear(channels, classes)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Map (B, 3, H, W) to the outputs of the heads, or of the stages of a backbone.
+        """Map (B, channels, H, W) to the outputs of the heads, or of the stages of a backbone.
 
         Raises:
             UnrunnableError: The model failed, because it needs more than images, or larger ones.
@@ -141,6 +142,17 @@ class ImageNetwork(nn.Module):
         corners = torch.rand(self.proposals, 2, 2, generator=generator).sort(1).values
         boxes = (corners * torch.tensor([width, height])).flatten(1)
         return [boxes] * len(image)
+
+
+def image_channels(model: nn.Module) -> int:
+    """Return the number of channels of a model's image, those of the first convolution of its
+    backbone; 3 if it has none.
+    """
+    backbone = getattr(model, 'backbone', model)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return 3
 
 
 def _data_samples(image: Tensor) -> list[BaseDataElement]:

@@ -123,7 +123,11 @@ def _build(cfg: Config, scope: str) -> nn.Module:
     else:
         context = nullcontext(MODELS)
     with context as registry:
-        if registry.get(cfg.model.type) is None:
+        try:
+            known = registry.get(cfg.model.type) is not None
+        except KeyError:
+            known = False
+        if not known:
             examples = ', '.join(f'mmrednet.{name}' for name in backbones.__all__)
             raise ValueError(
                 f'model.type must be a registered name, as {examples} are, got {cfg.model.type!r}.'

@@ -10,7 +10,7 @@ from torch import nn
 
 from .categories import DEFAULT_COUNT, select
 from .counting import Complexity
-from .image_network import ImageNetwork
+from .image_network import ImageNetwork, image_channels
 from .networks import stage_of
 from .usage import is_for_training
 
@@ -40,13 +40,14 @@ def describe(
         count: Categories or operators, see :meth:`Complexity.operators`.
 
     Returns:
-        A dict of name, shape, proposals (None without a second stage), count, parameters, macs and
-        flops. Its by_operator, by_module and by_stage map names to macs and flops, the latter two
-        to parameters as well. For uncounted and never_ran see :class:`Complexity`.
+        A dict of name, channels, shape, proposals (None without a second stage), count, parameters,
+        macs and flops. Its by_operator, by_module and by_stage map names to macs and flops, the
+        latter two to parameters as well. For uncounted and never_ran see :class:`Complexity`.
     """
     parameters = complexity.parameters()
     return dict(
         name=name,
+        channels=image_channels(network.model),
         shape=list(shape),
         proposals=network.proposals if network.two_stage else None,
         count=list(count),
@@ -156,12 +157,12 @@ def as_text(
 
 
 def _title(report: dict[str, Any]) -> str:
-    shape = ' x '.join(map(str, report['shape']))
+    shape = ' x '.join(map(str, [report['channels'], *report['shape']]))
     proposals = ''
     if report['proposals'] is not None:
         proposals = f', {report["proposals"]} proposals'
     counted = ', '.join(report['count'])
-    return f'{report["name"]}, input 1 x 3 x {shape}{proposals}, counted: {counted}'
+    return f'{report["name"]}, input 1 x {shape}{proposals}, counted: {counted}'
 
 
 def _totals(report: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from ..checkpoints.formats import legacy_renames, rename
 from ..layers.safe_module import SafeModule
+from ..spelling import unknown_argument
 from .pretrained_init import SafelyPretrained
 from .recomputation import recomputed
 
@@ -59,9 +60,12 @@ class PyramidBackbone(SafelyPretrained):
         init_cfg: Initialisation, see mmengine's BaseModule. The checkpoint of a ``Pretrained`` may
             be a published file as it is. Its arguments are those of
             :func:`mmrednet.backbones.load_pretrained`.
+        pretrained: Path of a checkpoint, as mmseg's configs state it; short for an ``init_cfg``.
 
     Raises:
-        ValueError: ``out_indices`` or ``frozen_stages`` name a stage that does not exist.
+        TypeError: There is no such argument.
+        ValueError: ``out_indices`` or ``frozen_stages`` name a stage that does not exist, or both
+            ``init_cfg`` and ``pretrained`` are given.
     """
 
     def __init__(
@@ -72,8 +76,12 @@ class PyramidBackbone(SafelyPretrained):
         norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
+        pretrained: str | None = None,
+        **unknown: Any,
     ) -> None:
-        super().__init__(init_cfg)
+        for name in unknown:
+            raise unknown_argument(type(self), name)
+        super().__init__(pretrained_cfg(init_cfg, pretrained))
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -140,6 +148,24 @@ class PyramidBackbone(SafelyPretrained):
         for module in modules:
             # without eval mode, norms would go on updating their statistics
             module.eval().requires_grad_(False)
+
+
+def pretrained_cfg(
+    init_cfg: dict | list[dict] | None, pretrained: str | None
+) -> dict | list[dict] | None:
+    """Return ``init_cfg``, or the one that ``pretrained`` is short for.
+
+    Raises:
+        ValueError: Both are given.
+    """
+    if pretrained is None:
+        return init_cfg
+    if init_cfg:
+        raise ValueError(
+            f'init_cfg and pretrained must not both be given, got {init_cfg=}, {pretrained=}. '
+            "Where a segmenter's config inherits model.pretrained, set model.pretrained=None."
+        )
+    return dict(type='Pretrained', checkpoint=pretrained)
 
 
 def _unwrap_keys(backbone: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:

@@ -43,7 +43,9 @@ class LRNet(SpatialResNet):
         """Build the stem: 1x1 convolution, 7x7 local relation of stride 2, pooling of stride 2."""
         # the local relation layer takes the place of ResNet's 7x7 convolution
         self.stem = Sequential(
-            ConvModule(self.in_channels, channels, 1, norm_cfg=self.norm_cfg),
+            ConvModule(
+                self.in_channels, channels, 1, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg
+            ),
             build_spatial(dict(type='LocalRelation'), channels, stride=2),
             build_norm_layer(self.norm_cfg, channels)[1],
             nn.ReLU(inplace=True),

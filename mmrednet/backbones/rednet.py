@@ -9,9 +9,9 @@ from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
-from ..layers.spatial import SpatialConfig, build_spatial
+from ..layers.spatial import SpatialConfig
 from ..registry import MODELS
-from .resnet import SpatialResNet
+from .resnet import SpatialResNet, build_operator
 
 
 @MODELS.register_module()
@@ -40,15 +40,17 @@ class RedNet(SpatialResNet):
 
     def make_stem(self, channels: int) -> None:
         """Build the stem: convolution of stride 2, involution, convolution, pooling of stride 2."""
-        half, norm_cfg = channels // 2, self.norm_cfg
+        half = channels // 2
+        norm_cfg = self.norm_cfg
+        configs = dict(conv_cfg=self.conv_cfg, norm_cfg=norm_cfg)
         # a Sequential whose indices are in the published keys
         involution = dict(type='Involution', kernel_size=self.stem_kernel_size)
         self.stem = Sequential(
-            ConvModule(self.in_channels, half, 3, stride=2, padding=1, norm_cfg=norm_cfg),
-            build_spatial(involution, half, norm_cfg=norm_cfg),
+            ConvModule(self.in_channels, half, 3, stride=2, padding=1, **configs),
+            build_operator(involution, half, norm_cfg=norm_cfg),
             build_norm_layer(norm_cfg, half)[1],
             nn.ReLU(inplace=True),
-            ConvModule(half, channels, 3, padding=1, norm_cfg=norm_cfg),
+            ConvModule(half, channels, 3, padding=1, **configs),
         )
         self.maxpool = nn.MaxPool2d(3, 2, 1)
 

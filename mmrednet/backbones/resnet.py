@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
+from mmengine.logging import print_log
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
-from .base import CheckpointedBlock, PyramidBackbone
+from .base import CheckpointedBlock, PyramidBackbone, pretrained_cfg
 
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 
@@ -30,7 +31,10 @@ class Bottleneck(CheckpointedBlock):
         style: Layer with the stride: 'pytorch' is the spatial operator, 'caffe' the first
             convolution.
         spatial_cfg: Config of the operator, see :func:`mmrednet.layers.build_spatial`.
+        conv_cfg: Config of the convolutions.
         norm_cfg: Config of all norms.
+        avg_down: True if the shortcut pools before its convolution in place of a stride.
+        zero_init_residual: True if the last norm starts at zero.
         plugins: Layers after the convolutions, see :class:`SpatialResNet`.
         with_cp: True if the backward pass computes the block again, to save memory.
     """
@@ -48,21 +52,31 @@ class Bottleneck(CheckpointedBlock):
         dilation: int,
         style: str,
         spatial_cfg: SpatialConfig,
+        conv_cfg: dict | None,
         norm_cfg: dict,
+        avg_down: bool,
+        zero_init_residual: bool,
         plugins: Sequence[dict],
         with_cp: bool,
     ) -> None:
-        # the last norm starts at zero: every block begins as the identity
-        super().__init__(with_cp, dict(type='Constant', val=0, override=dict(name='bn3')))
+        # a block whose last norm starts at zero begins as the identity
+        zero = dict(type='Constant', val=0, override=dict(name='bn3'))
+        super().__init__(with_cp, zero if zero_init_residual else None)
         # Caffe's ResNets stride in the first 1x1 convolution
         first_stride, spatial_stride = (stride, 1) if style == 'caffe' else (1, stride)
-        self.conv1 = build_conv_layer(None, in_channels, width, 1, stride=first_stride, bias=False)
-        self.bn1 = build_norm_layer(norm_cfg, width)[1]
-        self.conv2 = build_spatial(
-            spatial_cfg, width, stride=spatial_stride, dilation=dilation, norm_cfg=norm_cfg
+        self.conv1 = build_conv_layer(
+            conv_cfg, in_channels, width, 1, stride=first_stride, bias=False
         )
+        self.bn1 = build_norm_layer(norm_cfg, width)[1]
+        if spatial_cfg is None:
+            options = dict(stride=spatial_stride, padding=dilation, dilation=dilation, bias=False)
+            self.conv2 = build_conv_layer(conv_cfg, width, width, 3, **options)
+        else:
+            self.conv2 = build_operator(
+                spatial_cfg, width, stride=spatial_stride, dilation=dilation, norm_cfg=norm_cfg
+            )
         self.bn2 = build_norm_layer(norm_cfg, width)[1]
-        self.conv3 = build_conv_layer(None, width, out_channels, 1, bias=False)
+        self.conv3 = build_conv_layer(conv_cfg, width, out_channels, 1, bias=False)
         self.bn3 = build_norm_layer(norm_cfg, out_channels)[1]
         self.relu = nn.ReLU(inplace=True)
         # a module of its own, because mmrednet.fuse replaces it where the operator applies it
@@ -70,8 +84,12 @@ class Bottleneck(CheckpointedBlock):
         # None instead of an identity, as in mmdet
         self.downsample = None
         if stride > 1 or in_channels != out_channels:
+            # ResNet-D: the average keeps what a stride would skip
+            pool = [nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)]
+            step = 1 if avg_down else stride
             self.downsample = Sequential(
-                build_conv_layer(None, in_channels, out_channels, 1, stride=stride, bias=False),
+                *(pool if avg_down else []),
+                build_conv_layer(conv_cfg, in_channels, out_channels, 1, stride=step, bias=False),
                 build_norm_layer(norm_cfg, out_channels)[1],
             )
         self.plugin_names: dict[str, list[str]] = {position: [] for position in PLUGIN_POSITIONS}
@@ -106,6 +124,43 @@ class Bottleneck(CheckpointedBlock):
         return self.relu(out.add_(identity))
 
 
+def build_operator(
+    spatial_cfg: dict, channels: int, *, norm_cfg: dict, **options: Any
+) -> nn.Module:
+    """Build an operator, see :func:`mmrednet.layers.build_spatial`.
+
+    The norms inside an operator have fewer channels than those around it. Where the groups of a
+    GroupNorm do not divide them, their number is halved until it does, which is logged.
+
+    Raises:
+        ValueError: No number of groups fits.
+    """
+    fitted = dict(norm_cfg)
+    while True:
+        try:
+            layer = build_spatial(spatial_cfg, channels, norm_cfg=fitted, **options)
+        except ValueError as error:
+            groups = fitted.get('num_groups', 1)
+            # torch's error names no layer
+            if 'num_groups' not in str(error):
+                raise
+            if groups < 2:
+                raise ValueError(
+                    f'norm_cfg={norm_cfg} does not fit the norms inside {spatial_cfg["type"]} of '
+                    f'{channels} channels: {error}.'
+                ) from error
+            fitted['num_groups'] = groups // 2
+            continue
+        if fitted != norm_cfg:
+            print_log(
+                f'{spatial_cfg["type"]} of {channels} channels has norms of '
+                f'{fitted["num_groups"]} groups inside, because {norm_cfg} does not divide their '
+                'channels.',
+                'current',
+            )
+        return layer
+
+
 @MODELS.register_module()
 class SpatialResNet(PyramidBackbone):
     """ResNet whose 3x3 convolutions may be any spatial operator.
@@ -127,7 +182,17 @@ class SpatialResNet(PyramidBackbone):
         dilations: Dilation of each stage.
         style: Layer with the stride of a block: 'pytorch' is the spatial operator, 'caffe' the
             convolution before it.
+        contract_dilation: True if the first block of a dilated stage has half its dilation.
+        multi_grid: Dilation of each block of the last stage.
+        deep_stem: True if three 3x3 convolutions replace the 7x7 convolution of the stem. A
+            network with a stem of its own keeps that.
+        avg_down: True if shortcuts pool before their convolution in place of a stride.
+        conv_cfg: Config of the convolutions, not of those inside the operators.
         norm_cfg: Config of all norms, those inside the operators included.
+        zero_init_residual: True if the last norm of each block starts at zero.
+        dcn: Config of a deformable convolution (``type`` 'DCN' or 'DCNv2') that replaces the
+            operator, as for mmdet's ResNet.
+        stage_with_dcn: One bool per stage, True where ``dcn`` replaces the operator.
         plugins: Layers in every block, as for mmdet's ResNet: dicts with ``cfg``, ``position``
             ('after_conv1', 'after_conv2' or 'after_conv3') and optionally ``stages``, one bool per
             stage.
@@ -156,14 +221,23 @@ class SpatialResNet(PyramidBackbone):
         strides: Sequence[int] = (1, 2, 2, 2),
         dilations: Sequence[int] = (1, 1, 1, 1),
         style: str = 'pytorch',
+        contract_dilation: bool = False,
+        multi_grid: Sequence[int] | None = None,
+        deep_stem: bool = False,
+        avg_down: bool = False,
+        conv_cfg: dict | None = None,
         norm_cfg: dict = dict(type='BN'),
+        zero_init_residual: bool = True,
+        dcn: dict | None = None,
+        stage_with_dcn: Sequence[bool] = (False, False, False, False),
         plugins: Sequence[dict] | None = None,
         init_cfg: dict | list[dict] | None = None,
+        pretrained: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             # as mmdet's ResNet
-            init_cfg=init_cfg
+            init_cfg=pretrained_cfg(init_cfg, pretrained)
             or [
                 dict(type='Kaiming', layer='Conv2d'),
                 dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
@@ -178,9 +252,13 @@ class SpatialResNet(PyramidBackbone):
             raise ValueError(f'num_stages must be from 1 to 4, got {num_stages}.')
         spatial_cfgs = per_stage(spatial_cfg, num_stages)
         _check_per_stage(num_stages, strides=strides, dilations=dilations)
+        if dcn is not None:
+            _check_per_stage(num_stages, stage_with_dcn=stage_with_dcn)
+            spatial_cfgs = _with_dcn(spatial_cfgs, dcn, stage_with_dcn)
         self.check_stages(num_stages)
         _check_plugins(plugins or (), num_stages)
         self.in_channels, self.norm_cfg = in_channels, norm_cfg
+        self.conv_cfg, self.deep_stem = conv_cfg, deep_stem
         self.make_stem(base_channels)
         channels = base_channels
         for index in range(num_stages):
@@ -188,15 +266,23 @@ class SpatialResNet(PyramidBackbone):
             block = dict(
                 width=(operator_channels or base_channels) << index,
                 out_channels=4 * base_channels << index,
-                dilation=dilations[index],
                 style=style,
                 spatial_cfg=spatial_cfgs[index],
+                conv_cfg=conv_cfg,
                 norm_cfg=norm_cfg,
+                avg_down=avg_down,
+                zero_init_residual=zero_init_residual,
                 plugins=_plugins_of_stage(plugins or (), index),
                 with_cp=self.with_cp,
             )
             count = self.block_counts[depth][index]
-            stage = _make_stage(count, channels, strides[index], block)
+            grid = [dilations[index]] * count
+            if contract_dilation and dilations[index] > 1:
+                grid[0] = dilations[index] // 2
+            if multi_grid is not None and index == num_stages - 1:
+                grid = list(multi_grid)
+                _check_grid(grid, count)
+            stage = _make_stage(grid, channels, strides[index], block)
             self.add_stage({f'layer{index + 1}': stage})
             channels = 4 * base_channels << index
         self._freeze()
@@ -205,26 +291,70 @@ class SpatialResNet(PyramidBackbone):
         """Build the stem with this many output channels: 7x7 convolution and pooling, each of
         stride 2.
         """
+        if self.deep_stem:
+            self.stem = self._deep_stem(channels)
+            self.maxpool = nn.MaxPool2d(3, 2, 1)
+            return
         options = dict(stride=2, padding=3, bias=False)
-        self.conv1 = build_conv_layer(None, self.in_channels, channels, 7, **options)
+        self.conv1 = build_conv_layer(self.conv_cfg, self.in_channels, channels, 7, **options)
         self.bn1 = build_norm_layer(self.norm_cfg, channels)[1]
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
 
+    def _deep_stem(self, channels: int) -> Sequential:
+        """Return ResNet-C's stem, three 3x3 convolutions, under mmdet's names."""
+        widths = [self.in_channels, channels // 2, channels // 2, channels]
+        layers: list[nn.Module] = []
+        for index in range(3):
+            options = dict(stride=1 if index else 2, padding=1, bias=False)
+            layers += [
+                build_conv_layer(self.conv_cfg, *widths[index : index + 2], 3, **options),
+                build_norm_layer(self.norm_cfg, widths[index + 1])[1],
+                nn.ReLU(inplace=True),
+            ]
+        return Sequential(*layers)
+
     def stem_modules(self) -> Iterable[nn.Module]:
         """Return the modules of the stem."""
-        return self.conv1, self.bn1
+        return (self.stem,) if self.deep_stem else (self.conv1, self.bn1)
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, base_channels, H / 4, W / 4)."""
+        if self.deep_stem:
+            return self.maxpool(self.stem(x))
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
 
-def _make_stage(count: int, in_channels: int, stride: int, block: dict) -> Sequential:
-    blocks = [Bottleneck(in_channels, stride=stride, **block)]
-    for _ in range(1, count):
-        blocks.append(Bottleneck(block['out_channels'], stride=1, **block))
+def _make_stage(dilations: Sequence[int], in_channels: int, stride: int, block: dict) -> Sequential:
+    blocks = [Bottleneck(in_channels, stride=stride, dilation=dilations[0], **block)]
+    for dilation in dilations[1:]:
+        blocks.append(Bottleneck(block['out_channels'], stride=1, dilation=dilation, **block))
     return Sequential(*blocks)
+
+
+def _check_grid(grid: Sequence[int], count: int) -> None:
+    if len(grid) != count:
+        raise ValueError(
+            f'multi_grid must have one entry per block of the last stage, {count}, got {grid}.'
+        )
+
+
+def _with_dcn(
+    spatial_cfgs: Sequence[SpatialConfig], dcn: dict, stage_with_dcn: Sequence[bool]
+) -> list[SpatialConfig]:
+    """Return the operators of the stages, where a deformable convolution replaces some."""
+    operator = dict(dcn)
+    if operator.pop('fallback_on_stride', False):
+        raise ValueError(
+            f'dcn.fallback_on_stride must be False, got {dcn}: a stage has one operator.'
+        )
+    # the name of mmcv's first versions
+    if 'deformable_groups' in operator:
+        operator['deform_groups'] = operator.pop('deformable_groups')
+    # an adapter for stock ResNets holds the operator itself
+    operator = operator.get('spatial_cfg', operator)
+    pairs = zip(spatial_cfgs, stage_with_dcn, strict=True)
+    return [operator if deforms else cfg for cfg, deforms in pairs]
 
 
 def _plugins_of_stage(plugins: Sequence[dict], index: int) -> list[dict]:

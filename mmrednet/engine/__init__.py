@@ -6,6 +6,7 @@ require('mmrednet.engine', 'mmengine')
 
 from .checkpoint_hook import ResumableCheckpointHook
 from .class_check import check_classes
+from .data_check import add_check_options, check_data
 from .fit_check import FitHook, check_fit
 from .hosts import HOSTS, allow_checkpoint_globals, build_runner, load_config, read_config, scope_of
 from .label_check import check_labels_when_loaded
@@ -17,11 +18,13 @@ __all__ = [
     'FitHook',
     'ResumableCheckpointHook',
     'TrainParser',
+    'add_check_options',
     'allow_checkpoint_globals',
     'apply_test_options',
     'apply_train_options',
     'build_runner',
     'check_classes',
+    'check_data',
     'check_fit',
     'check_labels_when_loaded',
     'check_pretrained',

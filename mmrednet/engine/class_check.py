@@ -3,60 +3,132 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from mmengine.utils import is_abs
+
+from .coco_check import check_categories, check_entries
+from .findings import Findings
+from .image_check import check_folders
+from .image_check import check_images as check_image_files
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 CLASS_HEADS = ('bbox_head', 'mask_head', 'decode_head')
 
 
-def check_classes(cfg: Config) -> None:
+def check_classes(
+    cfg: Config,
+    *,
+    loaders: Sequence[str] = LOADERS,
+    strict: bool = False,
+    check_images: bool = False,
+    folders: bool = False,
+) -> None:
     """Compare the classes of each COCO-format data set of a config with its annotation file, and
-    those of the training data with the heads.
+    those of the training data with the heads, and check the entries and images of the files.
 
     A config may use a part of the classes of a file; that is logged. Data sets in other formats,
     remote files, and data sets that learn their classes when they are built are not checked.
 
     Args:
         cfg: Config for mmdet or mmseg.
+        loaders: Keys of the data loaders to check. Default: all.
+        strict: Whether warnings are errors. Default: False.
+        check_images: Whether all images are opened, and not a sample. Default: False.
+        folders: Whether image folders are missed that do not exist. Default: False.
 
     Raises:
-        FileNotFoundError: An annotation file does not exist.
-        ValueError: The config names a class that its annotation file lacks, names classes in a way
-            that mmdet would misread, or a head has another number of classes than the training
-            data.
+        FileNotFoundError: An annotation file or a folder does not exist.
+        ValueError: The config names a class that its annotation file lacks, or names classes in
+            another order or in a way that mmdet would misread; an annotation file is wrong; or a
+            head has another number of classes than the training data.
     """
-    file_classes: dict[Path, list[str] | None] = {}
-    warnings: dict[tuple[Path, tuple[str, ...]], str] = {}
-    for loader in LOADERS:
+    findings = Findings(strict=strict)
+    scope = cfg.get('default_scope')
+    files: dict[Path, dict | None] = {}
+    checked: set[tuple] = set()
+    for loader in loaders:
         for key, dataset in datasets_of(cfg.get(loader), loader):
+            if folders:
+                check_folders(key, dataset)
             path = _annotation_path(dataset)
             if path is None:
                 continue
-            if path not in file_classes:
-                file_classes[path] = _classes_in_file(key, path)
-            present = file_classes[path]
-            classes = classes_of(key, dataset, cfg.get('default_scope')).get('classes')
-            if not classes or present is None:
+            content = _read_once(files, key, path)
+            classes = classes_of(key, dataset, scope).get('classes')
+            if not classes or content is None:
                 continue
-            _check_names(key, path, classes, present)
-            if set(present) - set(classes):
-                message = (
-                    f'{key}.metainfo.classes uses {classes}, a part of the classes in {path}: '
-                    f'{present}. Objects of the others count as background.'
-                )
-                # loaders that share a file give one warning
-                warnings.setdefault((path, tuple(classes)), message)
-    for message in warnings.values():
-        print_log(message, 'current', level=logging.WARNING)
+            # loaders that share a file and its images are checked once
+            place = path, str(dataset.get('data_prefix')), tuple(classes)
+            if place not in checked:
+                _check_file(key, path, content, classes, dataset, scope, findings)
+            if place not in checked and _is_coco(dataset, scope):
+                check_entries(path, content, classes, findings)
+                if 'images' in content and not findings.errors:
+                    every = check_images
+                    check_image_files(path, content['images'], dataset, findings, every=every)
+            checked.add(place)
+            _check_evaluators(cfg, loader, content, classes, files)
+    findings.report()
     _check_heads(cfg)
+
+
+def _check_file(
+    key: str,
+    path: Path,
+    content: dict,
+    classes: list[str],
+    dataset: dict,
+    scope: str | None,
+    findings: Findings,
+) -> None:
+    """Check the categories of a file, alone and against the classes of a data set."""
+    check_categories(path, content)
+    present = _category_names(content, dataset, scope)
+    _check_names(key, path, classes, present)
+    _check_order(f'{key}.metainfo.classes', path, classes, present)
+    if set(present) - set(classes):
+        findings.warn(
+            path,
+            f'{key}.metainfo.classes uses {classes}, a part of the classes in {path}: '
+            f'{present}. Objects of the others count as background.',
+        )
+
+
+def _check_evaluators(
+    cfg: Config,
+    loader: str,
+    content: dict,
+    classes: list[str],
+    files: dict[Path, dict | None],
+) -> None:
+    """Check that the files of a loader's evaluators have its classes in their order, and its
+    images.
+    """
+    name = loader.replace('dataloader', 'evaluator')
+    evaluators = cfg.get(name) if loader != 'train_dataloader' else None
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        path = _annotation_path(evaluator or {})
+        if path is None:
+            continue
+        truth = _read_once(files, name, path)
+        if truth is None or truth is content:
+            continue
+        check_categories(path, truth)
+        present = [category['name'] for category in truth.get('categories', [])]
+        _check_names(name, path, classes, present)
+        _check_order(f'classes of {loader}', path, classes, present)
+        ids = {image.get('id') for image in truth.get('images', [])}
+        unknown = [image['id'] for image in content.get('images', []) if image['id'] not in ids]
+        if unknown:
+            raise ValueError(
+                f'{name}.ann_file must have all images of {loader}, {path} lacks {len(unknown)}, '
+                f'such as the image with the id {unknown[0]!r}.'
+            )
 
 
 def datasets_of(cfg: Any, key: str) -> Iterator[tuple[str, dict]]:
@@ -94,10 +166,7 @@ def classes_of(key: str, dataset: dict, scope: str | None) -> dict[str, list[str
     Raises:
         ValueError: The names are given in a way that mmdet would misread.
     """
-    dataset_type = dataset.get('type')
-    if isinstance(dataset_type, str):
-        with DATASETS.switch_scope_and_registry(scope) as registry:
-            dataset_type = registry.get(dataset_type)
+    dataset_type = _dataset_class(dataset, scope)
     metainfo = dataset.get('metainfo') or {}
     if 'CLASSES' in metainfo and 'classes' not in metainfo:
         raise ValueError(
@@ -111,6 +180,20 @@ def classes_of(key: str, dataset: dict, scope: str | None) -> dict[str, list[str
         if metainfo.get(name):
             result[name] = _names(f'{key}.metainfo.{name}', metainfo[name])
     return result
+
+
+def _dataset_class(dataset: dict, scope: str | None) -> Any:
+    dataset_type = dataset.get('type')
+    if not isinstance(dataset_type, str):
+        return dataset_type
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        return registry.get(dataset_type)
+
+
+def _is_coco(dataset: dict, scope: str | None) -> bool:
+    """Return whether a data set is read by mmdet's CocoDataset; LVIS has other entries."""
+    names = [base.__name__ for base in getattr(_dataset_class(dataset, scope), '__mro__', ())]
+    return 'CocoDataset' in names and not any(name.startswith('LVIS') for name in names)
 
 
 def _names(key: str, value: Any) -> list[str]:
@@ -127,22 +210,62 @@ def _names(key: str, value: Any) -> list[str]:
     return Path(value).read_text(encoding='utf-8').splitlines()
 
 
-def _classes_in_file(key: str, path: Path) -> list[str] | None:
-    """Return the categories in an annotation file; None for other formats than COCO."""
+def _read_once(files: dict[Path, dict | None], key: str, path: Path) -> dict | None:
+    """Return the content of an annotation file, which several data sets may share."""
+    if path not in files:
+        files[path] = _read_annotations(key, path)
+    return files[path]
+
+
+def _read_annotations(key: str, path: Path) -> dict | None:
+    """Return the content of an annotation file; None for other formats than COCO."""
     if not path.is_file():
         raise FileNotFoundError(
             f'{key}.ann_file must be an existing file, got {str(path)!r}. docs/your_data.md says '
             f'where files are expected.'
         )
+    text = path.read_text(encoding='utf-8')
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except json.JSONDecodeError:
-        # either one object per line, as in data sets of phrases, or a broken file, which the data
-        # set itself reports
-        return None
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        if _is_json_lines(text):
+            return None
+        raise ValueError(
+            f'{key}.ann_file must be valid JSON, {path} is broken: {error}.'
+        ) from error
     if not isinstance(content, dict) or not {'images', 'categories'} & set(content):
         return None
-    return [category['name'] for category in content.get('categories', [])]
+    return content
+
+
+def _is_json_lines(text: str) -> bool:
+    """Return whether a file has one object per line, as data sets of phrases do."""
+    first, _, following = text.partition('\n')
+    try:
+        return isinstance(json.loads(first), dict) and following.lstrip().startswith('{')
+    except json.JSONDecodeError:
+        return False
+
+
+def _category_names(content: dict, dataset: dict, scope: str | None) -> list[str]:
+    """Return the names of the categories in the order in which mmdet numbers them."""
+    categories = content.get('categories', [])
+    # mmdet sorts the categories of Objects365, whose files differ in order
+    if 'Objects365' in getattr(_dataset_class(dataset, scope), '__name__', ''):
+        categories = sorted(categories, key=lambda category: category['id'])
+    return [category['name'] for category in categories]
+
+
+def _check_order(key: str, path: Path, configured: list[str], present: list[str]) -> None:
+    """Check that the classes of the config stand in the order of the file."""
+    in_file = [name for name in present if name in configured]
+    if in_file != list(configured):
+        raise ValueError(
+            f'{key} must stand in the order of the categories in {path}, by which mmdet numbers '
+            f'them.\n  the config has: {configured}\n  the file has:   {in_file}\n'
+            'Objects would get the names of others. Change the order in the config or, if files '
+            'differ from each other, in a file.'
+        )
 
 
 def _check_names(key: str, path: Path, configured: list[str], present: list[str]) -> None:

@@ -96,11 +96,21 @@ def load_config(
     require(f'{path} (default_scope {scope!r})', scope, 'mmcv')
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(path).stem)
+    _allow_no_workers(cfg)
     if scope in HOSTS:
         # in a function, so that importing the engine loads neither framework
         import_module(f'{scope}.utils').register_all_modules(init_default_scope=True)
     allow_checkpoint_globals()
     return cfg
+
+
+def _allow_no_workers(cfg: Config) -> None:
+    """Drop what torch's loader refuses without workers, which stock configs set."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        if isinstance(loader, dict) and loader.get('num_workers') == 0:
+            loader.pop('persistent_workers', None)
+            loader.pop('prefetch_factor', None)
 
 
 def _name_distributions() -> None:

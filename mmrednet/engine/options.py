@@ -9,7 +9,9 @@ from copy import deepcopy
 from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
 
+from . import cpu_amp  # noqa: F401  registers the wrapper
 from .hosts import scope_of
 from .resuming import resume_from
 
@@ -82,7 +84,8 @@ def apply_train_options(
 
     Args:
         cfg: Config to change in place.
-        amp: Whether to train under autocast with a dynamic loss scale. Default: False.
+        amp: Whether to train under autocast, with a dynamic loss scale or, on a CPU, in bfloat16.
+            Default: False.
         auto_scale_lr: Whether to scale the learning rate with the batch size. Default: False.
         resume: Path of a checkpoint to continue from, or 'auto' for the latest one in the work
             directory. Default: None, a new run.
@@ -99,9 +102,7 @@ def apply_train_options(
                 "--amp needs optim_wrapper.type to be 'OptimWrapper' or 'AmpOptimWrapper', got "
                 f'{wrapper_type!r}.'
             )
-        cfg.optim_wrapper.update(type='AmpOptimWrapper')
-        # a config may state a fixed scale
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        _use_amp(cfg)
     if auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError(
@@ -115,6 +116,19 @@ def apply_train_options(
         hook.type = 'mmrednet.ResumableCheckpointHook'
     if resume:
         resume_from(cfg, resume)
+
+
+def _use_amp(cfg: Config) -> None:
+    """Set the optimizer wrapper for autocast: float16 with a loss scale, on a CPU bfloat16."""
+    if get_device() == 'cpu':
+        # mmengine's wrapper refuses CPUs; bfloat16 needs no scale
+        cfg.optim_wrapper.update(type='CpuAmpOptimWrapper')
+        for name in ('loss_scale', 'dtype', 'use_fsdp'):
+            cfg.optim_wrapper.pop(name, None)
+        return
+    cfg.optim_wrapper.update(type='AmpOptimWrapper')
+    # a config may state a fixed scale
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def apply_test_options(

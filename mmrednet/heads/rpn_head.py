@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mmdet.models import RPNHead
+from mmengine.structures import InstanceData
+from torch import Tensor
 
 from ..layers.safe_module import SafeModule
 from ..layers.spatial import SpatialConfig, build_spatial
@@ -51,3 +53,24 @@ class SpatialRPNHead(SafeModule, RPNHead):
     def _init_layers(self) -> None:
         super()._init_layers()
         self.rpn_conv = build_spatial(self.spatial_cfg, self.feat_channels, bias=True)
+
+    def _predict_by_feat_single(
+        self,
+        cls_score_list: list[Tensor],
+        bbox_pred_list: list[Tensor],
+        score_factor_list: list[Tensor],
+        mlvl_priors: list[Tensor],
+        *args: Any,
+        **kwargs: Any,
+    ) -> InstanceData:
+        # mmdet squeezes the scores of a level, and fails where it has a single one. Given twice,
+        # its box is suppressed once.
+        scores, boxes, priors = [], [], []
+        for score, box, prior in zip(cls_score_list, bbox_pred_list, mlvl_priors, strict=True):
+            times = 2 if len(prior) == 1 else 1
+            scores.append(score.repeat(1, 1, times))
+            boxes.append(box.repeat(1, 1, times))
+            priors.append(prior.repeat(times, 1))
+        return super()._predict_by_feat_single(
+            scores, boxes, score_factor_list, priors, *args, **kwargs
+        )

@@ -4,8 +4,9 @@ mmcv's operators.
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,9 @@ class DeformableConv(SafeModule):
     # 'dcn' is an attribute of mmdet's blocks
     _abbr_ = 'deform_conv'
     example: ClassVar[dict] = {}
-    # name in mmcv.ops
+    # names in mmcv.ops: of the function, and of the layer
     operator: str
+    mmcv_class: str
     # channels of the offset per tap and group: y, x and, in version 2, a weight
     offsets: int
 
@@ -74,6 +76,9 @@ class DeformableConv(SafeModule):
         self.conv_offset = nn.Conv2d(channels, offsets, kernel_size, stride, self.padding, dilation)
         nn.init.kaiming_uniform_(self.weight, nonlinearity='relu')
         self.start_still()
+        # mmengine's dcn_offset_lr_mult asks for instances of mmcv's class
+        layer: Any = type(self)
+        self.__class__ = _also_mmcv(layer, self.mmcv_class)
 
     def init_weights(self) -> None:
         """Initialise, and let taps start at the positions of a convolution's taps."""
@@ -118,11 +123,37 @@ class DeformableConv(SafeModule):
         """Apply mmcv's operator, which knows float32 and float64 on every device."""
 
 
+@functools.cache
+def _also_mmcv(layer: Any, mmcv_class: str) -> Any:
+    """Return a subclass of a layer and of mmcv's layer, which is made when mmcv is loaded.
+
+    Its methods are those of the layer; copies and pickles of an instance are of the layer.
+    """
+    from mmcv import ops
+
+    def reduce(self: nn.Module, _: int) -> tuple:
+        return _restore, (layer, mmcv_class), self.__dict__
+
+    methods = dict(
+        __module__=layer.__module__,
+        __qualname__=layer.__qualname__,
+        __doc__=layer.__doc__,
+        __repr__=nn.Module.__repr__,
+        __reduce_ex__=reduce,
+    )
+    return type(layer.__name__, (layer, getattr(ops, mmcv_class)), methods)
+
+
+def _restore(layer: Any, mmcv_class: str) -> nn.Module:
+    subclass = _also_mmcv(layer, mmcv_class)
+    return subclass.__new__(subclass)
+
+
 @spatial_operator
 class DCN(DeformableConv):
     """Version 1: taps move. Arguments: see :class:`DeformableConv`."""
 
-    operator, offsets = 'deform_conv2d', 2
+    operator, mmcv_class, offsets = 'deform_conv2d', 'DeformConv2d', 2
 
     def convolve(self, x: Tensor, offset: Tensor) -> Tensor:
         """Apply mmcv's operator to the input and the offsets (y, x) of every tap."""
@@ -136,7 +167,7 @@ class DCN(DeformableConv):
 class DCNv2(DeformableConv):
     """Version 2: taps move, and each has a weight. Arguments: see :class:`DeformableConv`."""
 
-    operator, offsets = 'modulated_deform_conv2d', 3
+    operator, mmcv_class, offsets = 'modulated_deform_conv2d', 'ModulatedDeformConv2d', 3
 
     def convolve(self, x: Tensor, offset: Tensor) -> Tensor:
         """Apply mmcv's operator to the input, the offsets (y, x) of every tap and the sigmoid of

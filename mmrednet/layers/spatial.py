@@ -17,6 +17,7 @@ from mmengine.model import Sequential
 from torch import nn
 
 from ..registry import MODELS
+from ..spelling import nearest
 
 SpatialConfig = dict | None
 
@@ -133,11 +134,17 @@ def _operator_class(cfg: dict) -> Any:
             f'{cfg!r}.'
         )
     name = cfg['type']
-    layer = MODELS.get(name) if isinstance(name, str) else name
+    if not isinstance(name, str):
+        return name
+    try:
+        layer = MODELS.get(name)
+    except KeyError:
+        layer = None
     if layer is None:
+        match = nearest(name.rpartition('.')[2], OPERATORS)
         raise KeyError(
             "spatial_cfg.type must be a registered operator such as 'Involution', got "
-            f'{cfg["type"]!r}.'
+            f'{name!r}{f"; did you mean {match!r}?" if match else "."}'
         )
     return layer
 

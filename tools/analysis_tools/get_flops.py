@@ -21,7 +21,7 @@ from mmengine.config import DictAction
 
 from mmrednet.analysis.categories import CATEGORIES, DEFAULT_COUNT, check_count
 from mmrednet.analysis.counting import count_network
-from mmrednet.analysis.image_network import UnrunnableError
+from mmrednet.analysis.image_network import UnrunnableError, image_channels
 from mmrednet.analysis.networks import build_network
 from mmrednet.analysis.reports import UNITS, VIEWS, as_text, describe, missing
 from mmrednet.flop_handles import MMENGINE_HANDLES
@@ -100,9 +100,8 @@ def count(args):
         args.config, options=args.cfg_options, proposals=args.proposals, classes=args.classes
     )
     shape = args.shape or size
-    complexity = count_network(
-        network, torch.zeros(1, 3, *shape), handles=MMENGINE_HANDLES if args.mmengine else None
-    )
+    image = torch.zeros(1, image_channels(network.model), *shape)
+    complexity = count_network(network, image, handles=MMENGINE_HANDLES if args.mmengine else None)
     return describe(complexity, network, name=args.config, shape=shape, count=args.count)
 
 

@@ -69,6 +69,7 @@ def parse_args():
     )
     parser.add_argument('--shape', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'))
     parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--in-channels', type=int, default=3, help='channels of the image')
     parser.add_argument(
         '--train', action='store_true', help='forward and backward in training mode, not inference'
     )
@@ -119,11 +120,11 @@ def contestants(args):
     """Return what to time: (backbone, folded, layout) to a function."""
     result = {}
     for name in args.backbones:
-        model = build(BACKBONES[name])
+        model = build(dict(BACKBONES[name], in_channels=args.in_channels))
         model.train(args.train)
         for form, network in forms_of(model, args).items():
             for layout, memory_format in LAYOUTS.items():
-                image = torch.randn(args.batch, 3, *args.shape).contiguous(
+                image = torch.randn(args.batch, args.in_channels, *args.shape).contiguous(
                     memory_format=memory_format
                 )
                 moved = copy.deepcopy(network).to(memory_format=memory_format)

@@ -20,6 +20,7 @@ import torch
 from mmengine.registry import MODELS
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmrednet.analysis.image_network import image_channels
 from mmrednet.engine import load_config, scope_of
 
 SAN_SPAN = [
@@ -98,7 +99,7 @@ def size(path, shape):
         model = registry.build(cfg.model)
         model.eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.extract_feat(torch.empty(1, 3, *shape))
+            model.extract_feat(torch.empty(1, image_channels(model), *shape))
     return sum(
         parameter.numel() for parameter in model.parameters()
     ), counter.get_total_flops() // 2

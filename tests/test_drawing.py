@@ -1,0 +1,160 @@
+"""Pictures of images of all sizes, and tools on images of all channels."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
+from PIL import Image
+
+from mmrednet.analysis import draw_detections, draw_segmentations
+from mmrednet.analysis.image_network import image_channels
+from mmrednet.analysis.networks import build_network
+
+ROOT = Path(__file__).parents[1]
+SIZES = ((32, 48), (48, 32))
+META = dict(classes=('road', 'tree', 'car'), palette=[(255, 0, 0), (0, 255, 0), (0, 0, 255)])
+MODEL = SimpleNamespace(dataset_meta=META, test_step=lambda batch: batch['data_samples'])
+
+
+def images(folder):
+    for number, (height, width) in enumerate(SIZES):
+        path = folder / f'{number}.png'
+        Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path)
+        yield str(path), height, width
+
+
+def segmentations(folder):
+    items = []
+    for path, height, width in images(folder):
+        labels = torch.zeros(1, height, width, dtype=torch.long)
+        labels[:, :8] = 2
+        labels[:, 8:10] = 255
+        data = SimpleNamespace(data=labels)
+        sample = SimpleNamespace(img_path=path, gt_sem_seg=data, pred_sem_seg=data)
+        sample.cpu = lambda sample=sample: sample
+        items.append(dict(inputs=None, data_samples=sample))
+    return items
+
+
+def detections(folder, count=1, masks=True):
+    from mmdet.structures import DetDataSample
+
+    items = []
+    for path, height, width in images(folder):
+        boxes = dict(
+            bboxes=torch.tensor([[4.0, 14.0, 20.0, 30.0]] * count).reshape(count, 4),
+            labels=torch.zeros(count, dtype=torch.long),
+        )
+        if masks:
+            bitmaps = np.zeros((count, height, width), bool)
+            bitmaps[:, 16:28, 6:18] = True
+            boxes['masks'] = bitmaps
+        sample = DetDataSample(
+            metainfo=dict(img_path=path),
+            gt_instances=InstanceData(**boxes),
+            pred_instances=InstanceData(scores=torch.ones(count), **boxes),
+        )
+        items.append(dict(inputs=None, data_samples=sample))
+    return items
+
+
+class TestSegmentations:
+    def test_sizes(self, tmp_path):
+        picture = draw_segmentations(MODEL, segmentations(tmp_path), [0, 1])
+        # rows of 64 and 96 pixels, and a legend
+        assert picture.shape[1] == 3 * 96
+        assert 160 < picture.shape[0] < 260
+        # beside the narrower image it is white
+        assert (picture[70:160, 64:96] == 255).all()
+        # rows of the labels: the car is blue, the road red, what is ignored black
+        assert picture[10, 96 + 90].tolist() == [0, 0, 255]
+        assert picture[18, 96 + 90].tolist() == [0, 0, 0]
+        assert picture[40, 96 + 90].tolist() == [255, 0, 0]
+
+    def test_a_legend_of_the_classes_that_occur(self, tmp_path):
+        picture = draw_segmentations(MODEL, segmentations(tmp_path), [0])
+        colours = {tuple(pixel) for pixel in picture[64:].reshape(-1, 3).tolist()}
+        assert {(255, 0, 0), (0, 0, 255), (0, 0, 0)} <= colours
+        # no tree occurs
+        assert (0, 255, 0) not in colours
+
+    def test_no_images(self):
+        for draw in (draw_segmentations, draw_detections):
+            with pytest.raises(ValueError, match='indices must name at least one image'):
+                draw(MODEL, [], [])
+
+
+class TestDetections:
+    @pytest.mark.parametrize('indices', [[0], [1], [0, 1], [0, 1, 0]])
+    @pytest.mark.parametrize('masks', [False, True])
+    def test_any_number_and_size(self, tmp_path, indices, masks):
+        picture = draw_detections(MODEL, detections(tmp_path, masks=masks), indices)
+        heights = [3 * SIZES[index][0] for index in indices]
+        assert picture.shape[0] == sum(
+            max(heights[start : start + 2]) for start in range(0, len(heights), 2)
+        )
+
+    def test_masks_and_titles_are_drawn(self, tmp_path):
+        plain = draw_detections(MODEL, detections(tmp_path, masks=False), [0])
+        masked = draw_detections(MODEL, detections(tmp_path), [0])
+        # inside the object, which is three times as large
+        assert plain[75, 36].sum() < masked[75, 36].sum()
+        for left in (0, 144):
+            assert (masked[4:24, left : left + 60] > 150).any()
+
+    def test_nothing_found(self, tmp_path):
+        assert draw_detections(MODEL, detections(tmp_path, count=0), [0]).shape == (96, 288, 3)
+
+
+@pytest.mark.parametrize('channels', [1, 4, 6])
+def test_channels_of_the_image(channels):
+    for type_name in ('RedNet', 'VAN', 'MSCAN', 'SAN', 'LRNet', 'SASAResNet', 'AxialResNet'):
+        network, _ = build_network(dict(type=f'mmrednet.{type_name}', in_channels=channels))
+        assert image_channels(network.model) == channels
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_get_flops_of_other_channels(channels):
+    command = [sys.executable, 'tools/analysis_tools/get_flops.py', 'mmrednet.RedNet']
+    options = ['--cfg-options', 'model.depth=26', f'model.in_channels={channels}']
+    result = subprocess.run(
+        [*command, '--classes', '5', '--shape', '32', '32', *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f'input 1 x {channels} x 32 x 32' in result.stdout
+
+
+def test_a_single_prior_of_a_level():
+    from mmdet.utils import register_all_modules
+
+    from mmrednet.heads import SpatialRPNHead
+
+    register_all_modules(init_default_scope=True)
+    head = SpatialRPNHead(
+        16,
+        16,
+        spatial_cfg=None,
+        anchor_generator=dict(type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[16, 32]),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
+        loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True),
+        test_cfg=ConfigDict(
+            nms_pre=10, max_per_img=10, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0
+        ),
+    )
+    with torch.no_grad():
+        outputs = head((torch.randn(1, 16, 2, 2), torch.randn(1, 16, 1, 1)))
+        meta = [dict(img_shape=(32, 32), scale_factor=(1.0, 1.0))]
+        result = head.predict_by_feat(*outputs, batch_img_metas=meta)[0]
+    # what the single position gives is there once
+    score = outputs[0][1].sigmoid().item()
+    assert int(((result.scores - score).abs() < 1e-6).sum()) == 1

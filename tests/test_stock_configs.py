@@ -1,0 +1,226 @@
+"""What stock ResNet configs pass to a backbone, and what a user misspells."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+from mmengine.config import Config, ConfigDict
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import nn
+
+from mmrednet.analysis.stock_configs import build, failure, resnet50s, with_backbone
+from mmrednet.backbones import VAN, RedNet, SpatialResNet
+from mmrednet.engine import apply_train_options, load_config
+from mmrednet.layers import DCN, DCNv2
+from mmrednet.registry import MODELS
+
+
+def stock(scope, **options):
+    if scope == 'mmdet':
+        from mmdet.models import ResNet
+    else:
+        from mmseg.models.backbones import ResNet
+    return ResNet(50, **options)
+
+
+@pytest.mark.parametrize(
+    ('scope', 'options'),
+    [
+        ('mmdet', dict(deep_stem=True)),
+        ('mmdet', dict(avg_down=True)),
+        ('mmdet', dict(dcn=dict(type='DCN'), stage_with_dcn=(False, True, False, False))),
+        (
+            'mmdet',
+            dict(
+                dcn=dict(type='DCNv2', deform_groups=2, fallback_on_stride=False),
+                stage_with_dcn=(False, False, True, True),
+            ),
+        ),
+        (
+            'mmdet',
+            dict(conv_cfg=dict(type='ConvWS'), norm_cfg=dict(type='GN', num_groups=32)),
+        ),
+        ('mmseg', dict(contract_dilation=True, dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1))),
+        (
+            'mmseg',
+            dict(dilations=(1, 1, 1, 2), strides=(1, 2, 2, 1), multi_grid=(1, 2, 4)),
+        ),
+    ],
+)
+def test_without_an_operator_it_is_the_stock_resnet(scope, options):
+    torch.manual_seed(1)
+    theirs, ours = stock(scope, **options), SpatialResNet(50, **options)
+    state = {key.replace('gn', 'bn'): value for key, value in theirs.state_dict().items()}
+    ours.load_state_dict(state, strict=True)
+    theirs.eval()
+    ours.eval()
+    image = torch.ones(1, 3, 64, 64)
+    with torch.no_grad():
+        for left, right in zip(ours(image), theirs(image), strict=True):
+            torch.testing.assert_close(left, right)
+
+
+def test_groups_of_norms_inside_operators_are_halved_until_they_fit():
+    model = RedNet(26, norm_cfg=dict(type='GN', num_groups=32))
+    inner = [m for m in model.stem[1].modules() if isinstance(m, nn.GroupNorm)]
+    assert [norm.num_groups for norm in inner] == [8]
+    assert model.layer1[0].bn1.num_groups == 32
+
+
+def test_zero_init_residual():
+    for value, weight in ((True, 0.0), (False, 1.0)):
+        model = RedNet(26, base_channels=32, zero_init_residual=value)
+        model.init_weights()
+        assert float(model.layer1[0].bn3.weight.mean()) == weight
+
+
+def test_pretrained_is_short_for_init_cfg():
+    assert RedNet(26, pretrained='x.pth').init_cfg == dict(type='Pretrained', checkpoint='x.pth')
+    assert VAN(pretrained='x.pth').init_cfg == dict(type='Pretrained', checkpoint='x.pth')
+    with pytest.raises(
+        ValueError, match=r'init_cfg and pretrained must not both .*pretrained=None'
+    ):
+        RedNet(26, pretrained='x.pth', init_cfg=dict(type='Pretrained', checkpoint='y.pth'))
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'error', 'match'),
+    [
+        (
+            dict(type='RedNet', depht=26),
+            TypeError,
+            "^RedNet has no argument 'depht'; did .*'depth'",
+        ),
+        (dict(type='SAN', relations='x'), TypeError, "^SAN has no argument .* mean 'relation'"),
+        (
+            dict(type='VAN', depth=50),
+            TypeError,
+            "^VAN has no argument 'depth', which is for ResNets alone: .* chosen by arch",
+        ),
+        (dict(type='MSCAN', dcn=None), TypeError, "^MSCAN has no argument 'dcn', .*deform"),
+        (dict(type='RedNett'), KeyError, "'RedNett' is no registered model .* mean 'RedNet'"),
+        (
+            dict(type='RedNet', spatial_cfg=dict(type='Involutoin')),
+            KeyError,
+            "spatial_cfg.type must be .* got 'Involutoin'; did you mean 'Involution'",
+        ),
+        (
+            dict(
+                type='RedNet',
+                dcn=dict(type='DCN', fallback_on_stride=True),
+                stage_with_dcn=[True] * 4,
+            ),
+            ValueError,
+            'dcn.fallback_on_stride must be False',
+        ),
+        (dict(type='RedNet', multi_grid=(1, 2)), ValueError, 'multi_grid must have .* 3, got'),
+    ],
+)
+def test_errors_name_what_the_user_wrote(cfg, error, match):
+    with pytest.raises(error, match=match):
+        # the default scope of the process may be another's
+        MODELS.build(dict(cfg, type=f'mmrednet.{cfg["type"]}'))
+
+
+def test_a_misspelt_name_from_another_registry():
+    with pytest.raises(KeyError, match="'RedNett' is no registered model .* did you mean 'RedNet'"):
+        ROOT_MODELS.build(dict(type='mmrednet.RedNett'))
+
+
+@pytest.mark.parametrize('layer', [DCN, DCNv2])
+class TestDeformable:
+    def test_offsets_have_their_own_learning_rate(self, layer):
+        module = layer(8)
+        wrapper = build_optim_wrapper(
+            nn.Sequential(module),
+            dict(optimizer=dict(type='SGD', lr=1.0), paramwise_cfg=dict(dcn_offset_lr_mult=0.1)),
+        )
+        groups = wrapper.optimizer.param_groups
+        rates = {id(group['params'][0]): group['lr'] for group in groups}
+        assert rates[id(module.conv_offset.weight)] == rates[id(module.conv_offset.bias)] == 0.1
+        assert rates[id(module.weight)] == 1.0
+
+    def test_copies_and_pickles(self, layer):
+        module, x = layer(8, stride=2), torch.randn(1, 8, 9, 9)
+        for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            assert isinstance(copied, layer)
+            assert isinstance(copied, DeformConv2d | ModulatedDeformConv2d)
+            assert torch.equal(copied(x), module(x))
+        assert repr(module).startswith(f'{layer.__name__}(\n  (conv_offset)')
+
+
+def write(folder, text):
+    (folder / 'c.py').write_text(text)
+    return str(folder / 'c.py')
+
+
+def test_weights_for_the_template_need_no_delete(tmp_path):
+    from pathlib import Path
+
+    template = Path(__file__).parents[1] / 'configs/custom/faster-rcnn_rednet26_custom.py'
+    cfg = load_config(
+        write(
+            tmp_path,
+            f"_base_ = '{template}'\nmodel = dict(backbone=dict("
+            "init_cfg=dict(type='Pretrained', checkpoint='rednet26.pth')))\n",
+        )
+    )
+    assert cfg.model.backbone.init_cfg.checkpoint == 'rednet26.pth'
+    assert cfg.model.backbone.type == 'mmrednet.RedNet'
+
+
+def test_no_workers(tmp_path):
+    cfg = load_config(
+        write(tmp_path, "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n"),
+        options={'train_dataloader.num_workers': 0},
+    )
+    assert 'persistent_workers' not in cfg.train_dataloader
+    assert cfg.val_dataloader.persistent_workers
+
+
+def test_amp_on_a_cpu_is_bfloat16(monkeypatch):
+    monkeypatch.setattr('mmrednet.engine.options.get_device', lambda: 'cpu')
+    cfg = Config(
+        dict(
+            optim_wrapper=dict(
+                type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1), loss_scale=512.0
+            )
+        )
+    )
+    apply_train_options(cfg, amp=True)
+    model = nn.Linear(4, 4)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    with wrapper.optim_context(model):
+        output = model(torch.ones(1, 4))
+    assert output.dtype == torch.bfloat16
+    before = model.weight.detach().clone()
+    wrapper.update_params(output.float().sum())
+    assert not torch.equal(before, model.weight)
+
+
+class TestSweep:
+    model = ConfigDict(
+        type='RetinaNet',
+        backbone=dict(type='ResNet', depth=50, norm_cfg=dict(type='BN'), norm_eval=True),
+        neck=dict(type='FPN', in_channels=[256, 512, 1024, 2048], out_channels=16, num_outs=5),
+        bbox_head=dict(type='RetinaHead', num_classes=2, in_channels=16, feat_channels=16),
+    )
+
+    def test_a_backbone_is_replaced(self):
+        from mmdet.utils import register_all_modules
+
+        register_all_modules(init_default_scope=True)
+        replaced = with_backbone(self.model, 'mmrednet.RedNet')
+        assert [backbone.type for backbone in resnet50s(self.model)] == ['ResNet']
+        model = build(replaced, 'mmdet')
+        assert isinstance(model.backbone, RedNet)
+        assert all(parameter.is_meta for parameter in model.parameters())
+        assert failure(replaced, 'mmdet') is None
+        reason = failure(with_backbone(self.model, 'mmrednet.VAN'), 'mmdet')
+        assert reason.startswith("TypeError: VAN has no argument 'depth'")
+
+    def test_teachers_are_found(self):
+        assert len(resnet50s(ConfigDict(teacher=self.model, **self.model))) == 2
