@@ -233,7 +233,7 @@ def test_recipes(path, lr, batch, epochs, gpus, parameters):
 
 
 SMALL = [
-    'train_cfg.max_epochs=2',
+    'train_cfg.max_epochs=5',
     'model.backbone.base_channels=32',
     'default_hooks.logger.interval=1',
     'param_scheduler=None',
@@ -248,7 +248,7 @@ tool, config, folder, *options = sys.argv[1:]
 data = ['--data', f'{folder}/data', '--cfg-options', *options]
 sys.argv = [tool, config, '--work-dir', f'{folder}/work', *data]
 runpy.run_path(tool, run_name='__main__')
-write_checkpoint(f'{folder}/plain.safetensors', read_checkpoint(f'{folder}/work/epoch_2.pth').state)
+write_checkpoint(f'{folder}/plain.safetensors', read_checkpoint(f'{folder}/work/epoch_5.pth').state)
 plain = f'{folder}/plain.safetensors'
 sys.argv = [tool, config, '--work-dir', f'{folder}/test', '--test', plain, *data]
 runpy.run_path(tool, run_name='__main__')
@@ -281,14 +281,14 @@ def test_a_short_run_starts_a_detector(tmp_path):
     log = next((tmp_path / 'work').glob('*/vis_data/2*.json'))
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     losses = [entry['loss'] for entry in entries if 'loss' in entry]
-    assert len(losses) == 12
+    assert len(losses) == 30
     assert sum(losses[-4:]) < sum(losses[:4])
     # what is trained is what is evaluated
     accuracy = next(
         entry['accuracy/top1'] for entry in reversed(entries) if 'accuracy/top1' in entry
     )
     assert run.stdout.rindex(f'accuracy/top1: {accuracy:.4f}') > run.stdout.rindex('Epoch(test)')
-    checkpoint = tmp_path / 'work' / 'epoch_2.pth'
+    checkpoint = tmp_path / 'work' / 'epoch_5.pth'
     state = read_checkpoint(checkpoint).state
     cfg = load_config(str(ROOT / 'configs/shapes/faster-rcnn_rednet26_inv-fpn-rpn_shapes.py'))
     cfg.model.backbone.update(
