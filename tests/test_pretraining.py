@@ -27,6 +27,7 @@ from mmrednet.pretraining import (
     check_batches,
     use_image_folders,
 )
+from mmrednet.pretraining.image_folder import classes_of
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs/shapes/rednet26-narrow_single-shapes.py'
@@ -313,4 +314,18 @@ def test_nothing_needs_mmpretrain():
         if 'import mmpretrain' in path.read_text()
         or 'from mmpretrain' in path.read_text()
         or 'mmpretrain::' in path.read_text()
+    ]
+
+
+def test_folders_that_are_no_classes_are_left_out(tmp_path):
+    for name in ('b', 'a', '.ipynb_checkpoints', '__MACOSX'):
+        (tmp_path / name).mkdir()
+    lines = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            'mmrednet.pretraining.image_folder.print_log', lambda text, **_: lines.append(text)
+        )
+        assert classes_of(tmp_path) == ('a', 'b')
+    assert lines == [
+        f"{tmp_path}: 2 folders are no classes and left out: ['.ipynb_checkpoints', '__MACOSX']"
     ]

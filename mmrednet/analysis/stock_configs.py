@@ -15,6 +15,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
+from .image_network import ImageNetwork
+
 # backbones that a ResNet-50 config names
 RESNETS = ('ResNet', 'ResNetV1c', 'ResNetV1d')
 # registered names of our backbones
@@ -122,6 +124,23 @@ def failure(model: dict, scope: str) -> str | None:
     """Return why a model cannot be built, in one line; None if it can."""
     try:
         build(model, scope)
+    except Exception as error:  # noqa: BLE001
+        return f'{type(error).__name__}: {" ".join(str(error).split())}'
+    return None
+
+
+def forward_failure(model: dict, scope: str, size: int = 128) -> str | None:
+    """Return why a model cannot compute an image on the CPU, in one line; None if it can.
+
+    Args:
+        model: Config of the model.
+        scope: 'mmdet' or 'mmseg'.
+        size: Height and width of the image. Default: 128.
+    """
+    try:
+        network = build(model, scope, 'cpu').eval()
+        with torch.no_grad():
+            ImageNetwork(network)(torch.zeros(1, 3, size, size))
     except Exception as error:  # noqa: BLE001
         return f'{type(error).__name__}: {" ".join(str(error).split())}'
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import mmcv.transforms  # noqa: F401
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.dist import get_world_size
+from mmengine.logging import print_log
 
 from ..registry import DATASETS
 
@@ -64,12 +66,24 @@ def classes_of(root: Path) -> tuple[str, ...]:
         FileNotFoundError: The folder does not exist, or has fewer than two classes.
     """
     folders = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
-    names = tuple(sorted(folder.name for folder in folders))
+    names = tuple(sorted(folder.name for folder in folders if not _is_hidden(folder)))
+    hidden = sorted(folder.name for folder in folders if _is_hidden(folder))
+    if hidden:
+        print_log(
+            f'{root}: {len(hidden)} folders are no classes and left out: {hidden[:5]}',
+            logger='current',
+            level=logging.WARNING,
+        )
     if len(names) < 2:
         raise FileNotFoundError(
             f'{root} must be a folder with one folder per class, two at least, got {list(names)}.'
         )
     return names
+
+
+def _is_hidden(folder: Path) -> bool:
+    # such as .ipynb_checkpoints of notebooks and __MACOSX of archives
+    return folder.name.startswith(('.', '__'))
 
 
 def use_image_folders(cfg: Config, root: str | None = None) -> None:

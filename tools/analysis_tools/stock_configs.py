@@ -17,7 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmengine.logging import MMLogger
 
 import mmrednet.registry  # noqa: F401
-from mmrednet.analysis.stock_configs import BACKBONES, failure, stock_configs, with_backbone
+from mmrednet.analysis.stock_configs import (
+    BACKBONES,
+    failure,
+    forward_failure,
+    heads_of,
+    stock_configs,
+    with_backbone,
+)
 from mmrednet.engine import HOSTS
 
 
@@ -28,8 +35,31 @@ def parse_args():
     parser.add_argument('--scopes', nargs='+', choices=HOSTS, default=list(HOSTS))
     parser.add_argument('--backbones', nargs='+', choices=BACKBONES, default=list(BACKBONES))
     parser.add_argument('--match', default='', help='build only configs with this in their path')
+    parser.add_argument(
+        '--forward', action='store_true', help='compute an image with one config of each head'
+    )
     parser.add_argument('--json', type=Path, metavar='F', help='write all errors to a file')
     return parser.parse_args()
+
+
+def sweep_heads(scope, backbones, match):
+    """Return the errors of one config of each model and head, {backbone: {config: error}}.
+
+    A config that cannot compute an image with its own ResNet is left out.
+    """
+    import_module(f'{scope}.utils').register_all_modules(init_default_scope=True)
+    samples = {}
+    for config in stock_configs(scope):
+        if match in str(config.path):
+            samples.setdefault(heads_of(config.model), config)
+    errors = {name: {} for name in backbones}
+    for config in samples.values():
+        if forward_failure(config.model, scope):
+            continue
+        for name in backbones:
+            model = with_backbone(config.model, f'mmrednet.{name}')
+            errors[name][config.name] = forward_failure(model, scope)
+    return errors
 
 
 def sweep(scope, backbones, match):
@@ -52,12 +82,13 @@ def sweep(scope, backbones, match):
 def main():
     args = parse_args()
     MMLogger.get_current_instance().setLevel(logging.ERROR)
-    results = {scope: sweep(scope, args.backbones, args.match) for scope in args.scopes}
+    run, verb = (sweep_heads, 'computes') if args.forward else (sweep, 'builds in')
+    results = {scope: run(scope, args.backbones, args.match) for scope in args.scopes}
     for scope, by_backbone in results.items():
         for name, errors in by_backbone.items():
             reasons = Counter(error for error in errors.values() if error)
             built = len(errors) - reasons.total()
-            print(f'{scope}: {name} builds in {built} of {len(errors)} configs')
+            print(f'{scope}: {name} {verb} {built} of {len(errors)} configs')
             for reason, times in reasons.most_common():
                 print(f'  {times} x {reason}')
     if args.json:
