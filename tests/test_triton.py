@@ -377,6 +377,21 @@ def test_what_does_not_fit_is_composed_and_said_once(case, monkeypatch, caplog):
     )
 
 
+def test_operators_without_a_kernel_say_so_on_cuda(monkeypatch, caplog):
+    class OnCuda:
+        is_cuda = True
+
+    monkeypatch.setattr(dispatch, '_logged', set())
+    with caplog.at_level('WARNING', 'mmrednet'):
+        dispatch.report_missing_kernel('difference_attention', torch.zeros(1))
+        dispatch.report_missing_kernel('difference_attention', OnCuda())
+    assert caplog.messages == [
+        'difference_attention falls back from its triton kernel to plain torch: it has no kernel'
+    ]
+    with require_kernels('triton'), pytest.raises(RuntimeError, match='it has no kernel'):
+        dispatch.report_missing_kernel('difference_attention', OnCuda())
+
+
 @pytest.mark.parametrize(
     'name',
     [

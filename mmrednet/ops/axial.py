@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch, _triton, multiply_adds
 from .checks import check_dtype, check_same, check_shape, check_tensors
+from .dispatch import report_missing_kernel
 from .transforms import transformable
 
 TERMS = ('query_key', 'query_position', 'key_position')
@@ -392,6 +393,7 @@ def attention_backward(
     budget: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`gradients`."""
+    report_missing_kernel('axial_attention_backward', grad)
     grads = gradients(
         grad, query, key, value, relative, scale, shift, terms, span, value_position, budget
     )

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import _torch, local
 from .attention import attend
 from .checks import check_outputs, check_same, check_shape, check_tensors
+from .dispatch import report_missing_kernel
 from .transforms import transformable
 from .window import Window
 
@@ -154,6 +155,7 @@ def difference_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, window: Sequence[int]
 ) -> Tensor:
     """Run :func:`local_difference_attention` on arguments that have been checked."""
+    report_missing_kernel('difference_attention', query)
     result = definition(query, key, value, bias, window)
     return _torch.in_layout_of(value, result)
 

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from torch import Tensor
+
 LOGGER = logging.getLogger('mmrednet')
 # names of kernels, and the type of device that each is for
 DEVICES = {'native': 'cpu', 'triton': 'cuda'}
@@ -85,3 +87,14 @@ def fall_back(kernels: str, operator: str, reasons: Sequence[str]) -> None:
             LOGGER.warning(
                 '%s falls back from its %s kernel to plain torch: %s', operator, kernels, reason
             )
+
+
+def report_missing_kernel(operator: str, tensor: Tensor) -> None:
+    """Report that an operator without a Triton kernel computes its definition on CUDA.
+
+    Args:
+        operator: Name of the operator.
+        tensor: One of its arguments. On other devices nothing is reported.
+    """
+    if tensor.is_cuda:
+        fall_back('triton', operator, ['it has no kernel'])
