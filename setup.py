@@ -1,29 +1,64 @@
-"""Builds the native CPU kernels, if torch and a compiler are there.
+"""Builds the CPU kernels, if torch and a compiler are there, and copies configs and tools into the
+package.
 
-Without them the package is installed all the same, and computes in plain torch.
+Without kernels the package is installed all the same: it compiles them when they are first used.
 """
 
+import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
 from setuptools import setup
 
-CSRC = Path('mmrednet/ops/csrc')
-SOURCES = sorted(str(path) for path in CSRC.glob('*.cpp'))
-HEADERS = sorted(str(path) for path in CSRC.glob('*.h'))
+ROOT = Path(__file__).parent
+PACKAGE = ROOT / 'mmrednet'
+# where mim and mmengine look for the files of a package
+MIM = PACKAGE / '.mim'
+MIM_FILES = ('configs', 'tools', 'model-index.yml')
+# commands that put files into a distribution or an installation
+BUILDING = {
+    'bdist_wheel',
+    'build',
+    'build_py',
+    'develop',
+    'dist_info',
+    'editable_wheel',
+    'egg_info',
+    'install',
+    'sdist',
+}
+
+
+def copy_mim_files():
+    """Copy configs, tools and the model index to where mim and mmengine look for them."""
+    shutil.rmtree(MIM, ignore_errors=True)
+    MIM.mkdir()
+    for name in MIM_FILES:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns('__pycache__', '*.pyc')
+            shutil.copytree(source, MIM / name, ignore=ignored)
+        else:
+            shutil.copy(source, MIM / name)
+
+
+def load_build():
+    """Return ``mmrednet/ops/_build.py`` without importing the package."""
+    spec = importlib.util.spec_from_file_location('_build', PACKAGE / 'ops' / '_build.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def build_arguments():
     """Return the arguments of ``setup()`` that build the kernels, or none without torch."""
     try:
-        from torch.backends import openmp
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError as error:
-        report_missing_kernels(
-            f'torch cannot be imported here ({error}); '
-            'pip install --no-build-isolation shows it the installed one'
-        )
+        report_missing_kernels(f'torch cannot be imported here ({error})')
         return {}
+    build = load_build()
 
     class OptionalBuild(BuildExtension):
         """Installs the package without the kernels if they cannot be compiled."""
@@ -34,21 +69,32 @@ def build_arguments():
             except Exception as error:  # noqa: BLE001
                 report_missing_kernels(f'{type(error).__name__}: {error}')
 
-    # -Wno-psabi: how vectors are passed to functions differs between instruction sets. Only inlined
-    # functions take vectors, so it does not matter.
-    # -fno-math-errno: math functions need not set errno, and can be vectorised.
-    flags = ['-O3', '-Wall', '-Wno-psabi', '-fno-math-errno']
-    if openmp.is_available() and sys.platform == 'linux':
-        # at::parallel_for is a template that uses OpenMP. The flag is not passed to the linker,
-        # because the library must be the one that torch has loaded.
-        flags.append('-fopenmp')
-    extension = CppExtension('mmrednet.ops._C', SOURCES, depends=HEADERS, extra_compile_args=flags)
+        def build_extension(self, ext):
+            super().build_extension(ext)
+            library = Path(self.get_ext_fullpath(ext.name))
+            build.write_stamp(library)
+            if self.inplace:
+                return
+            # an editable installation copies the library alone
+            shutil.copy(build.stamp_of(library), build.stamp_of(PACKAGE / 'ops' / library.name))
+
+    extension = CppExtension(
+        'mmrednet.ops._C',
+        [str(path.relative_to(ROOT.resolve())) for path in build.sources()],
+        depends=[str(path) for path in build.CSRC.glob('*.h')],
+        extra_compile_args=build.compile_flags(),
+    )
     return dict(ext_modules=[extension], cmdclass=dict(build_ext=OptionalBuild))
 
 
 def report_missing_kernels(reason):
     """Print that the package is installed without its native kernels."""
-    print(f'mmrednet: the native CPU kernels are not built: {reason}')
+    print(
+        f'mmrednet: the CPU kernels are not built: {reason}; they are compiled when they are first '
+        'used'
+    )
 
 
+if BUILDING & set(sys.argv):
+    copy_mim_files()
 setup(**build_arguments())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_zoo.families import family_files, read_families
 from model_zoo.page import page
 from model_zoo.plots import draw, pictures
 from model_zoo.rows import FIGURES, Convention, Difference, Row, read_rows
@@ -31,6 +32,29 @@ def test_the_page_is_up_to_date():
     assert (ROOT / 'docs/model_zoo.md').read_text() == expected
     for picture in re.findall(r'\]\((images/.*)\)', expected):
         assert (ROOT / 'docs' / picture).read_bytes().startswith(b'\x89PNG')
+
+
+def test_files_of_the_families_are_up_to_date():
+    families = read_families(ROOT / 'docs/families.yml')
+    files = family_files(families, list(ROWS.values()), KNOWN['counts'])
+    assert len(files) == 2 * len(families) + 1
+    for name, content in files.items():
+        assert (ROOT / name).read_text() == content, name
+
+
+def test_the_index_names_configs_and_published_figures():
+    import yaml
+
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+    assert 'configs/rednet/metafile.yml' in index['Import']
+    metafile = yaml.safe_load((ROOT / 'configs/rednet/metafile.yml').read_text())
+    by_name = {model['Name']: model for model in metafile['Models']}
+    model = by_name['mask-rcnn_rednet50_fpn_1x_coco']
+    assert [result['Metrics'] for result in model['Results']] == [
+        {'box AP': 39.9},
+        {'mask AP': 35.7},
+    ]
+    assert round(model['Metadata']['Parameters'] / 1e6, 1) == 34.2
 
 
 @pytest.mark.parametrize(

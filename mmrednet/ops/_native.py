@@ -4,28 +4,44 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from . import _build
 from .dispatch import unavailable
 
 
 def _load() -> str | None:
-    """Load the compiled library. Return None, or the reason why it is not loaded."""
-    candidates = [Path(__file__).with_name(f'_C{suffix}') for suffix in EXTENSION_SUFFIXES]
-    libraries = [path for path in candidates if path.is_file()]
-    if not libraries:
-        return (
-            'not built: python setup.py build_ext --inplace, or pip install --no-build-isolation, '
-            'needs a compiler'
-        )
+    """Load a compiled library that fits. Return None, or the reason why none is loaded."""
+    reasons = []
+    for library in _candidates():
+        if not library.is_file():
+            continue
+        reason = _build.misfit(library) or _load_library(library)
+        if reason is None:
+            return None
+        reasons.append(f'{library.name}: {reason}')
+    return '; '.join(reasons) or 'not built'
+
+
+def _candidates() -> Iterator[Path]:
+    """Yield the libraries of the package, then that of the user's cache, whose name takes longer
+    to find.
+    """
+    for suffix in EXTENSION_SUFFIXES:
+        yield Path(__file__).with_name(f'_C{suffix}')
+    yield _build.cached_library()
+
+
+def _load_library(library: Path) -> str | None:
     try:
-        torch.ops.load_library(str(libraries[0]))
+        torch.ops.load_library(str(library))
     except OSError as error:
-        return f'{libraries[0].name} was built for another torch or machine: {error}'
+        return str(error)
     return None
 
 
@@ -35,21 +51,31 @@ unavailable['native'] = MISSING
 
 
 @functools.cache
-def _say_missing() -> None:
-    warnings.warn(
-        'mmrednet: plain torch computes on the CPU, several times slower than the compiled '
-        f'kernels, which are missing ({MISSING}).',
-        stacklevel=2,
-    )
+def _compile_once() -> None:
+    """Compile and load the kernels, or warn that plain torch computes.
 
-
-def notice_missing(tensor: Tensor) -> None:
-    """Warn once that plain torch computes on the CPU.
-
-    pip hides the output of a build that found no compiler, so that users would not know.
+    Who installed a wheel without kernels would not know otherwise.
     """
-    if MISSING and tensor.device.type == 'cpu':
-        _say_missing()
+    global MISSING
+    try:
+        library = _build.compile_into_cache()
+        MISSING = _load_library(library)
+    except RuntimeError as error:
+        MISSING = str(error)
+    unavailable['native'] = MISSING
+    if MISSING:
+        warnings.warn(
+            'mmrednet: plain torch computes on the CPU, several times slower than the compiled '
+            f'kernels, which are missing ({MISSING}).',
+            stacklevel=2,
+        )
+
+
+def ensure(tensor: Tensor) -> None:
+    """Compile the kernels when an operator computes on a CPU for the first time without them."""
+    # a program that is traced calls operators on tensors without data
+    if MISSING and tensor.device.type == 'cpu' and not torch.compiler.is_compiling():
+        _compile_once()
 
 
 def capability() -> str:

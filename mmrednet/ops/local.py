@@ -112,21 +112,21 @@ def local_scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Win
 @transformable(transforms.aggregate)
 @custom_op('mmrednet::aggregate', mutates_args=())
 def aggregate(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:
-    _native.notice_missing(value)
+    _native.ensure(value)
     return _torch.aggregate(value, weight, Window.from_flat(window))
 
 
 @transformable(transforms.correlate)
 @custom_op('mmrednet::correlate', mutates_args=())
 def correlate(query: Tensor, key: Tensor, window: Sequence[int]) -> Tensor:
-    _native.notice_missing(query)
+    _native.ensure(query)
     return _torch.correlate(query, key, Window.from_flat(window))
 
 
 @transformable(transforms.scatter)
 @custom_op('mmrednet::scatter', mutates_args=())
 def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[int]) -> Tensor:
-    _native.notice_missing(grad)
+    _native.ensure(grad)
     return _torch.scatter(grad, weight, size, Window.from_flat(window))
 
 

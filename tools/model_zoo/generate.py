@@ -1,4 +1,5 @@
-"""Write docs/model_zoo.md and its plots: published figures of every network beside ours.
+"""Write docs/model_zoo.md and its plots: published figures of every network beside ours; and the
+README.md and metafile.yml of each folder of configs.
 
 Counts every network of docs/model_zoo.yml, which takes about ten minutes on one core, or those that
 match --only. The counts are kept in docs/model_zoo.json. --check compares instead of writing,
@@ -14,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
 
+from model_zoo.families import family_files, read_families
 from model_zoo.page import page
 from model_zoo.plots import draw, pictures
 from model_zoo.rows import read_rows
@@ -90,6 +92,11 @@ def check(rows, selected, figures):
     expected = page(rows, figures['counts'], pictures(figures['times']))
     if (DOCS / 'model_zoo.md').read_text() != expected:
         stale.append('docs/model_zoo.md')
+    files = family_files(read_families(DOCS / 'families.yml'), rows, figures['counts'])
+    for name, text in files.items():
+        path = ROOT / name
+        if not path.is_file() or path.read_text() != text:
+            stale.append(name)
     if stale:
         print(f'Stale: {", ".join(stale)}.')
         return 1
@@ -106,6 +113,9 @@ def write_page(rows, figures):
     draw(counted, figures, DOCS / 'images')
     text = page(counted, figures['counts'], pictures(figures['times']))
     (DOCS / 'model_zoo.md').write_text(text)
+    files = family_files(read_families(DOCS / 'families.yml'), counted, figures['counts'])
+    for name, content in files.items():
+        (ROOT / name).write_text(content)
 
 
 def main():
