@@ -44,9 +44,7 @@ def of_taps(x, layer, attention, values):
     result = values.new_zeros(*values.shape[:2], *weight.shape[-2:])
     for row in range(result.shape[2]):
         for column in range(result.shape[3]):
-            for tap, y, x in oracles.neighbours(
-                attention.window, values.shape[-2:], (row, column)
-            ):
+            for tap, y, x in oracles.neighbours(attention.window, values.shape[-2:], (row, column)):
                 result[..., row, column] += weight[:, :, tap, row, column] * values[..., y, x]
     return result
 
@@ -210,9 +208,7 @@ class TestViews:
         weight = torch.randn(1, 2, 4, 5, length, dtype=torch.float64).softmax(4)
         values = distance(AxisWeights(weight, axis), Grid((4, 5), pitch=(2.0, 3.0)))
         position, pitch = (3, 2.0) if axis == 'height' else (1, 3.0)
-        mean = sum(
-            weight[0, 1, 3, 1, m].item() * abs(m - position) * pitch for m in range(length)
-        )
+        mean = sum(weight[0, 1, 3, 1, m].item() * abs(m - position) * pitch for m in range(length))
         assert values[0, 1, 3, 1].item() == pytest.approx(mean)
 
     def test_a_query_lays_weights_where_taps_fall(self):
@@ -437,3 +433,74 @@ class TestPictures:
         maps = attention_maps(model, image, heads='mean')
         assert {item.view for item in maps} == {'points', 'gate'}
         assert draw_attention_maps(image, maps).shape[1] > 500
+
+
+class TestHook:
+    def train(self, tmp_path, **options):
+        """Train a classifier on noise for four iterations."""
+        import cv2
+        from mmengine.dataset import pseudo_collate
+        from mmengine.registry import DefaultScope
+        from mmengine.runner import Runner
+        from torch.utils.data import DataLoader, Dataset
+
+        class Noise(Dataset):
+            def __len__(self):
+                return 8
+
+            def __getitem__(self, index):
+                return dict(inputs=torch.randn(3, 32, 32), data_samples=torch.tensor(index % 2))
+
+        photo = tmp_path / 'photo.png'
+        cv2.imwrite(str(photo), np.random.randint(0, 255, (32, 48, 3), np.uint8))
+        hook = dict(type='mmrednet.AttentionMapHook', image=str(photo), interval=2)
+        backbone = dict(type='mmrednet.RedNet', depth=26, base_channels=32, out_indices=(3,))
+        name = f'attention-{tmp_path.name}'
+        with DefaultScope.overwrite_default_scope('mmrednet'):
+            runner = Runner(
+                model=dict(
+                    type='mmrednet.ImageClassifier',
+                    backbone=backbone,
+                    num_classes=2,
+                    channels=1024,
+                    data_preprocessor=dict(type='ImgDataPreprocessor'),
+                ),
+                work_dir=str(tmp_path / 'work'),
+                train_dataloader=DataLoader(Noise(), batch_size=2, collate_fn=pseudo_collate),
+                train_cfg=dict(by_epoch=False, max_iters=4),
+                optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+                custom_hooks=[dict(hook, **options)],
+                visualizer=dict(
+                    type='Visualizer',
+                    vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')],
+                ),
+                experiment_name=name,
+                log_level='ERROR',
+            )
+            runner.train()
+        return runner
+
+    def test_tensorboard_gets_pictures(self, tmp_path):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        views = ('kernel-sum', 'query')
+        runner = self.train(tmp_path, layers='backbone.layer3.*', views=views, at=(40, 3))
+        assert runner.model.training
+        files = list(tmp_path.glob('work/*/vis_data/**/events*'))
+        assert len(files) == 1
+        events = EventAccumulator(str(files[0]), size_guidance=dict(images=0)).Reload()
+        assert set(events.Tags()['images']) == {f'attention_{view}' for view in views}
+        pictures = events.Images('attention_query')
+        assert [picture.step for picture in pictures] == [0, 2, 4]
+        assert pictures[0].width > 500
+        # the network has learned
+        assert pictures[0].encoded_image_string != pictures[2].encoded_image_string
+        assert list(tmp_path.glob('work/*/vis_data/vis_image/attention_query_4.png'))
+
+    def test_what_is_wrong_raises_before_training(self, tmp_path):
+        with pytest.raises(ValueError, match='interval must be at least 1, got 0'):
+            self.train(tmp_path, interval=0)
+        with pytest.raises(ValueError, match="views must be some of .*'kernels'"):
+            self.train(tmp_path, views=('kernels',))
+        with pytest.raises(ValueError, match=r"layers must match .*got 'layer3.\*'"):
+            self.train(tmp_path, layers='layer3.*')

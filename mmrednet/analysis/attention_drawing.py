@@ -108,8 +108,12 @@ def _draw_panel(
         _draw_bars(axis, values, scale)
     else:
         axis.imshow(image.image)
+        plane = values[0].float().numpy()
+        if view == 'query':
+            # positions without a tap show the image
+            plane = np.ma.masked_equal(plane, 0)
         drawn = axis.imshow(
-            values[0].float().numpy(),
+            plane,
             cmap=COLOURS,
             alpha=opacity,
             interpolation='nearest',

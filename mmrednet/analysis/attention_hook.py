@@ -20,7 +20,7 @@ class AttentionMapHook(Hook):
     """Draw views of one image every N iterations, through mmengine's visualizer.
 
     Its local, TensorBoard and other backends show the pictures, under the name
-    'attention/<view>'. They are drawn before the first iteration too. What is wrong with the
+    'attention_<view>'. They are drawn before the first iteration too. What is wrong with the
     arguments raises before training.
 
     Args:
@@ -79,7 +79,7 @@ class AttentionMapHook(Hook):
                 model, prepared, layers=self.layers, view=view, at=self.at, heads=self.heads
             )
             picture = draw_attention_maps(prepared, maps, at=self.at)
-            runner.visualizer.add_image(f'attention/{view or "default"}', picture, step=step)
+            runner.visualizer.add_image(f'attention_{view or "default"}', picture, step=step)
 
 
 def _model(runner: Runner) -> Any:

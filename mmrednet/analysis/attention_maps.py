@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..layers import OperatorChain
 from ..layers.attention import Attention, TapWeights
 from ..spelling import nearest
-from .attention_views import ROLLOUT, VIEWS, Grid, chosen_position, tap_shares, spread, views_of
+from .attention_views import ROLLOUT, VIEWS, Grid, chosen_position, spread, tap_shares, views_of
 from .model_image import ModelImage, model_image
 
 # heads whose forward takes the feature maps alone
@@ -156,9 +156,7 @@ def fraction_of(image: ModelImage, at: tuple[float, float] | None) -> tuple[floa
     shares = ((y + 0.5) / height, (x + 0.5) / width)
     row, column = (
         min(share * shape / size, 1 - 1e-9)
-        for share, shape, size in zip(
-            shares, image.shape, image.inputs.shape[-2:], strict=True
-        )
+        for share, shape, size in zip(shares, image.shape, image.inputs.shape[-2:], strict=True)
     )
     return row, column
 
@@ -214,6 +212,7 @@ def _looking(layers: dict[str, Any], look: Callable[[str, Any, Tensor], None]) -
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a model in eval mode without gradients, and restore the mode of each module."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

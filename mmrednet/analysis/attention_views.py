@@ -19,7 +19,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..layers.attention import Attention, AxisWeights, Gate, SamplingPoints, TapWeights
+from ..layers.attention import (
+    Attention,
+    AxisWeights,
+    Gate,
+    PositionWeights,
+    SamplingPoints,
+    TapWeights,
+)
 
 
 class Grid(NamedTuple):
@@ -50,22 +57,24 @@ def kernel_sum(attention: TapWeights, grid: Grid) -> Tensor:
     return attention.weight.sum(2)
 
 
-def tap_shares(attention: TapWeights | AxisWeights) -> tuple[Tensor, int]:
+def tap_shares(attention: PositionWeights) -> tuple[Tensor, int]:
     """Return the share of every tap in the sum of magnitudes, and the dimension of the taps."""
     dim = 2 if isinstance(attention, TapWeights) else 4
-    magnitude = attention.weight.abs().to(torch.promote_types(attention.weight.dtype, torch.float32))
+    magnitude = attention.weight.abs().to(
+        torch.promote_types(attention.weight.dtype, torch.float32)
+    )
     # positions without any weight have no share
     return magnitude / magnitude.sum(dim, keepdim=True).clamp_min(1e-30), dim
 
 
-def entropy(attention: TapWeights | AxisWeights, grid: Grid) -> Tensor:
+def entropy(attention: PositionWeights, grid: Grid) -> Tensor:
     """Return the entropy (B, G, Ho, Wo) of the shares, 1 where all taps count alike."""
     shares, dim = tap_shares(attention)
     terms = torch.special.entr(shares)
     return terms.sum(dim) / math.log(max(2, shares.shape[dim]))
 
 
-def distance(attention: TapWeights | AxisWeights, grid: Grid) -> Tensor:
+def distance(attention: PositionWeights, grid: Grid) -> Tensor:
     """Return the mean distance (B, G, Ho, Wo) of the taps from their position, in pixels of the
     image.
     """
@@ -73,7 +82,7 @@ def distance(attention: TapWeights | AxisWeights, grid: Grid) -> Tensor:
     return (shares * _lengths(attention, grid).to(shares)).sum(dim)
 
 
-def _lengths(attention: TapWeights | AxisWeights, grid: Grid) -> Tensor:
+def _lengths(attention: PositionWeights, grid: Grid) -> Tensor:
     """Return the distance of every tap: (K, Ho, Wo), or (H, W, L) along an axis."""
     if isinstance(attention, AxisWeights):
         is_row = attention.axis == 'width'
@@ -89,7 +98,7 @@ def _lengths(attention: TapWeights | AxisWeights, grid: Grid) -> Tensor:
     return squares.sqrt().flatten(0, 1)
 
 
-def spread(attention: TapWeights | AxisWeights, mass: Tensor, size: tuple[int, int]) -> Tensor:
+def spread(attention: PositionWeights, mass: Tensor, size: tuple[int, int]) -> Tensor:
     """Distribute the mass of every output position to the positions that it takes from.
 
     Args:
@@ -113,22 +122,26 @@ def spread(attention: TapWeights | AxisWeights, mass: Tensor, size: tuple[int, i
     return result.index_add(2, index.flatten(0, 1)[valid], shares).unflatten(2, size)
 
 
-def query(attention: TapWeights | AxisWeights | tuple[Attention, ...], grid: Grid) -> Tensor:
+def query(attention: PositionWeights | tuple[PositionWeights, ...], grid: Grid) -> Tensor:
     """Return the weights (B, G, H, W) of the chosen position, where its taps lie.
 
     Of several parts that follow one another it is what reaches the position through all of them,
     each averaged over its heads.
     """
-    if isinstance(attention, Attention):
+    if isinstance(attention, PositionWeights):
         return spread(attention, chosen_position(attention, grid), grid.size)
-    parts = [part._replace(weight=part.weight.mean(1, keepdim=True)) for part in attention]
+    parts = [_averaged(part) for part in attention]
     mass = chosen_position(parts[-1], grid)
     for part in reversed(parts):
         mass = spread(part, mass, grid.size)
     return mass
 
 
-def chosen_position(attention: TapWeights | AxisWeights, grid: Grid) -> Tensor:
+def _averaged(attention: PositionWeights) -> PositionWeights:
+    return attention._replace(weight=attention.weight.mean(1, keepdim=True))
+
+
+def chosen_position(attention: PositionWeights, grid: Grid) -> Tensor:
     """Return one at the chosen position, and zero elsewhere: (B, 1, Ho, Wo)."""
     weight = attention.weight
     outputs = weight.shape[-2:] if isinstance(attention, TapWeights) else weight.shape[2:4]

@@ -12,8 +12,8 @@ from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-# of ImageNet's images in RGB, for models that do not state their own
-IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+# mean and standard deviation of ImageNet's images in RGB, for models that do not state their own
+IMAGENET_STATISTICS = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class ModelImage(NamedTuple):
@@ -143,11 +143,8 @@ def _from_pipeline(
 def _normalised(model: Any, pixels: np.ndarray) -> Tensor:
     parameter = next(model.parameters())
     inputs = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-    preprocessor = getattr(model, 'data_preprocessor', None)
-    if hasattr(preprocessor, 'mean'):
-        inputs = preprocessor(dict(inputs=[inputs]))['inputs']
-    else:
-        # the statistics are of RGB
-        mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-        inputs = ((inputs.flip(0) - mean) / std)[None]
-    return inputs.to(parameter)
+    if hasattr(getattr(model, 'data_preprocessor', None), 'mean'):
+        return model.data_preprocessor(dict(inputs=[inputs]))['inputs'].to(parameter)
+    mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET_STATISTICS)
+    # the statistics are of RGB
+    return ((inputs.flip(0) - mean) / std)[None].to(parameter)

@@ -88,5 +88,7 @@ class SamplingPoints(NamedTuple):
     factor: Tensor
 
 
+# weights over positions of the feature map
+PositionWeights = TapWeights | AxisWeights
 # what a layer's ``attention`` returns: one of these, or several of parts that follow one another
-Attention = TapWeights | AxisWeights | Gate | SamplingPoints
+Attention = PositionWeights | Gate | SamplingPoints

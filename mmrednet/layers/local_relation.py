@@ -109,7 +109,9 @@ class LocalRelation(SafeModule):
         query, key = self.projections(x)
         prior = None if self.prior is None else self.prior()
         if self.relation == 'absolute_difference':
-            logits = difference_logits(query.unsqueeze(2), key.unsqueeze(2), prior, self.window)
+            logits = difference_logits(
+                query.unsqueeze(2), key.unsqueeze(2), prior, list(self.window)
+            )
         else:
             logits = local_correlate(*self._factors(query, key), self.window)
             if prior is not None:

@@ -79,7 +79,7 @@ def difference_logits(
     query: Tensor, key: Tensor, bias: Tensor | None, window: Sequence[int]
 ) -> Tensor:
     """Return the logits (B, N, K, Ho, Wo) of :func:`local_difference_attention`."""
-    differences = _differences(query, key, list(window))
+    differences = _differences(query, key, window)
     logits = -differences[0].abs()
     for difference in differences[1:]:
         logits = logits - difference.abs()

@@ -38,16 +38,14 @@ def parse_args():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='path of the config')
-    parser.add_argument(
-        'checkpoint', help="path of the checkpoint, or 'none' for random weights"
-    )
+    parser.add_argument('checkpoint', help="path of the checkpoint, or 'none' for random weights")
     parser.add_argument('photos', nargs='*', type=Path, help='photographs, or folders of them')
     parser.add_argument(
         '--out',
         '--out-dir',
         type=Path,
         default=Path('outputs'),
-        help='folder for the pictures, or a PNG for the picture of one photograph; default: outputs',
+        help='folder for the pictures, or a PNG for that of one photograph; default: outputs',
     )
     attention = parser.add_argument_group('attention maps of photographs')
     attention.add_argument(
