@@ -73,5 +73,8 @@ TRANSFORMS = NamingRegistry(
     locations=['mmrednet.datasets.checked_loading', 'mmrednet.pretraining'],
 )
 HOOKS = Registry(
-    'hook', parent=ROOT_HOOKS, scope='mmrednet', locations=['mmrednet.engine.checkpoint_hook']
+    'hook',
+    parent=ROOT_HOOKS,
+    scope='mmrednet',
+    locations=['mmrednet.engine.checkpoint_hook', 'mmrednet.analysis.attention_hook'],
 )

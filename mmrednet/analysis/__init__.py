@@ -4,17 +4,26 @@ from ..packages import require
 
 require('mmrednet.analysis', 'mmengine', 'mmcv')
 
+from .attention_drawing import draw_attention_maps
+from .attention_maps import attention_layers, attention_maps
+from .class_activation import class_activation
 from .counting import count_network
 from .drawing import draw_detections, draw_kernel_maps, draw_segmentations, kernel_maps
+from .model_image import model_image
 from .networks import build_network
 from .operator_handles import register_flop_handles
 
 __all__ = [
+    'attention_layers',
+    'attention_maps',
     'build_network',
+    'class_activation',
     'count_network',
+    'draw_attention_maps',
     'draw_detections',
     'draw_kernel_maps',
     'draw_segmentations',
     'kernel_maps',
+    'model_image',
     'register_flop_handles',
 ]

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops import Window
 from ..ops.precision import full_precision
 from ..ops.transforms import is_transformed
+from .attention import SamplingPoints, TapWeights
 from .safe_module import SafeModule
 from .spatial import spatial_operator
 
@@ -93,13 +95,36 @@ class DeformableConv(SafeModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
-        height, width = x.shape[-2:]
-        # mmcv's operators refuse maps smaller than the kernel; outside a map there are zeros anyway
-        size = self.weight.shape[-1]
-        x = F.pad(x, (0, max(0, size - width), 0, max(0, size - height)))
-        offset = self.conv_offset(x)
+        padded = self._padded(x)
+        offset = self.conv_offset(padded)
         # mmcv's operators refuse an empty batch, on which no tap moves
-        result = self._move(x, offset) if len(x) else self._stay(x)
+        result = self._move(padded, offset) if len(x) else self._stay(padded)
+        return self._cropped(result, x)
+
+    def attention(self, x: Tensor) -> SamplingPoints:
+        """Return where the taps sample (B, C, H, W), and the factors of the samples."""
+        offset = self._cropped(self.conv_offset(self._padded(x)), x)
+        moves, factor = self.moves(offset)
+        size = self.weight.shape[-1]
+        groups = (self.deform_groups, size**2)
+        window = Window(size, self.stride, self.dilation, self.padding)
+        axes = TapWeights(factor, window).taps(*x.shape[-2:])
+        # (Kh, Kw, Ho, Wo) each, then (K, 2, Ho, Wo)
+        rows = axes[0][:, None, :, None].expand(-1, size, -1, offset.shape[-1])
+        columns = axes[1][None, :, None, :].expand(size, -1, offset.shape[-2], -1)
+        taps = torch.stack([rows, columns], 2).flatten(0, 1).to(offset)
+        return SamplingPoints(taps + moves.unflatten(1, (*groups, 2)), factor.unflatten(1, groups))
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """Return feature maps that are at least as large as the kernel, which mmcv's operators ask
+        for. Outside of a feature map there are zeros anyway.
+        """
+        height, width = x.shape[-2:]
+        size = self.weight.shape[-1]
+        return F.pad(x, (0, max(0, size - width), 0, max(0, size - height)))
+
+    def _cropped(self, result: Tensor, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
         return result[..., : -(-height // self.stride), : -(-width // self.stride)]
 
     def _move(self, x: Tensor, offset: Tensor) -> Tensor:
@@ -117,6 +142,12 @@ class DeformableConv(SafeModule):
 
     def _stay(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation)
+
+    @abstractmethod
+    def moves(self, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the moves (B, 2 G K, Ho, Wo), (y, x) of every tap, and the factors (B, G K, Ho,
+        Wo).
+        """
 
     @abstractmethod
     def convolve(self, x: Tensor, offset: Tensor) -> Tensor:
@@ -155,6 +186,10 @@ class DCN(DeformableConv):
 
     operator, mmcv_class, offsets = 'deform_conv2d', 'DeformConv2d', 2
 
+    def moves(self, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the offsets as they are, and ones."""
+        return offset, torch.ones_like(offset[:, ::2])
+
     def convolve(self, x: Tensor, offset: Tensor) -> Tensor:
         """Apply mmcv's operator to the input and the offsets (y, x) of every tap."""
         weight = self.weight.contiguous()
@@ -169,16 +204,21 @@ class DCNv2(DeformableConv):
 
     operator, mmcv_class, offsets = 'modulated_deform_conv2d', 'ModulatedDeformConv2d', 3
 
+    def moves(self, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the offsets (y, x) of every tap, and the sigmoid of its weight."""
+        # thirds in mmcv's order, of which the first two are offsets
+        *offsets, mask = offset.chunk(3, 1)
+        return torch.cat(offsets, 1), mask.sigmoid()
+
     def convolve(self, x: Tensor, offset: Tensor) -> Tensor:
         """Apply mmcv's operator to the input, the offsets (y, x) of every tap and the sigmoid of
         its weight.
         """
-        # thirds in mmcv's order, of which the first two are offsets
-        *offsets, mask = offset.chunk(3, 1)
+        moves, factor = self.moves(offset)
         return self.function(
             x,
-            torch.cat(offsets, 1),
-            mask.sigmoid(),
+            moves,
+            factor,
             self.weight.contiguous(),
             None,
             self.stride,

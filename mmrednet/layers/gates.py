@@ -10,6 +10,7 @@ from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
 from ..checkpoints.formats import rename
+from .attention import Gate
 from .gates_formats import CBAM_NAMES, SE_NAMES
 from .safe_module import SafeModule
 from .spatial import cell_average, spatial_operator
@@ -107,6 +108,10 @@ class SE(ChannelMLP):
         """Return the factors (B, C, 1, 1)."""
         return super().forward(x.mean((2, 3), keepdim=True)).sigmoid()
 
+    def attention(self, x: Tensor) -> Gate:
+        """Return the factors (B, C, 1, 1) that multiply (B, C, H, W), before any pool."""
+        return Gate(self.gate(x))
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         return self.pool(x * self.gate(x))
@@ -203,6 +208,10 @@ class CBAM(SafeModule):
         """Return the product (B, C, H, W) of both factors."""
         channel = self.channel_gate(x)
         return channel * self.spatial_gate(x * channel)
+
+    def attention(self, x: Tensor) -> Gate:
+        """Return the factors (B, C, H, W) that multiply (B, C, H, W), before any pool."""
+        return Gate(self.gate(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""

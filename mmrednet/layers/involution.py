@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..ops import Window, local_aggregate, local_involution
 from ..ops.involution import finish
+from .attention import TapWeights
 from .plain import plain_pointwise
 from .safe_module import SafeModule
 from .spatial import cell_average, spatial_operator
@@ -86,6 +87,11 @@ class Involution(SafeModule):
     def generate(self, hidden: Tensor) -> Tensor:
         """Return the kernels (B, G, K * K, Ho, Wo) that the output of ``conv1`` generates."""
         return self.conv2(hidden).unflatten(1, (self.groups, self.window.taps))
+
+    def attention(self, x: Tensor) -> TapWeights:
+        """Return the kernels that are applied to (B, C, H, W)."""
+        kernels = self.generate(self.conv1(self.pool(x)))
+        return TapWeights(kernels, self.window, sums_to_one=False)
 
     def fold(self, scale: Tensor, shift: Tensor, *, relu: bool) -> None:
         """Let ``forward`` return ``scale * y + shift``, channel by channel, with a ReLU if asked.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.space_to_batch import dilated_depth_wise
+from .attention import Gate
 from .safe_module import SafeModule
 from .spatial import cell_average, spatial_operator
 
@@ -32,6 +33,10 @@ class ConvolutionalAttention(SafeModule):
     @abstractmethod
     def gate(self, x: Tensor) -> Tensor:
         """Return the attention map, of the shape of the input (B, C, H, W)."""
+
+    def attention(self, x: Tensor) -> Gate:
+        """Return the factors (B, C, H, W) that multiply (B, C, H, W), before any pool."""
+        return Gate(self.gate(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops import Window, local_attention, local_difference_attention
+from ..ops import (
+    Window,
+    attend,
+    local_attention,
+    local_correlate,
+    local_difference_attention,
+)
+from ..ops.difference_attention import difference_logits
+from .attention import TapWeights
 from .position import GeometryPrior
 from .safe_module import SafeModule
 from .spatial import spatial_operator
@@ -88,14 +96,31 @@ class LocalRelation(SafeModule):
             return local_difference_attention(*factors, value, self.window, bias=prior)
         return local_attention(*self._factors(query, key), value, self.window, bias=prior)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
+    def projections(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries (B, G, Ho, Wo) and keys (B, G, H, W) of (B, C, H, W)."""
         key = self.key(x)
         if self.query is None:
             # the relation is the key alone: q k with q = 1
-            query = torch.ones_like(key[..., :: self.stride, :: self.stride])
+            return torch.ones_like(key[..., :: self.stride, :: self.stride]), key
+        return self.query(x[..., :: self.stride, :: self.stride]), key
+
+    def attention(self, x: Tensor) -> TapWeights:
+        """Return the weights that are applied to (B, C, H, W), before the last convolution."""
+        query, key = self.projections(x)
+        prior = None if self.prior is None else self.prior()
+        if self.relation == 'absolute_difference':
+            logits = difference_logits(
+                query.unsqueeze(2), key.unsqueeze(2), prior, list(self.window)
+            )
         else:
-            query = self.query(x[..., :: self.stride, :: self.stride])
+            logits = local_correlate(*self._factors(query, key), self.window)
+            if prior is not None:
+                logits = logits + prior[:, :, None, None]
+        return TapWeights(attend(logits, self.window, x.shape[-2:]), self.window)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
+        query, key = self.projections(x)
         value = F.pad(x, (0, 0, 0, 0, 0, self.missing)) if self.missing else x
         value = value.unflatten(1, (self.groups, self.group_channels))
         result = self.aggregate(query, key, value).flatten(1, 2)

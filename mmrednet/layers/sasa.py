@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..ops import Window, attend, local_aggregate, local_attention, local_correlate
 from ..registry import MODELS
+from .attention import TapWeights
 from .plain import is_plain, plain_pointwise
 from .position import RelativeEmbedding, absolute_embedding
 from .safe_module import SafeModule
@@ -89,19 +90,33 @@ class StandAloneSelfAttention(SafeModule):
             # one operator, which stores no weights
             tables = dict(rows=self.relative.rows, columns=self.relative.columns)
             return local_attention(query, key, value, self.window, **tables)
-        logits = self.relative(query)
+        return local_aggregate(value, self.weights(query, key), self.window)
+
+    def weights(self, query: Tensor, key: Tensor | None) -> Tensor:
+        """Return the weights (B, N, K, H, W) of queries and keys (B, N, D, H, W)."""
+        logits: Any = 0
+        if self.relative is not None:
+            logits = self.relative(query)
         if key is not None:
             logits = logits + local_correlate(query, key, self.window)
-        weight = attend(logits, self.window, value.shape[-2:])
-        return local_aggregate(value, weight, self.window)
+        return attend(logits, self.window, query.shape[-2:])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return queries and keys (B, N, D, H, W) of (B, C, H, W)."""
         heads = (self.num_heads, x.shape[1] // self.num_heads)
         content = x + absolute_embedding(x) if self.absolute else x
         query = self.query(content).unflatten(1, heads)
         key = None if self.key is None else self.key(content).unflatten(1, heads)
-        value = self.value(x).unflatten(1, heads)
+        return query, key
+
+    def attention(self, x: Tensor) -> TapWeights:
+        """Return the weights that are applied to the values of (B, C, H, W), before any pool."""
+        return TapWeights(self.weights(*self.project(x)), self.window)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
+        query, key = self.project(x)
+        value = self.value(x).unflatten(1, query.shape[1:3])
         return self.pool(self.attend(query, key, value).flatten(1, 2))
 
 
@@ -169,6 +184,10 @@ class AttentionStem(SafeModule):
         key = self.key(x).unflatten(1, self.heads)
         logits = local_correlate(query.unflatten(1, self.heads), key, self.window)
         return attend(logits, self.window, (height, width))
+
+    def attention(self, x: Tensor) -> TapWeights:
+        """Return the weights that are applied to the mixed values of (B, C, H, W)."""
+        return TapWeights(self.weights(x), self.window)
 
     def aggregate(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return the weighted sums (B, N, D, Ho, Wo) of the mixed values of (B, C, H, W)."""

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 from mmcv.cnn import build_conv_layer
 from mmengine.model import Sequential
-from torch import nn
+from torch import Tensor, nn
 
 from ..registry import MODELS
 from ..spelling import nearest
+from .attention import Attention
 
 SpatialConfig = dict | None
 
@@ -189,3 +190,14 @@ class OperatorChain(Sequential):
                 for cfg, step in zip(operators, strides, strict=True)
             )
         )
+
+    def attention(self, x: Tensor) -> tuple[Attention, ...]:
+        """Return what each operator applies to its input, in the order of their application."""
+        attentions: list[Attention] = []
+        for operator in self:
+            attention = operator.attention(x)
+            # an operator may have several parts too
+            is_part = isinstance(attention, Attention)
+            attentions += [attention] if is_part else attention
+            x = operator(x)
+        return tuple(attentions)

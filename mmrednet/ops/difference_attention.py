@@ -75,7 +75,10 @@ def _differences(query: Tensor, key: Tensor, window: Sequence[int]) -> list[Tens
     return differences
 
 
-def _logits(query: Tensor, key: Tensor, bias: Tensor | None, window: Sequence[int]) -> Tensor:
+def difference_logits(
+    query: Tensor, key: Tensor, bias: Tensor | None, window: Sequence[int]
+) -> Tensor:
+    """Return the logits (B, N, K, Ho, Wo) of :func:`local_difference_attention`."""
     differences = _differences(query, key, window)
     logits = -differences[0].abs()
     for difference in differences[1:]:
@@ -90,7 +93,7 @@ def definition(
 
     It is the reference of every fused kernel.
     """
-    logits = _logits(query, key, bias, window)
+    logits = difference_logits(query, key, bias, window)
     weight = attend(logits, Window.from_flat(window), key.shape[-2:])
     return local.aggregate(value, weight, window)
 
@@ -106,7 +109,7 @@ def _logit_gradients(
     """Return the weights P and the gradients P (dP - sum over j of P dP) of the logits, with dP =
     correlate(grad, value).
     """
-    logits = _logits(query, key, bias, window)
+    logits = difference_logits(query, key, bias, window)
     weight = attend(logits, Window.from_flat(window), key.shape[-2:])
     grad_weight = local.correlate(grad.to(weight.dtype), value, window)
     return weight, weight * (grad_weight - (weight * grad_weight).sum(2, keepdim=True))

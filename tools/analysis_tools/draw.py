@@ -1,9 +1,14 @@
-"""Draw predictions of a detector or a segmenter beside the ground truth, and the kernels of its
-involutions.
+"""Draw what a detector or a segmenter sees.
+
+Without photographs: predictions beside the ground truth for images of the test set, and the kernels
+of involutions. With photographs: what the operators of chosen layers apply to each of them.
+
+    python tools/analysis_tools/draw.py CONFIG CHECKPOINT photo.jpg --layers 'backbone.layer3.*'
 """
 
 import argparse
 import sys
+from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -12,19 +17,57 @@ import cv2
 from mmengine.config import DictAction
 
 from mmrednet import safe_loading
-from mmrednet.analysis import draw_detections, draw_kernel_maps, draw_segmentations, kernel_maps
+from mmrednet.analysis import (
+    attention_maps,
+    class_activation,
+    draw_attention_maps,
+    draw_detections,
+    draw_kernel_maps,
+    draw_segmentations,
+    kernel_maps,
+    model_image,
+)
+from mmrednet.analysis.attention_views import ROLLOUT, VIEWS
+from mmrednet.analysis.class_activation import METHODS
 from mmrednet.engine import check_fit, load_config, scope_of
 from mmrednet.layers import Involution
 
 
 def parse_args():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='path of the config')
-    parser.add_argument('checkpoint', help='path of the checkpoint')
+    parser.add_argument('checkpoint', help="path of the checkpoint, or 'none' for random weights")
+    parser.add_argument('photos', nargs='*', type=Path, help='photographs, or folders of them')
     parser.add_argument(
-        '--out-dir', type=Path, default=Path('outputs'), help='folder for the pictures'
+        '--out',
+        '--out-dir',
+        type=Path,
+        default=Path('outputs'),
+        help='folder for the pictures, or a PNG for that of one photograph; default: outputs',
+    )
+    attention = parser.add_argument_group('attention maps of photographs')
+    attention.add_argument(
+        '--layers', nargs='+', default=['*'], metavar='PATTERN', help='default: all layers'
+    )
+    attention.add_argument(
+        '--view',
+        choices=[*VIEWS, ROLLOUT, *METHODS],
+        help='default: the first view that each layer has',
+    )
+    attention.add_argument(
+        '--at',
+        nargs=2,
+        type=float,
+        metavar=('X', 'Y'),
+        help='pixel of the photograph for query, points and rollout; default: its centre',
+    )
+    attention.add_argument('--heads', choices=['mean', 'each'], default='mean')
+    attention.add_argument(
+        '--target',
+        type=int,
+        help='for grad-cam, the number of the detection or class; default: the best one',
     )
     parser.add_argument(
         '--images',
@@ -42,7 +85,16 @@ def parse_args():
         metavar='KEY=VALUE',
         help='override parts of the config',
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.checkpoint == 'none':
+        args.checkpoint = None
+    missing = [str(path) for path in args.photos if not path.exists()]
+    if missing:
+        parser.error(f'photos must be existing images or folders, got {", ".join(missing)}')
+    several = len(args.photos) != 1 or args.photos[0].is_dir()
+    if args.out.suffix and several:
+        parser.error(f'--out must be a folder unless there is one photograph, got {args.out}')
+    return args
 
 
 def last_involution_of_each_stage(model):
@@ -56,18 +108,14 @@ def last_involution_of_each_stage(model):
 
 def open_detector(cfg, args):
     from mmdet.apis import init_detector
-    from mmdet.registry import DATASETS
 
-    model = init_detector(cfg, args.checkpoint, device=args.device)
-    return model, DATASETS.build(cfg.test_dataloader.dataset)
+    return init_detector(cfg, args.checkpoint, device=args.device)
 
 
 def open_segmenter(cfg, args):
     from mmseg.apis import init_model
-    from mmseg.registry import DATASETS
 
-    model = init_model(cfg, args.checkpoint, device=args.device)
-    return model, DATASETS.build(cfg.test_dataloader.dataset)
+    return init_model(cfg, args.checkpoint, device=args.device)
 
 
 # framework: function that opens a model, function that draws its predictions, name of the picture
@@ -75,6 +123,10 @@ FRAMEWORKS = {
     'mmdet': (open_detector, draw_detections, 'detections.png'),
     'mmseg': (open_segmenter, draw_segmentations, 'segmentations.png'),
 }
+
+
+def build_test_set(cfg):
+    return import_module(f'{scope_of(cfg)}.registry').DATASETS.build(cfg.test_dataloader.dataset)
 
 
 def write(path, image):
@@ -94,20 +146,52 @@ def draw_kernels(model, item):
     return draw_kernel_maps(cv2.imread(sample.img_path), panels)
 
 
+def view_photo(model, photo, args):
+    """Return the picture of what the operators apply to a photograph, RGB."""
+    image = model_image(model, photo)
+    at = args.at and tuple(args.at)
+    if args.view in METHODS:
+        layers = ['backbone'] if args.layers == ['*'] else args.layers
+        options = dict(method=args.view, target=args.target)
+        maps = [class_activation(model, image, layer=layer, **options) for layer in layers]
+    else:
+        options = dict(layers=args.layers, view=args.view, at=at, heads=args.heads)
+        maps = attention_maps(model, image, **options)
+    return draw_attention_maps(image, maps, at=at)
+
+
+def draw_photos(model, args):
+    photos = []
+    for path in args.photos:
+        photos += sorted(path.iterdir()) if path.is_dir() else [path]
+    for photo in photos:
+        picture = view_photo(model, photo, args)
+        target = args.out if args.out.suffix else args.out / f'{photo.stem}.png'
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(target, picture[..., ::-1])
+
+
 @safe_loading()
 def main():
     args = parse_args()
     cfg = load_config(args.config, options=args.cfg_options)
     open_model, draw, name = FRAMEWORKS[scope_of(cfg)]
-    model, dataset = open_model(cfg, args)
-    check_fit(model, args.checkpoint)
-    args.out_dir.mkdir(parents=True, exist_ok=True)
+    model = open_model(cfg, args)
+    if args.checkpoint is None:
+        print('without a checkpoint the weights are random')
+    else:
+        check_fit(model, args.checkpoint)
+    if args.photos:
+        draw_photos(model, args)
+        return
+    dataset = build_test_set(cfg)
+    args.out.mkdir(parents=True, exist_ok=True)
     picture = draw(model, dataset, args.images, scale=args.scale)
     # OpenCV writes BGR
-    write(args.out_dir / name, picture[..., ::-1])
+    write(args.out / name, picture[..., ::-1])
     kernels = draw_kernels(model, dataset[args.images[0]])
     if kernels is not None:
-        write(args.out_dir / 'kernels.png', kernels)
+        write(args.out / 'kernels.png', kernels)
 
 
 if __name__ == '__main__':
