@@ -19,6 +19,8 @@ from .spatial import cell_average, spatial_operator
 # elements of all logits that operators without a fused kernel may have at once: 1 GiB in float32
 LOGITS_BUDGET = 1 << 28
 
+Affine = tuple[Tensor, Tensor]
+
 
 class AxialAttention1d(SafeModule):
     r"""Position-sensitive attention along one axis.
@@ -95,9 +97,9 @@ class AxialAttention1d(SafeModule):
         self.depth = out_channels // num_heads
         # the names of the published checkpoints
         self.qkv_transform = nn.Conv1d(in_channels, 2 * out_channels, 1, bias=False)
-        self.bn_qkv = nn.BatchNorm1d(2 * out_channels)
+        self.bn_qkv: nn.Module = nn.BatchNorm1d(2 * out_channels)
         self.bn_similarity = nn.BatchNorm2d(len(self.terms) * num_heads)
-        self.bn_output = nn.BatchNorm1d((2 if value_position else 1) * out_channels)
+        self.bn_output: nn.Module = nn.BatchNorm1d((2 if value_position else 1) * out_channels)
         self.relative = nn.Parameter(
             torch.randn(2 * self.depth, 2 * table_size - 1) * self.depth**-0.5
         )
@@ -110,11 +112,35 @@ class AxialAttention1d(SafeModule):
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         qkv = batch_norm(self.bn_qkv, pointwise(self.qkv_transform, x))
         mixed = self.attend(self.to_lines(qkv.unflatten(1, (self.num_heads, 2 * self.depth))))
-        if self.position_scale is not None:
-            return self.to_lines(mixed).flatten(1, 2)
         # channels of the norm are (head, channel, term), as published
         parts = batch_norm(self.bn_output, self.to_lines(mixed).flatten(1, 2))
-        return parts.unflatten(1, (-1, 1 + self.value_position)).sum(2)
+        if self.position_scale is not None or not self.value_position:
+            return parts
+        return parts.unflatten(1, (-1, 2)).sum(2)
+
+    def fold(self, qkv: Affine, output: Affine) -> None:
+        """Let projection and attention apply the norms of queries, keys and values and of the
+        result. The norms become ``nn.Identity``.
+
+        :func:`mmrednet.fuse` calls this.
+
+        Args:
+            qkv: Scale and shift of ``bn_qkv``, of shape (2 * out_channels,).
+            output: Scale and shift of ``bn_output``, of shape (parts * out_channels,).
+        """
+        scale, shift = (x.clone().unflatten(0, (self.num_heads, -1)) for x in qkv)
+        by_part, shift_by_part = (x.unflatten(0, (self.num_heads, self.depth, -1)) for x in output)
+        # The weights of a softmax sum to one: what is added to all values is added to the result.
+        values = slice(self.depth, None)
+        scale[:, values] *= by_part[..., 0]
+        shift[:, values] = shift[:, values] * by_part[..., 0] + shift_by_part.sum(2)
+        weight = self.qkv_transform.weight.detach()
+        folded = weight.to(scale.dtype) * scale.flatten()[:, None, None]
+        self.qkv_transform.weight = nn.Parameter(folded.to(weight.dtype))
+        self.qkv_transform.bias = nn.Parameter(shift.flatten().to(weight.dtype))
+        if self.value_position:
+            self.position_scale = by_part[..., 1].to(weight.dtype)
+        self.bn_qkv, self.bn_output = nn.Identity(), nn.Identity()
 
     def to_lines(self, x: Tensor) -> Tensor:
         """View maps (B, N, C, H, W) as lines (B, N, C, J, L) along the axis, or back."""
