@@ -60,12 +60,20 @@ def difference_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
 
 
 def axial_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    """Count ``mmrednet::axial_attention(query, key, value, relative, scale, shift, terms, span,
-    value_position)``.
+    """Count ``mmrednet::axial_attention(lines, relative, scale, shift, position_scale,
+    key_channels, terms, span, value_position)``.
     """
-    query, value = get_shape(inputs[0]), get_shape(inputs[2])
-    terms = len(integers(inputs[6]))
-    return multiply_adds.axial_attention(query, value, terms, inputs[8].toIValue())
+    batch, heads, channels, lines, length = get_shape(inputs[0])
+    keys, terms, span = inputs[5].toIValue(), len(integers(inputs[6])), inputs[7].toIValue()
+    query, value = ((batch * lines, heads, size, length) for size in (keys, channels - 2 * keys))
+    return multiply_adds.axial_attention(query, value, terms, inputs[8].toIValue(), span)
+
+
+def axial_moments(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    """Count ``mmrednet::axial_moments(lines, relative, key_channels, terms, span)``."""
+    batch, heads, _, lines, length = get_shape(inputs[0])
+    pairs = batch * heads * lines * multiply_adds.line_pairs(length, inputs[4].toIValue())
+    return Counter(einsum=pairs * inputs[2].toIValue() * len(integers(inputs[3])))
 
 
 def integers(value: Any) -> list[int]:
@@ -81,6 +89,7 @@ HANDLES: dict[str, Handle] = {
     'mmrednet::attention': attention,
     'mmrednet::difference_attention': difference_attention,
     'mmrednet::axial_attention': axial_attention,
+    'mmrednet::axial_moments': axial_moments,
 }
 
 # every new FlopAnalyzer copies this table; mmengine has no public way to add to it

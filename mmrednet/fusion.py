@@ -14,6 +14,7 @@ from mmengine.model import Sequential
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from .layers.axial import AxialAttention1d
 from .layers.involution import Involution
 from .layers.plain import BATCH_NORMS, is_plain
 
@@ -23,8 +24,9 @@ def fuse(model: nn.Module) -> nn.Module:
 
     A convolution takes the norm behind it into its weight and bias, by mmcv's ``fuse_conv_bn``. An
     :class:`mmrednet.layers.Involution` takes the norm, and the ReLU behind the norm, into its
-    kernel. Norms and activations that were taken become ``nn.Identity``. Outputs stay the same up
-    to rounding. Calling it again changes nothing.
+    kernel. An :class:`mmrednet.layers.AxialAttention1d` takes its norms of queries, keys and values
+    and of its result into its projection. Norms and activations that were taken become
+    ``nn.Identity``. Outputs stay the same up to rounding. Calling it again changes nothing.
 
     A layer, a norm or an activation with hooks, a parametrization or a wrapper is left as it is.
     So is one that several modules share.
@@ -49,9 +51,21 @@ def fuse(model: nn.Module) -> nn.Module:
     owners = Counter(id(child) for module in model.modules() for child in module._modules.values())
     shared = {child for child, count in owners.items() if count > 1}
     for module in list(model.modules()):
+        _fold_axial(module, shared)
         _fold_activations(module, shared)
         _fold_norms(module, shared)
     return model
+
+
+def _fold_axial(module: nn.Module, shared: set[int]) -> None:
+    """Let axial attention take its norms, except that of the logits."""
+    if type(module) is not AxialAttention1d or not is_plain(module.qkv_transform, nn.Conv1d):
+        return
+    norms = [module.bn_qkv, module.bn_output]
+    if any(id(child) in shared for child in (module.qkv_transform, *norms)):
+        return
+    if all(is_plain(norm, nn.BatchNorm1d, *BATCH_NORMS) and _is_fixed(norm) for norm in norms):
+        module.fold(*map(_scale_and_shift, norms))
 
 
 def _fold_activations(module: nn.Module, shared: set[int]) -> None:
@@ -98,12 +112,16 @@ def _can_fold(layer: Any, norm: Any, shared: set[int]) -> bool:
         return False
     if id(layer) in shared or id(norm) in shared:
         return False
-    # a norm without running statistics looks at its batch in eval mode too
-    is_fixed = not norm.training and norm.running_mean is not None and norm.affine
+    is_fixed = _is_fixed(norm)
     if isinstance(layer, Involution):
         channels, is_free = layer.groups * layer.group_channels, layer.scale is None
         return is_fixed and is_free and norm.num_features == channels
     return is_fixed and norm.num_features == layer.out_channels
+
+
+def _is_fixed(norm: Any) -> bool:
+    # a norm without running statistics looks at its batch in eval mode too
+    return not norm.training and norm.running_mean is not None and norm.affine
 
 
 def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:

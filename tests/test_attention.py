@@ -317,9 +317,8 @@ class TestAxial:
         query, key = random(4, 2, 2, 5), random(4, 2, 2, 5)
         logits = layer.logits(query, key)
         expected = reference(logits)
-        scale, shift = layer.similarity_norm(
-            [(query, key, key)], lambda function, *inputs: function(*inputs)
-        )
+        value = random(4, 2, 4, 5)
+        scale, shift = layer.similarity_norm(torch.cat([query, key, value], 2).unsqueeze(3))
         scale, shift = (number.flatten()[:, None, None] for number in (scale, shift))
         torch.testing.assert_close(logits * scale + shift, expected, rtol=1e-6, atol=1e-6)
         for got, want in zip(layer.bn_similarity.buffers(), reference.buffers(), strict=True):

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmrednet.layers.axial import AxialAttention1d
-from mmrednet.ops import axial, axial_attention
+from mmrednet.ops import axial, axial_attention, axial_definition, axial_moments
 
 LINES, HEADS, KEYS, VALUES = 3, 2, 2, 3
 CASES = {
@@ -117,12 +117,12 @@ def test_both_passes_stay_within_their_budget():
     lines, heads, length, budget = 40, 3, 24, 20_000
     qkv = torch.randn(lines, heads, 2 * KEYS + VALUES, length).split([KEYS, KEYS, VALUES], 2)
     inputs = [*qkv, torch.randn(2 * KEYS + VALUES, 47), torch.rand(3, heads), torch.rand(3, heads)]
-    size = axial.chunk_size(qkv[0], budget)
-    assert size == 20_000 // (axial.LIVE * 3 * 24**2) == 2
+    size = axial_definition.chunk_size(qkv[0], budget)
+    assert size == 20_000 // (axial_definition.LIVE * 3 * 24**2) == 2
     grad = torch.randn(lines, heads, VALUES, 2, length)
     for call in (
-        lambda: axial.definition(*inputs, [0, 1, 2], 0, True, budget),
-        lambda: axial.gradients(grad, *inputs, [0, 1, 2], 0, True, budget),
+        lambda: axial_definition.definition(*inputs, [0, 1, 2], 0, True, budget),
+        lambda: axial_definition.gradients(grad, *inputs[:5], [0, 1, 2], 0, True, budget),
     ):
         with Largest() as largest:
             call()
@@ -132,7 +132,7 @@ def test_both_passes_stay_within_their_budget():
 def test_the_budget_of_a_large_map():
     """Of hundreds of lines of 168 in eight heads, few at once."""
     lines = torch.empty(200, 8, 8, 168, device='meta')
-    assert axial.chunk_size(lines, axial.default_budget(lines)) == 14
+    assert axial_definition.chunk_size(lines, axial_definition.default_budget(lines)) == 14
 
 
 @pytest.mark.parametrize('case', ['all', 'beyond the table', 'positions'])
@@ -146,10 +146,12 @@ def test_gradients_of_both_orders(case):
 
 def test_registration():
     tensors, _ = problem(**CASES['span'])
-    opcheck(
-        axial.attention.op,
-        (*(tensor.requires_grad_() for tensor in tensors), [0, 1, 2], 3, True, 60),
-    )
+    *qkv, relative, scale, shift = (tensor.requires_grad_() for tensor in tensors)
+    lines = torch.cat(qkv, 2).unsqueeze(3)
+    for position_scale in (None, torch.randn(HEADS, VALUES, dtype=torch.float64)):
+        inputs = (lines, relative, scale, shift, position_scale)
+        opcheck(axial.attention.op, (*inputs, KEYS, [0, 1, 2], 3, True, 60))
+    opcheck(axial_moments.moments.op, (lines, relative, KEYS, [0, 1, 2], 3, 60))
 
 
 def test_flops():
@@ -157,6 +159,11 @@ def test_flops():
     with FlopCounterMode(display=False) as count:
         axial_attention(*tensors, **options)
     assert count.get_total_flops() == 2 * LINES * HEADS * 25 * (3 * KEYS + 2 * VALUES)
+    tensors, options = problem(**CASES['span'])
+    with FlopCounterMode(display=False) as count:
+        axial_attention(*tensors, **options)
+    # six positions, of which two have one neighbour and four have two
+    assert count.get_total_flops() == 2 * LINES * HEADS * 16 * (3 * KEYS + 2 * VALUES)
 
 
 @pytest.mark.parametrize(
@@ -176,14 +183,7 @@ def test_a_layer_with_a_fixed_norm_equals_its_parts(arguments):
     layer.eval()
     result = layer(x)
     gradients = torch.autograd.grad(result.sin().sum(), [x, *layer.parameters()])
-    layer._norm_is_fixed = lambda: False
-    norm = layer.bn_similarity
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    shape = (len(layer.terms), 2)
-    layer.similarity_norm = lambda *_: (
-        scale.unflatten(0, shape),
-        (norm.bias - norm.running_mean * scale).unflatten(0, shape),
-    )
+    layer.attend = layer.attend_by_modules
     expected = layer(x)
     torch.testing.assert_close(result, expected)
     expected_gradients = torch.autograd.grad(

@@ -22,6 +22,11 @@ def attention_and_lines(dtype=torch.float64, lines=7, **options):
     return layer, query, key, torch.randn(lines, 2, 4, 6, dtype=dtype)
 
 
+def attention_and_joined_lines(**options):
+    layer, *lines = attention_and_lines(**options)
+    return layer, torch.cat(lines, 2).unsqueeze(3)
+
+
 def statistics_of(norm):
     return norm.running_mean, norm.running_var, norm.num_batches_tracked
 
@@ -33,7 +38,7 @@ def test_the_variance_of_large_logits_is_that_of_batch_norm():
     logits = copy.deepcopy(layer).double().logits(query.double(), key.double())
     assert logits[:, :2].mean() > 1500
     norm(logits)
-    layer.attend(query, key, value)
+    layer.attend(torch.cat([query, key, value], 2).unsqueeze(3))
     relative = (layer.bn_similarity.running_var - norm.running_var).abs() / norm.running_var
     # the products themselves are rounded to float32, whose step at 2000 is 1.2e-4
     rounded = copy.deepcopy(layer.bn_similarity)
@@ -51,22 +56,21 @@ def test_the_variance_of_large_logits_is_that_of_batch_norm():
 @pytest.mark.parametrize('budget', [1 << 20, 2000, 1])
 @pytest.mark.parametrize('momentum', [0.1, None])
 def test_chunks_are_one_batch(budget, momentum, convert, monkeypatch):
-    layer, *lines = attention_and_lines(logits_budget=budget)
+    layer, lines = attention_and_joined_lines(logits_budget=budget)
     layer.bn_similarity.momentum = momentum
     reference = copy.deepcopy(layer)
     if convert == 'revert':
         layer = revert_sync_batchnorm(nn.SyncBatchNorm.convert_sync_batchnorm(layer))
     else:
         layer = convert(layer)
-    leaves = [[line.clone().requires_grad_() for line in lines] for _ in range(2)]
-    expected = reference.attend_by_modules(*leaves[0])
+    leaves = [lines.clone().requires_grad_() for _ in range(2)]
+    expected = reference.attend_by_modules(leaves[0])
     monkeypatch.setattr(layer, 'attend_by_modules', None)
-    output = layer.attend(*leaves[1])
+    output = layer.attend(leaves[1])
     torch.testing.assert_close(output, expected)
     for result in (output, expected):
         result.sin().sum().backward()
-    for leaf, other in zip(*leaves, strict=True):
-        torch.testing.assert_close(other.grad, leaf.grad)
+    torch.testing.assert_close(leaves[1].grad, leaves[0].grad)
     for name, parameter in reference.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(layer.get_parameter(name).grad, parameter.grad)
@@ -82,18 +86,18 @@ SPLIT = 2
 
 def attend_in_process(rank, port, budget, folder):
     dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
-    layer, *lines = attention_and_lines(logits_budget=budget)
+    layer, lines = attention_and_joined_lines(logits_budget=budget)
     layer = nn.SyncBatchNorm.convert_sync_batchnorm(layer)
     part = slice(SPLIT) if rank == 0 else slice(SPLIT, None)
-    lines = [line[part].clone().requires_grad_() for line in lines]
-    scale, _ = layer.similarity_norm([tuple(lines)], lambda function, *inputs: function(*inputs))
+    lines = lines[part].clone().requires_grad_()
+    scale, _ = layer.similarity_norm(lines)
     layer.bn_similarity.reset_running_stats()
-    output = layer.attend(*lines)
+    output = layer.attend(lines)
     output.sin().sum().backward()
     result = dict(
         output=output.detach(),
         scale=scale.detach(),
-        gradients=[line.grad for line in lines],
+        gradients=lines.grad,
         parameters={
             name: parameter.grad
             for name, parameter in layer.named_parameters()
@@ -113,13 +117,12 @@ def test_two_processes_are_one(budget, tmp_path):
     mp.spawn(attend_in_process, (port, budget, str(tmp_path)), 2)
     first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
     assert torch.equal(first['scale'], second['scale'])
-    layer, *lines = attention_and_lines()
-    lines = [line.requires_grad_() for line in lines]
-    expected = layer.attend(*lines)
+    layer, lines = attention_and_joined_lines()
+    lines.requires_grad_()
+    expected = layer.attend(lines)
     expected.sin().sum().backward()
     torch.testing.assert_close(torch.cat([first['output'], second['output']]), expected)
-    for line, *parts in zip(lines, first['gradients'], second['gradients'], strict=True):
-        torch.testing.assert_close(torch.cat(parts), line.grad)
+    torch.testing.assert_close(torch.cat([first['gradients'], second['gradients']]), lines.grad)
     for name, gradient in first['parameters'].items():
         # averaging over processes is the business of DistributedDataParallel
         total = gradient + second['parameters'][name]

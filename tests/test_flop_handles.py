@@ -2,6 +2,7 @@
 
 import copy
 import math
+from fractions import Fraction
 
 import counting
 import pytest
@@ -183,17 +184,23 @@ def test_axial_attention(sizes, terms, value_position, pairs, products):
     """Products, and what else is counted: the softmax, and each term of the logits scaled, shifted
     and summed.
     """
-    shapes = axial_shapes(*sizes, len(terms))
+    shapes, length = axial_shapes(*sizes, len(terms)), sizes[-1]
     for span in (None, 3):
 
         def attend(*inputs, span=span):
             return axial_attention(*inputs, terms=terms, span=span, value_position=value_position)
 
-        assert counted(attend, *shapes) == dict(einsum=products)
+        # of length^2 pairs, those of a span of 3 are the diagonal and its neighbours
+        share = Fraction(3 * length - 2, length**2) if span else 1
+        assert counted(attend, *shapes) == dict(einsum=products * share)
         counts = count_network(Call(attend), *map(torch.randn, shapes)).operators(CATEGORIES)
-        every_term = pairs * len(terms)
+        every_term = pairs * share * len(terms)
         assert counts == dict(
-            einsum=products, softmax=pairs, mul=every_term, add=every_term, sum=every_term
+            einsum=products * share,
+            softmax=pairs * share,
+            mul=every_term,
+            add=every_term,
+            sum=every_term,
         )
 
 

@@ -348,11 +348,11 @@ NETWORKS = {
     # two in a block, one of gamma's two, one behind a stage
     'SAN pairwise': (lambda: SAN(10, base_channels=32), 3 * 10 + 5),
     'SAN patchwise': (lambda: SAN(10, 'patchwise', base_channels=32), 3 * 10 + 5),
-    # three inside each of two attentions of eight blocks
-    'AxialResNet': (lambda: AxialResNet(0.25, 26, input_size=64), 6 * 8),
+    # that of the logits in each of two attentions of eight blocks
+    'AxialResNet': (lambda: AxialResNet(0.25, 26, input_size=64), 2 * 8),
     'AxialResNet, axial stem': (
         lambda: AxialResNet(0.25, 26, input_size=64, stem='axial'),
-        6 * 11,
+        2 * 11,
     ),
     'VAN': (lambda: VAN(**SMALL), 8),
     'MSCAN': (lambda: MSCAN(**SMALL), 8),

@@ -272,20 +272,34 @@ AXIAL = {
 
 
 def axial_inputs(length, table, terms, dtype):
-    qkv = torch.randn(2, 2, 2 * 3 + 5, length, device=DEVICE).to(dtype)
+    lines = torch.randn(2, 2, 2 * 3 + 5, 2, length, device=DEVICE).to(dtype)
     relative, scale, shift = (
         torch.randn(shape, device=DEVICE)
         for shape in ((11, 2 * table - 1), (len(terms), 2), (len(terms), 2))
     )
-    return [*qkv.split([3, 3, 5], 2), relative.to(dtype), scale, shift]
+    return [lines, relative.to(dtype), scale, shift]
 
 
 @pytest.mark.parametrize('case', AXIAL)
 def test_axial_attention(case):
     length, table, terms, *options, dtype = AXIAL[case]
     inputs = axial_inputs(length, table, terms, dtype)
-    expected = axial.definition(*widened(inputs), terms, *options, 1 << 20)
-    close(fused_axial.attention(*inputs, terms, *options, 1 << 20), expected, dtype, expected)
+    arguments = (None, 3, terms, *options, 1 << 20)
+    expected = axial.definition(*widened(inputs), *arguments)
+    close(fused_axial.attention(*inputs, *arguments), expected, dtype, expected)
+
+
+@pytest.mark.parametrize('axis', ['height', 'width'])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_axial_attention_of_both_axes(layout, axis):
+    """With positions that are scaled and added to the values."""
+    maps = torch.randn(2, 2 * 11, 5, 18, device=DEVICE).contiguous(memory_format=layout)
+    lines = maps.unflatten(1, (2, 11))
+    lines = lines.transpose(3, 4) if axis == 'height' else lines
+    inputs = [lines, *axial_inputs(5, 6, [0, 1, 2], torch.float32)[1:]]
+    arguments = (torch.randn(2, 5, device=DEVICE), 3, [0, 1, 2], 3, True, 1 << 20)
+    expected = axial.definition(*widened(inputs), arguments[0].double(), *arguments[1:])
+    close(fused_axial.attention(*inputs, *arguments), expected, torch.float32, expected)
 
 
 def no_images():
@@ -309,10 +323,10 @@ def attention_of(channels=4, dtype=torch.float32):
 
 
 def axial_of(channels=4, dtype=torch.float32):
-    query, key, value = torch.randn(3, 1, 2, channels, 5, device=DEVICE).to(dtype)
+    lines = torch.randn(1, 2, 3 * channels, 3, 5, device=DEVICE).to(dtype)
     scale, shift = torch.rand(2, 3, 2, device=DEVICE)
     relative = torch.randn(3 * channels, 9, device=DEVICE).to(dtype)
-    return query, key, value, relative, scale, shift, [0, 1, 2], 0, True, 1 << 20
+    return lines, relative, scale, shift, None, channels, [0, 1, 2], 0, True, 1 << 20
 
 
 REASONS = {
@@ -341,7 +355,7 @@ REASONS = {
     'axial, wide': (
         'axial',
         axial_of(129, torch.float64),
-        ['float64 (query, key, value, relative)', 'more than 128 channels of a head, 129'],
+        ['float64 (lines, relative)', 'more than 128 channels of a head, 129'],
     ),
 }
 MODULES = dict(involution=fused_involution, attention=fused_attention, axial=fused_axial)

@@ -102,21 +102,12 @@ def launch_all(dtype, sizes, groups, group_channels, hidden_channels, kernel=7):
         involution.involution(value, hidden, generator, bias, window)
         _, sums = attention.attention(value, value, value, rows, columns, None, window)
         attention.attention_backward(value, sums, value, value, value, rows, columns, None, window)
-        line, keys = value.permute(0, 3, 1, 2, 4)[0].contiguous(), -(-group_channels // 2)
+        keys = -(-group_channels // 2)
+        batch, _, _, *size = value.shape
+        lines = torch.randn(batch, groups, 2 * keys + group_channels, *size).to(dtype)
         table = torch.randn(2 * keys + group_channels, 111).to(dtype)
-        # copies: a slice may start at an address without alignment, which is compiled separately
-        axial.attention(
-            line[:, :, :keys].contiguous(),
-            line[:, :, -keys:].contiguous(),
-            line,
-            table,
-            torch.rand(3, groups),
-            torch.rand(3, groups),
-            [0, 1, 2],
-            0,
-            True,
-            1,
-        )
+        scale, shift = torch.rand(2, 3, groups)
+        axial.attention(lines, table, scale, shift, None, keys, [0, 1, 2], 0, True, 1)
 
 
 def main():

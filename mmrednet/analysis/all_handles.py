@@ -11,6 +11,7 @@ from mmengine.analysis.jit_handles import elementwise_flop_counter, get_shape
 
 from .. import flop_handles
 from ..flop_handles import MMENGINE_HANDLES, Handle, integers
+from ..ops.multiply_adds import line_pairs
 from . import operator_handles
 from .categories import CATEGORIES
 
@@ -120,8 +121,8 @@ def _attention_logits(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[
 
 def _axial_logits(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
     """Count the softmax, and the scaling, shifting and summing of the terms of the logits."""
-    lines, heads, _, length = get_shape(inputs[0])
-    logits = lines * heads * length**2
+    batch, heads, _, lines, length = get_shape(inputs[0])
+    logits = batch * lines * heads * line_pairs(length, inputs[7].toIValue())
     terms = logits * len(integers(inputs[6]))
     return Counter(softmax=logits, mul=terms, add=terms, sum=terms)
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-import torch.utils.checkpoint
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
-from ..ops import axial, axial_attention
-from ..ops.axial import TERMS
-from .batch_statistics import Moments, combined, moments, synchronised, update_running
+from ..ops import axial, axial_moments
+from ..ops.axial_definition import TERMS, default_budget, logits, outside_span, tables
+from .batch_statistics import Moments, synchronised, update_running
+from .flat_layers import batch_norm, pointwise
 from .plain import BATCH_NORMS, is_plain
 from .safe_module import SafeModule
 from .spatial import cell_average, spatial_operator
 
-# in training, the norm of the logits needs all logits of a chunk of rows at once: 1 GiB in float32
+# elements of all logits that operators without a fused kernel may have at once: 1 GiB in float32
 LOGITS_BUDGET = 1 << 28
 
-Lines = tuple[Tensor, Tensor, Tensor]
+Affine = tuple[Tensor, Tensor]
 
 
 class AxialAttention1d(SafeModule):
@@ -35,11 +34,11 @@ class AxialAttention1d(SafeModule):
     table serves feature maps of any length: relative positions beyond its ends take the value at
     the end.
 
-    Where the norm of the logits uses its running statistics, one operator computes all of this. On
-    a GPU it stores no logits. Otherwise memory grows with the length of the axis times the number
-    of positions. If the logits of all rows have more than ``logits_budget`` elements, rows are
-    processed in chunks, whose logits are computed again in the backward pass. The norms see all
-    rows, so the result is the same.
+    One operator computes the logits and what follows them up to the norm of the result, and another
+    one the statistics of the logits in training. They store no logits. Where there is no fused
+    kernel, they work on chunks of rows whose logits have at most ``logits_budget`` elements, and
+    compute them again in the backward pass. With a span, pairs beyond it are neither computed nor
+    seen by the norm of the logits.
 
     Args:
         in_channels: Number of input channels.
@@ -51,12 +50,15 @@ class AxialAttention1d(SafeModule):
             other. None lets all positions attend to each other.
         terms: Terms of the logits: some of 'query_key', 'query_position' and 'key_position'.
         value_position: True if r^v is in the result.
-        logits_budget: Number of elements that the logits of one chunk may have.
+        logits_budget: Number of elements that the logits of one chunk may have where there is no
+            fused kernel.
         init_cfg: Initialisation, see mmengine's BaseModule.
 
     Raises:
         ValueError: The channels cannot be divided, or an argument has no such value.
     """
+
+    position_scale: Tensor | None
 
     def __init__(
         self,
@@ -95,107 +97,129 @@ class AxialAttention1d(SafeModule):
         self.depth = out_channels // num_heads
         # the names of the published checkpoints
         self.qkv_transform = nn.Conv1d(in_channels, 2 * out_channels, 1, bias=False)
-        self.bn_qkv = nn.BatchNorm1d(2 * out_channels)
+        self.bn_qkv: nn.Module = nn.BatchNorm1d(2 * out_channels)
         self.bn_similarity = nn.BatchNorm2d(len(self.terms) * num_heads)
-        self.bn_output = nn.BatchNorm1d((2 if value_position else 1) * out_channels)
+        self.bn_output: nn.Module = nn.BatchNorm1d((2 if value_position else 1) * out_channels)
         self.relative = nn.Parameter(
             torch.randn(2 * self.depth, 2 * table_size - 1) * self.depth**-0.5
         )
         nn.init.normal_(self.qkv_transform.weight, std=in_channels**-0.5)
+        # a buffer without a value is not in the state dict: `fold` sets it
+        self.register_buffer('position_scale', None)
         self.register_load_state_dict_pre_hook(_drop_index)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
-        rows = x.permute(0, 3, 1, 2) if self.axis == 'height' else x.permute(0, 2, 1, 3)
-        heads = (self.num_heads, 2 * self.depth)
-        qkv = self.bn_qkv(self.qkv_transform(rows.flatten(0, 1))).unflatten(1, heads)
-        mixed = self.attend(*qkv.split([self.depth // 2, self.depth // 2, self.depth], 2))
+        qkv = batch_norm(self.bn_qkv, pointwise(self.qkv_transform, x))
+        mixed = self.attend(self.to_lines(qkv.unflatten(1, (self.num_heads, 2 * self.depth))))
         # channels of the norm are (head, channel, term), as published
-        result = self.bn_output(mixed.flatten(1, 3)).unflatten(1, (-1, mixed.shape[3])).sum(2)
-        result = result.unflatten(0, rows.shape[:2])
-        return result.permute(0, 2, 3, 1) if self.axis == 'height' else result.permute(0, 2, 1, 3)
+        parts = batch_norm(self.bn_output, self.to_lines(mixed).flatten(1, 2))
+        if self.position_scale is not None or not self.value_position:
+            return parts
+        return parts.unflatten(1, (-1, 2)).sum(2)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return the terms of the result (n, N, D, 1 or 2, L) of lines (n, N, ..., L)."""
-        if self._norm_is_fixed():
-            # no logits are needed before their norm is known
-            scale, shift = self.similarity_norm([], _directly)
-            return axial_attention(
-                query,
-                key,
-                value,
-                self.relative,
-                scale,
-                shift,
-                terms=self.terms,
-                span=self.span,
-                value_position=self.value_position,
-                logits_budget=min(self.logits_budget, axial.default_budget(query)),
-            )
+    def fold(self, qkv: Affine, output: Affine) -> None:
+        """Let projection and attention apply the norms of queries, keys and values and of the
+        result. The norms become ``nn.Identity``.
+
+        :func:`mmrednet.fuse` calls this.
+
+        Args:
+            qkv: Scale and shift of ``bn_qkv``, of shape (2 * out_channels,).
+            output: Scale and shift of ``bn_output``, of shape (parts * out_channels,).
+        """
+        scale, shift = (x.clone().unflatten(0, (self.num_heads, -1)) for x in qkv)
+        by_part, shift_by_part = (x.unflatten(0, (self.num_heads, self.depth, -1)) for x in output)
+        # The weights of a softmax sum to one: what is added to all values is added to the result.
+        values = slice(self.depth, None)
+        scale[:, values] *= by_part[..., 0]
+        shift[:, values] = shift[:, values] * by_part[..., 0] + shift_by_part.sum(2)
+        weight = self.qkv_transform.weight.detach()
+        folded = weight.to(scale.dtype) * scale.flatten()[:, None, None]
+        self.qkv_transform.weight = nn.Parameter(folded.to(weight.dtype))
+        self.qkv_transform.bias = nn.Parameter(shift.flatten().to(weight.dtype))
+        if self.value_position:
+            self.position_scale = by_part[..., 1].to(weight.dtype)
+        self.bn_qkv, self.bn_output = nn.Identity(), nn.Identity()
+
+    def to_lines(self, x: Tensor) -> Tensor:
+        """View maps (B, N, C, H, W) as lines (B, N, C, J, L) along the axis, or back."""
+        return x.transpose(3, 4) if self.axis == 'height' else x
+
+    def attend(self, lines: Tensor) -> Tensor:
+        """Return the terms of the result of lines.
+
+        Args:
+            lines: Tensor (B, N, 2 D, J, L): queries, keys and values of J lines of L positions.
+
+        Returns:
+            (B, N, D * parts, J, L), where the term of the values and that of their positions lie
+            together for each channel. If the norm of the result is folded into the layer, it is
+            their sum (B, N, D, J, L).
+        """
+        # a norm in training has to see all logits before any of them is used
         if not is_plain(self.bn_similarity, *BATCH_NORMS):
-            return self.attend_by_modules(query, key, value)
-        # the norm has to see all logits before any of them is used
-        chunks = self._chunks(query, key, value)
-        run = _recomputed if len(chunks) > 1 and torch.is_grad_enabled() else _directly
-        scale, shift = self.similarity_norm(chunks, run)
-        return torch.cat([run(self.mix, *chunk, scale, shift) for chunk in chunks])
+            return self.attend_by_modules(lines)
+        scale, shift = self.similarity_norm(lines)
+        return axial.attention(
+            lines,
+            self.relative.to(lines.dtype),
+            scale,
+            shift,
+            self.position_scale,
+            *self._options,
+            self.value_position,
+            self._budget(lines),
+        )
 
-    def _chunks(self, *lines: Tensor) -> list[Lines]:
-        size = axial.chunk_size(lines[0], self.logits_budget, len(self.terms))
-        return list(zip(*(tensor.split(size) for tensor in lines), strict=True))
+    @property
+    def _options(self) -> tuple[int, list[int], int]:
+        # number of key channels, terms and span
+        return self.depth // 2, self._term_indices, self.span or 0
 
-    def attend_by_modules(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend as ``attend``, with ``bn_similarity`` called as a module."""
-        norm = self.bn_similarity
-        if norm.training or getattr(norm, 'running_mean', None) is None:
-            return self._attend_lines(query, key, value)
-        # with running statistics, lines do not depend on each other
-        chunks = self._chunks(query, key, value)
-        return torch.cat([self._attend_lines(*chunk) for chunk in chunks])
+    def _budget(self, lines: Tensor) -> int:
+        return min(self.logits_budget, default_budget(lines))
 
-    def _attend_lines(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        terms = self.bn_similarity(self.logits(query, key))
-        logits = terms.unflatten(1, (-1, self.num_heads)).sum(1)
+    def attend_by_modules(self, lines: Tensor) -> Tensor:
+        """Attend as ``attend``, with ``bn_similarity`` called as a module on all logits."""
+        query, key, value = axial.rows(lines, self.depth // 2)
+        logits = self.norm_logits(self.logits(query, key))
+        logits = logits.unflatten(1, (-1, self.num_heads)).sum(1)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.span is not None:
-            position = torch.arange(logits.shape[-1], device=logits.device)
-            distance = (position[:, None] - position).abs()
-            logits = logits.masked_fill(distance > self.span // 2, -torch.inf)
         weight = logits.softmax(3).to(value.dtype)
         parts = [torch.einsum('bgij,bgcj->bgci', weight, value)]
         if self.value_position:
-            table = axial.tables(self.relative, query.shape[2], query.shape[3])[2]
+            table = tables(self.relative, query.shape[2], query.shape[3])[2]
             parts.append(torch.einsum('bgij,cij->bgci', weight, table.to(value.dtype)))
-        return torch.stack(parts, 3)
+        if self.position_scale is None:
+            mixed = torch.stack(parts, 3).flatten(2, 3)
+        else:
+            mixed = parts[0] + parts[1] * self.position_scale[:, :, None]
+        return mixed.unflatten(0, (lines.shape[0], -1)).movedim(1, 3)
 
     def logits(self, query: Tensor, key: Tensor) -> Tensor:
         """Return the terms (n, T * N, L, L) of lines (n, N, D / 2, L), before their norm."""
-        tables = axial.tables(self.relative, query.shape[2], query.shape[3])
-        return axial.logits(query, key, tables, self._term_indices).flatten(1, 2)
+        positions = tables(self.relative, query.shape[2], query.shape[3])
+        return logits(query, key, positions, self._term_indices).flatten(1, 2)
 
-    def mix(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: Tensor, shift: Tensor
-    ) -> Tensor:
-        """Return the terms of the result (n, N, D, 1 or 2, L) of lines, with the norm of the logits
-        as scale and shift.
+    def norm_logits(self, terms: Tensor) -> Tensor:
+        """Return the normed terms (n, T * N, L, L), minus infinity beyond the span.
+
+        The norm sees pairs within the span alone.
         """
-        return axial.mix(
-            query,
-            key,
-            value,
-            self.relative,
-            scale,
-            shift,
-            self._term_indices,
-            self.span or 0,
-            self.value_position,
-        )
+        if self.span is None:
+            return self.bn_similarity(terms)
+        outside = outside_span(terms.shape[-1], self.span, terms.device)
+        normed = self.bn_similarity(terms[:, :, ~outside][..., None])
+        result = normed.new_full(terms.shape, -torch.inf)
+        result[:, :, ~outside] = normed[..., 0]
+        return result
 
-    def similarity_norm(self, chunks: list[Lines], run: Callable) -> tuple[Tensor, Tensor]:
+    def similarity_norm(self, lines: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and shift (T, N) of the norm of the logits.
 
         They are made of its running statistics if these are fixed, else of the statistics of the
-        logits of all chunks.
+        logits of all pairs of positions within the span.
         """
         norm = self.bn_similarity
         mean: Tensor
@@ -203,9 +227,8 @@ class AxialAttention1d(SafeModule):
         if self._norm_is_fixed():
             mean, variance = norm.running_mean, norm.running_var  # type: ignore[assignment]
         else:
-            parts = [Moments(*run(self._moments, query, key)) for query, key, _ in chunks]
             # every process has a part of the batch
-            mean, variance, count = synchronised(combined(parts), norm)
+            mean, variance, count = synchronised(self._moments(lines), norm)
             update_running(norm, mean, variance, count)
         scale = norm.weight * torch.rsqrt(variance + norm.eps)
         shift = norm.bias - mean * scale
@@ -214,22 +237,14 @@ class AxialAttention1d(SafeModule):
 
     def _norm_is_fixed(self) -> bool:
         norm = self.bn_similarity
-        if norm.training or not is_plain(norm, *BATCH_NORMS):
-            return False
-        return norm.running_mean is not None and norm.running_var is not None
+        return not norm.training and norm.running_mean is not None and norm.running_var is not None
 
-    def _moments(self, query: Tensor, key: Tensor) -> Moments:
-        terms = self.logits(query, key)
-        # half precision cannot hold sums over whole feature maps
-        return moments(terms.to(torch.promote_types(terms.dtype, torch.float32)))
-
-
-def _directly(function: Callable, *arguments: Tensor) -> Any:
-    return function(*arguments)
-
-
-def _recomputed(function: Callable, *arguments: Tensor) -> Any:
-    return torch.utils.checkpoint.checkpoint(function, *arguments, use_reentrant=False)
+    def _moments(self, lines: Tensor) -> Moments:
+        table, budget = self.relative.to(lines.dtype), self._budget(lines)
+        mean, variance = axial_moments.moments(lines, table, *self._options, budget)
+        elements = axial_moments.elements(lines, self.span or 0)
+        count = mean.new_tensor(elements, dtype=torch.float64)
+        return Moments(mean.flatten(), variance.flatten(), count)
 
 
 def _drop_index(_: nn.Module, state_dict: dict[str, Any], prefix: str, *__: object) -> None:
@@ -253,7 +268,8 @@ class AxialAttention(SafeModule):
             other. None lets all positions attend to each other.
         terms: Terms of the logits: some of 'query_key', 'query_position' and 'key_position'.
         value_position: True if positions are added to the values.
-        logits_budget: Number of elements that the logits of one chunk may have.
+        logits_budget: Number of elements that the logits of one chunk may have where there is no
+            fused kernel.
         init_cfg: Initialisation, see mmengine's BaseModule.
 
     Raises:

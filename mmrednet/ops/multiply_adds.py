@@ -63,14 +63,29 @@ def attention(
     return counts
 
 
-def axial_attention(query: Shape, value: Shape, terms: int, value_position: bool) -> Counter[str]:
-    """Count attention along lines as products of all pairs of positions.
+def line_pairs(length: int, span: int) -> int:
+    """Count the pairs of positions of a line that are at most span // 2 apart.
+
+    Args:
+        length: Number of positions.
+        span: Length of the window around a position, or 0 for the whole line.
+    """
+    reach = min(span // 2, length - 1) if span else length - 1
+    # less a triangle at each end
+    return length * (2 * reach + 1) - reach * (reach + 1)
+
+
+def axial_attention(
+    query: Shape, value: Shape, terms: int, value_position: bool, span: int = 0
+) -> Counter[str]:
+    """Count attention along lines as products of all pairs of positions within a span.
 
     Args:
         query: Shape (B, N, E, L).
         value: Shape (B, N, D, L).
         terms: Number of terms of the logits.
         value_position: If True, values have position embeddings.
+        span: Length of the window around a position, or 0 for whole lines. Default: 0.
     """
-    pairs = query[0] * query[1] * query[3] ** 2
+    pairs = query[0] * query[1] * line_pairs(query[3], span)
     return Counter(einsum=pairs * (terms * query[2] + (1 + value_position) * value[2]))

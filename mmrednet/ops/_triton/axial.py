@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import _torch
 from .tiles import (
     cdiv,
     dot_precision,
@@ -44,17 +45,19 @@ MOST_CHANNELS = 128
 # arguments for whose values Triton must not compile anew
 NOT_SPECIALISED = [
     *('query_strides', 'key_strides', 'value_strides', 'result_strides'),
-    *('relative_row', 'heads', 'length', 'end', 'span'),
+    *('relative_row', 'heads', 'image_lines', 'length', 'end', 'span'),
 ]
 
 
 @triton.jit
-def _lines(tensor, strides, channel, channels: tl.constexpr, index, length, LAYOUT: tl.constexpr):
-    """Return elements [D, L] of a line, zero beyond its ends.
+def _lines(
+    tensor, strides, channel, channels: tl.constexpr, row, index, length, LAYOUT: tl.constexpr
+):
+    """Return elements [D, L] of a line, which is a row of an image, zero beyond its ends.
 
     The shapes of ``channel`` and ``index`` decide whether it is [D, L] or its transpose.
     """
-    offset = inside(strides, channel, tl.zeros_like(index), index, LAYOUT)
+    offset = inside(strides, channel, row, index, LAYOUT)
     return tl.load(tensor + offset, mask=(channel < channels) & (index < length), other=0.0)
 
 
@@ -88,8 +91,10 @@ def axial_kernel(
     relative,
     scale,
     shift,
+    # factors of the positions of values, which are added to the result; read only if SCALED
+    position_scale,
     result,
-    # (line, head, channel, 1, position), coded as odd numbers
+    # (image, head, channel, line, position), coded as odd numbers
     query_strides,
     key_strides,
     value_strides,
@@ -98,6 +103,7 @@ def axial_kernel(
     relative_row,
     # sizes; those of channels are constants
     heads,
+    image_lines,
     key_channels: tl.constexpr,
     channels: tl.constexpr,
     length,
@@ -108,6 +114,8 @@ def axial_kernel(
     TERMS: tl.constexpr,
     # whether values have positions
     POSITION: tl.constexpr,
+    # whether they are scaled and added
+    SCALED: tl.constexpr,
     # layouts
     QUERY: tl.constexpr,
     KEY: tl.constexpr,
@@ -127,17 +135,19 @@ def axial_kernel(
     tile = tl.program_id(0) % tile_count
     head_index = tl.program_id(0) // tile_count
     head, line = head_index % heads, head_index // heads
+    image, row = line // image_lines, (line % image_lines).to(INDEX)
     key_channel = tl.arange(0, BLOCK_E).to(INDEX)
     value_channel = tl.arange(0, BLOCK_D).to(INDEX)
     query_index = (tile * BLOCK + tl.arange(0, BLOCK)).to(INDEX)
-    key += start(key_strides, line, head, KEY)
-    value += start(value_strides, line, head, VALUE)
-    query += start(query_strides, line, head, QUERY)
+    key += start(key_strides, image, head, KEY)
+    value += start(value_strides, image, head, VALUE)
+    query += start(query_strides, image, head, QUERY)
     q = _lines(
         query,
         query_strides,
         key_channel[None, :],
         key_channels,
+        row,
         query_index[:, None],
         length,
         QUERY,
@@ -156,13 +166,21 @@ def axial_kernel(
         key_index = (key_tile * BLOCK + tl.arange(0, BLOCK)).to(INDEX)
         # keys as [E, L], the second factor of a matrix product; values as [L, D]
         k = _lines(
-            key, key_strides, key_channel[:, None], key_channels, key_index[None, :], length, KEY
+            key,
+            key_strides,
+            key_channel[:, None],
+            key_channels,
+            row,
+            key_index[None, :],
+            length,
+            KEY,
         ).to(DOT)
         v = _lines(
             value,
             value_strides,
             value_channel[None, :],
             channels,
+            row,
             key_index[:, None],
             length,
             VALUE,
@@ -242,64 +260,83 @@ def axial_kernel(
                 weight_by_distance.to(DOT), table.to(DOT), input_precision=PRECISION
             )
         largest = new_largest
-    result += start(result_strides, line, head, RESULT)
+    result += start(result_strides, image, head, RESULT)
     mask = (query_index < length)[:, None] & (value_channel < channels)[None, :]
-    # row 0 of the result is the content, row 1 the positions
-    row = tl.zeros_like(query_index)[:, None]
-    offset = inside(result_strides, value_channel[None, :], row, query_index[:, None], RESULT)
-    tl.store(result + offset, content / weight_sum[:, None], mask=mask)
-    if POSITION:
-        row = tl.full((BLOCK, 1), 1, INDEX)
-        offset = inside(result_strides, value_channel[None, :], row, query_index[:, None], RESULT)
+    content = content / weight_sum[:, None]
+    if SCALED:
+        factor = tl.load(
+            position_scale + head * channels + value_channel, mask=value_channel < channels
+        )
+        position_embedding = position_embedding / weight_sum[:, None]
+        content += position_embedding * factor.to(tl.float32)[None, :]
+    # the parts of a channel lie together: content, then positions
+    parts: tl.constexpr = 2 if POSITION and not SCALED else 1
+    channel = value_channel[None, :] * parts
+    offset = inside(result_strides, channel, row, query_index[:, None], RESULT)
+    tl.store(result + offset, content, mask=mask)
+    if parts == 2:
+        offset = inside(result_strides, channel + 1, row, query_index[:, None], RESULT)
         tl.store(result + offset, position_embedding / weight_sum[:, None], mask=mask)
 
 
 def reasons_against_attention(
-    query: Tensor, key: Tensor, value: Tensor, relative: Tensor, *_: Any
+    lines: Tensor,
+    relative: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    position_scale: Tensor | None,
+    key_channels: int,
+    *_: Any,
 ) -> list[str]:
     """Return the reasons why the kernel cannot take these tensors."""
-    reasons = float64_reasons(query=query, key=key, value=value, relative=relative)
-    channels = max(query.shape[2], value.shape[2])
+    reasons = float64_reasons(lines=lines, relative=relative)
+    channels = max(key_channels, lines.shape[2] - 2 * key_channels)
     if channels > MOST_CHANNELS:
         reasons.append(f'more than {MOST_CHANNELS} channels of a head, {channels}')
     return reasons
 
 
 def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    lines: Tensor,
     relative: Tensor,
     scale: Tensor,
     shift: Tensor,
+    position_scale: Tensor | None,
+    key_channels: int,
     terms: Sequence[int],
     span: int,
     value_position: bool,
     budget: int,
 ) -> Tensor:
-    """See :func:`mmrednet.ops.axial_attention`."""
-    lines, heads, channels, length = value.shape
-    key_channels = query.shape[2]
-    result = value.new_empty((lines, heads, channels, 2 if value_position else 1, length))
-    # lines are images of one row
-    views = [tensor.unsqueeze(3) for tensor in (query, key, value)]
+    """See :func:`mmrednet.ops.axial.attention`."""
+    images, heads, line_channels, image_lines, length = lines.shape
+    channels = line_channels - 2 * key_channels
+    parts = 2 if value_position and position_scale is None else 1
+    result = _torch.empty_in_layout_of(
+        lines, (images, heads, channels * parts, image_lines, length), lines.dtype
+    )
+    views = lines.split([key_channels, key_channels, channels], 2)
     layouts = [layout(tensor) for tensor in (*views, result)]
     distances = relative.shape[1]
+    factors = scale if position_scale is None else position_scale
     launch(
         axial_kernel,
-        lines * heads * cdiv(length, BLOCK),
-        value.device,
-        *(query, key, value, relative.contiguous(), scale.contiguous(), shift.contiguous(), result),
+        images * image_lines * heads * cdiv(length, BLOCK),
+        lines.device,
+        *views,
+        *(tensor.contiguous() for tensor in (relative, scale, shift, factors)),
+        result,
         *(strides(tensor) for tensor in (*views, result)),
-        *(distances, heads, key_channels, channels, length, distances // 2, span),
+        *(distances, heads, image_lines, key_channels, channels, length, distances // 2, span),
         **dict(zip(('QUERY', 'KEY', 'VALUE', 'RESULT'), layouts, strict=True)),
         TERMS=sum(1 << term for term in terms),
         POSITION=value_position,
+        SCALED=position_scale is not None,
         BLOCK=BLOCK,
         # a matrix product sums over at least 16, and has at least 16 columns
         BLOCK_E=max(16, next_power_of_2(key_channels)),
         BLOCK_D=max(16, next_power_of_2(channels)),
-        DOT=dot_type(query, key, value, relative),
+        DOT=dot_type(lines, relative),
         PRECISION=dot_precision(),
         INDEX=index_type(*views, result),
         num_stages=1,

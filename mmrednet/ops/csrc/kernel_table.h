@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "axial_params.h"
 #include "params.h"
 
 namespace mmrednet {
@@ -21,6 +22,7 @@ using HiddenGradients = void (*)(const InvolutionBackwardParams&, const Involuti
                                  int64_t, int64_t);
 using AttentionKernel = void (*)(const AttentionParams&, const AttentionPointers&, void*, int64_t,
                                  int64_t);
+using AxialKernel = void (*)(const AxialParams&, const AxialPointers&, void*, int64_t, int64_t);
 
 // The kernels for one dtype.
 struct DtypeKernels {
@@ -30,6 +32,7 @@ struct DtypeKernels {
   KernelGradients kernel_gradients;
   HiddenGradients hidden_gradients;
   AttentionKernel attention;
+  AxialKernel axial, axial_backward, axial_moments, axial_moments_backward;
 };
 
 // The kernels for one instruction set. `name` is null where the compiler cannot build them.

@@ -8,6 +8,7 @@
 //   a time, so that vectors run along the width (packed_rows.h, correlate.h).
 // - involution_forward.h, local_attention.h: weights of a tile or a row of outputs are computed
 //   into the workspace of the thread and used at once.
+// - axial_forward.h, axial_backward.h, axial_moments.h: attention along lines, 16 lines in a vector.
 // - involution_backward.h: sums over all positions are split into parts, which are added in order.
 //
 // One thread computes each output, in a fixed order, and the parts of a sum do not depend on the
@@ -15,6 +16,9 @@
 
 #pragma once
 
+#include "axial_backward.h"
+#include "axial_forward.h"
+#include "axial_moments.h"
 #include "involution_backward.h"
 #include "involution_forward.h"
 #include "isa.h"
@@ -33,7 +37,11 @@ constexpr DtypeKernels dtype_kernels() {
           store_kernels<T, A>,
           run_kernel_gradients<T, A>,
           store_hidden_gradients<T, A>,
-          run_attention<T, A>};
+          run_attention<T, A>,
+          run_axial<T, A>,
+          run_axial_backward<T, A>,
+          run_axial_moments<T, A>,
+          run_axial_moments_backward<T, A>};
 }
 
 inline KernelTable kernel_table(const char* name) {

@@ -174,13 +174,13 @@ def lines(
 ) -> float:
     """Return the error of axial attention along lines as long as the map is wide."""
     length, keys = size[1], max(1, channels // 2)
-    qkv = torch.randn(3, groups, 2 * keys + channels, length, device=device).to(dtype)
+    qkv = torch.randn(3, groups, 2 * keys + channels, 1, length, device=device).to(dtype)
     relative = torch.randn(2 * keys + channels, 2 * (length // 2) + 1, device=device).to(dtype)
     scale = torch.rand(3, groups, device=device)
     shift = torch.rand(3, groups, device=device)
-    inputs = [*qkv.split([keys, keys, channels], 2), relative, scale, shift]
-    # all terms, no span, positions of values, all lines in one chunk
-    options = ([0, 1, 2], 0, True, 1 << 28)
+    inputs = [qkv, relative, scale, shift]
+    # no scale of positions, all terms, no span, positions of values, all lines in one chunk
+    options = (None, keys, [0, 1, 2], 0, True, 1 << 28)
     result = fused_axial.attention(*inputs, *options)
     return _worst([result], [axial.definition(*_double(inputs), *options)])
 

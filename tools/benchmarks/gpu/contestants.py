@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmrednet.ops import Window, attention, axial, involution
+from mmrednet.ops import Window, attention, axial_definition, involution
 
 from ..baselines import shifts_involution, unfold_attention, unfold_involution, with_window
 from ..cases import Case, Work, convolution
@@ -79,7 +79,8 @@ def axials(case: Case, *, dry: bool, compiled: bool, flex: bool) -> dict[str, Ca
 
     def stored_logits(*inputs: Tensor) -> Tensor:
         # a softmax does not change with a shift
-        return axial.mix(*inputs, torch.zeros_like(inputs[-1]), [0, 1, 2], 0, True)
+        shift = torch.zeros_like(inputs[-1])
+        return axial_definition.mix(*inputs, shift, [0, 1, 2], 0, True)
 
     return {'fused': case.operator, 'stored logits': stored_logits}
 
