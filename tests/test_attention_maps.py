@@ -110,7 +110,46 @@ def san(x, layer, attention):
     return result
 
 
+def norm(value, batch_norm, channel):
+    scale = batch_norm.weight[channel] / (batch_norm.running_var[channel] + batch_norm.eps).sqrt()
+    return (value - batch_norm.running_mean[channel]) * scale + batch_norm.bias[channel]
+
+
+def along_axis(x, layer, attention):
+    """Sum values and their positions along a line, each normed, channel by channel."""
+    qkv = layer.bn_qkv(layer.qkv_transform(x.flatten(2))).unflatten(2, x.shape[2:])
+    values = qkv.unflatten(1, (layer.num_heads, -1))[:, :, layer.depth :]
+    weight, length = attention.weight, attention.weight.shape[-1]
+    result = x.new_zeros(len(x), layer.num_heads * layer.depth, *x.shape[2:])
+    for row in range(x.shape[2]):
+        for column in range(x.shape[3]):
+            place = row if layer.axis == 'height' else column
+            for head in range(layer.num_heads):
+                shares = weight[:, head, row, column]
+                line = values[:, head, :, :, column]
+                if layer.axis == 'width':
+                    line = values[:, head, :, row]
+                content = torch.einsum('bl,bdl->bd', shares, line)
+                ends = layer.table_size - 1
+                index = [max(-ends, min(ends, place - m)) + ends for m in range(length)]
+                positions = layer.relative[layer.depth :, index]
+                position = torch.einsum('bl,dl->bd', shares, positions)
+                for d in range(layer.depth):
+                    channel = head * layer.depth + d
+                    result[:, channel, row, column] = norm(
+                        content[:, d], layer.bn_output, 2 * channel
+                    ) + norm(position[:, d], layer.bn_output, 2 * channel + 1)
+    return result
+
+
+def axial(x, layer, attentions):
+    for axis, attention in zip(layer.axes, attentions, strict=True):
+        x = along_axis(x, axis, attention)
+    return layer.pool(x)
+
+
 APPLIED = {
+    'AxialAttention': axial,
     'Involution': involution,
     'StandAloneSelfAttention': sasa,
     'LocalRelation': local_relation,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ops import axial, axial_moments
 from ..ops.axial_definition import TERMS, default_budget, logits, outside_span, tables
+from .attention import AxisWeights
 from .batch_statistics import Moments, synchronised, update_running
 from .flat_layers import batch_norm, pointwise
 from .plain import BATCH_NORMS, is_plain
@@ -110,13 +111,17 @@ class AxialAttention1d(SafeModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
-        qkv = batch_norm(self.bn_qkv, pointwise(self.qkv_transform, x))
-        mixed = self.attend(self.to_lines(qkv.unflatten(1, (self.num_heads, 2 * self.depth))))
+        mixed = self.attend(self.lines(x))
         # channels of the norm are (head, channel, term), as published
         parts = batch_norm(self.bn_output, self.to_lines(mixed).flatten(1, 2))
         if self.position_scale is not None or not self.value_position:
             return parts
         return parts.unflatten(1, (-1, 2)).sum(2)
+
+    def lines(self, x: Tensor) -> Tensor:
+        """Return queries, keys and values (B, N, 2 D, J, L) of the lines of (B, C, H, W)."""
+        qkv = batch_norm(self.bn_qkv, pointwise(self.qkv_transform, x))
+        return self.to_lines(qkv.unflatten(1, (self.num_heads, 2 * self.depth)))
 
     def fold(self, qkv: Affine, output: Affine) -> None:
         """Let projection and attention apply the norms of queries, keys and values and of the
@@ -183,10 +188,7 @@ class AxialAttention1d(SafeModule):
     def attend_by_modules(self, lines: Tensor) -> Tensor:
         """Attend as ``attend``, with ``bn_similarity`` called as a module on all logits."""
         query, key, value = axial.rows(lines, self.depth // 2)
-        logits = self.norm_logits(self.logits(query, key))
-        logits = logits.unflatten(1, (-1, self.num_heads)).sum(1)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        weight = logits.softmax(3).to(value.dtype)
+        weight = self.weights(query, key).to(value.dtype)
         parts = [torch.einsum('bgij,bgcj->bgci', weight, value)]
         if self.value_position:
             table = tables(self.relative, query.shape[2], query.shape[3])[2]
@@ -196,6 +198,20 @@ class AxialAttention1d(SafeModule):
         else:
             mixed = parts[0] + parts[1] * self.position_scale[:, :, None]
         return mixed.unflatten(0, (lines.shape[0], -1)).movedim(1, 3)
+
+    def weights(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return the weights (n, N, L, L) of lines (n, N, D / 2, L), in float32 or wider."""
+        logits = self.norm_logits(self.logits(query, key))
+        logits = logits.unflatten(1, (-1, self.num_heads)).sum(1)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(3)
+
+    def attention(self, x: Tensor) -> AxisWeights:
+        """Return the weights that are applied to the values of (B, C, H, W) and their positions."""
+        lines = self.lines(x)
+        query, key, _ = axial.rows(lines, self.depth // 2)
+        weight = self.weights(query, key).unflatten(0, (len(x), -1)).transpose(1, 2)
+        # lines along the height are columns
+        return AxisWeights(weight.transpose(2, 3) if self.axis == 'height' else weight, self.axis)
 
     def logits(self, query: Tensor, key: Tensor) -> Tensor:
         """Return the terms (n, T * N, L, L) of lines (n, N, D / 2, L), before their norm."""
@@ -309,6 +325,11 @@ class AxialAttention(SafeModule):
             AxialAttention1d(channels, channels, axis='width', **options),
         )
         self.pool = cell_average(stride)
+
+    def attention(self, x: Tensor) -> tuple[AxisWeights, AxisWeights]:
+        """Return the weights along the height, and those along the width that follow."""
+        height, width = self.axes
+        return height.attention(x), width.attention(height(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
