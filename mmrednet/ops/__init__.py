@@ -6,9 +6,13 @@ from .difference_attention import local_difference_attention
 from .dispatch import require_kernels
 from .involution import local_involution
 from .local import active_kernels, local_aggregate, local_correlate, local_scatter
+from .vector_attention import vector_attention
+from .vector_mapping import Gamma
+from .vector_moments import vector_moments
 from .window import Window
 
 __all__ = [
+    'Gamma',
     'Window',
     'active_kernels',
     'attend',
@@ -20,4 +24,6 @@ __all__ = [
     'local_involution',
     'local_scatter',
     'require_kernels',
+    'vector_attention',
+    'vector_moments',
 ]

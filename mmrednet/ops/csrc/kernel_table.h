@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "params.h"
+#include "vector_params.h"
 
 namespace mmrednet {
 
@@ -22,6 +23,11 @@ using HiddenGradients = void (*)(const InvolutionBackwardParams&, const Involuti
 using AttentionKernel = void (*)(const AttentionParams&, const AttentionPointers&, void*, int64_t,
                                  int64_t);
 
+using VectorKernel = void (*)(const VectorParams&, const VectorPointers&, void*, int64_t, int64_t);
+// needs no workspace; its arguments are the gradients of packed rows and their number of channels
+using VectorFold = void (*)(const VectorParams&, const VectorPointers&, void*, int64_t, int64_t,
+                            int64_t);
+
 // The kernels for one dtype.
 struct DtypeKernels {
   LocalKernel local;
@@ -30,6 +36,8 @@ struct DtypeKernels {
   KernelGradients kernel_gradients;
   HiddenGradients hidden_gradients;
   AttentionKernel attention;
+  VectorKernel vector_attention;
+  VectorFold vector_fold;
 };
 
 // The kernels for one instruction set. `name` is null where the compiler cannot build them.

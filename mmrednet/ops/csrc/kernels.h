@@ -8,7 +8,8 @@
 //   a time, so that vectors run along the width (packed_rows.h, correlate.h).
 // - involution_forward.h, local_attention.h: weights of a tile or a row of outputs are computed
 //   into the workspace of the thread and used at once.
-// - involution_backward.h: sums over all positions are split into parts, which are added in order.
+// - vector_*.h: vector attention by strips of packed rows, with vectors along the outputs.
+// - involution_backward.h, vector_backward.h: sums over all positions are split into parts, which are added in order.
 //
 // One thread computes each output, in a fixed order, and the parts of a sum do not depend on the
 // number of threads. So the results do not depend on it either.
@@ -22,6 +23,7 @@
 #include "local.h"
 #include "local_attention.h"
 #include "simd.h"
+#include "vector_backward.h"
 
 namespace mmrednet::MMREDNET_ISA {
 
@@ -33,7 +35,9 @@ constexpr DtypeKernels dtype_kernels() {
           store_kernels<T, A>,
           run_kernel_gradients<T, A>,
           store_hidden_gradients<T, A>,
-          run_attention<T, A>};
+          run_attention<T, A>,
+          run_vector_attention<T, A>,
+          fold_vector_strips<A>};
 }
 
 inline KernelTable kernel_table(const char* name) {
