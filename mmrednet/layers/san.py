@@ -156,11 +156,16 @@ class VectorAttention(SafeModule):
         gamma = self.conv_w
         if not is_plain(gamma, nn.Sequential) or len(gamma) != 6:
             return False
-        norms, activations, convolutions = gamma[::3], gamma[1::3], gamma[2::3]
+        norm1, activation1, first, norm2, activation2, last = gamma
+        # mmrednet.fuse folds the second norm into the layer before it
+        is_folded = is_plain(norm2, nn.Identity)
+        is_normed = is_plain(norm2, *BATCH_NORMS) and norm2.affine and first.bias is None
         return (
-            all(is_plain(norm, *BATCH_NORMS) and norm.affine for norm in norms)
-            and all(is_plain(activation, nn.ReLU) for activation in activations)
-            and all(plain_pointwise(convolution) for convolution in convolutions)
+            is_plain(norm1, *BATCH_NORMS)
+            and norm1.affine
+            and (is_folded or is_normed)
+            and all(is_plain(activation, nn.ReLU) for activation in (activation1, activation2))
+            and all(plain_pointwise(layer) is not None for layer in (first, last))
         )
 
     def normed_gamma(self, query: Tensor, key: Tensor) -> Gamma:
@@ -179,8 +184,11 @@ class VectorAttention(SafeModule):
             return Moments(mean, variance, mean.new_tensor(count, dtype=torch.float64))
 
         scale1, shift1 = _scale_and_shift(norm1, statistics)
-        hidden = lambda: statistics(scale1, shift1, weight1)  # noqa: E731
-        scale2, shift2 = _scale_and_shift(norm2, hidden)
+        if isinstance(norm2, nn.Identity):
+            scale2 = torch.ones_like(scale1[:1]).expand(len(weight1))
+            shift2 = torch.zeros_like(scale2) if first.bias is None else first.bias
+        else:
+            scale2, shift2 = _scale_and_shift(norm2, lambda: statistics(scale1, shift1, weight1))
         return Gamma(scale1, shift1, weight1, scale2, shift2, weight2, last.bias)
 
     def output_size(self, x: Tensor) -> tuple[int, int]:
