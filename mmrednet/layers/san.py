@@ -11,7 +11,7 @@ import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import Tensor, nn
 
-from ..ops import Gamma, Window, vector_attention, vector_moments
+from ..ops import Gamma, Window, local_vector_attention, vector_statistics
 from ..ops.vector_attention import aggregate_rows
 from ..ops.vector_mapping import Options, by_chunks, chunk_features
 from ..ops.vector_relations import PAIRWISE, PATCHWISE, Relation, reflected_rows
@@ -90,7 +90,8 @@ class VectorAttention(SafeModule):
 
     def subsample(self, x: Tensor) -> Tensor:
         """Return (B, C, H, W) at the output positions."""
-        return x[..., :: self.stride, :: self.stride]
+        # the gradient of a slice fills a map with zeros first, even where nothing is skipped
+        return x if self.stride == 1 else x[..., :: self.stride, :: self.stride]
 
     def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return queries (B, R, Ho, Wo) and keys (B, R, H, W)."""
@@ -102,7 +103,7 @@ class VectorAttention(SafeModule):
         # a trace shows the separate steps, for those who count them
         if self._gamma_is_plain() and not torch.jit.is_tracing():
             gamma = self.normed_gamma(query, key)
-            return vector_attention(query, key, value, gamma, self.window, **self._relation())
+            return local_vector_attention(query, key, value, gamma, self.window, **self._relation())
         return self._by_rows(lambda rows: self._weighted_rows(query, key, value, rows), query, 2)
 
     def _weighted_rows(
@@ -176,7 +177,7 @@ class VectorAttention(SafeModule):
         weight1, weight2 = first.weight.flatten(1), last.weight.flatten(1)
 
         def statistics(*layer: Tensor) -> Moments:
-            mean, variance = vector_moments(
+            mean, variance = vector_statistics(
                 query, key, self.window, **self._relation(), first_layer=layer or None
             )
             vectors = 1 if self.patchwise else self.window.taps

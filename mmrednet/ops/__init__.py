@@ -6,9 +6,9 @@ from .difference_attention import local_difference_attention
 from .dispatch import require_kernels
 from .involution import local_involution
 from .local import active_kernels, local_aggregate, local_correlate, local_scatter
-from .vector_attention import vector_attention
+from .vector_attention import local_vector_attention
 from .vector_mapping import Gamma
-from .vector_moments import vector_moments
+from .vector_moments import vector_statistics
 from .window import Window
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     'local_difference_attention',
     'local_involution',
     'local_scatter',
+    'local_vector_attention',
     'require_kernels',
-    'vector_attention',
-    'vector_moments',
+    'vector_statistics',
 ]

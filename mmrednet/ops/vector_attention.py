@@ -35,7 +35,7 @@ from .vector_relations import reflected_rows
 from .window import Window
 
 
-def vector_attention(
+def local_vector_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -148,7 +148,7 @@ def definition(
     position_channels: int,
     window: Sequence[int],
 ) -> Tensor:
-    """Compute :func:`vector_attention` from stored weights of one chunk of rows at a time.
+    """Compute :func:`local_vector_attention` from stored weights of one chunk of rows at a time.
 
     The backward pass computes them again. Every fused kernel is tested against this function.
     """

@@ -32,7 +32,7 @@ from .vector_relations import find_relation
 from .window import Window
 
 
-def vector_moments(
+def vector_statistics(
     query: Tensor,
     key: Tensor,
     window: Window,
@@ -42,7 +42,7 @@ def vector_moments(
     position_channels: int = 0,
     first_layer: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance of the features of :func:`vector_attention`.
+    """Return mean and biased variance of the features of :func:`local_vector_attention`.
 
     With the first layer of gamma they are those of the hidden features, before their norm.
 
@@ -82,7 +82,7 @@ def definition(
     position_channels: int,
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Compute :func:`vector_moments` from stored features of one chunk of rows at a time."""
+    """Compute :func:`vector_statistics` from stored features of one chunk of rows at a time."""
     dtype = _torch.sum_dtype(query, key)
     query, key = query.to(dtype), key.to(dtype)
     options = Options(relation, patchwise, position_channels, list(window))

@@ -417,10 +417,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> vector_mo
   grads.run();
 
   const VectorSums at = vector_sums(p);
-  const at::Tensor none = at::empty({0}, query.options());
+  // results of an operator must not share memory
+  const auto none = [&] { return at::empty({0}, query.options()); };
   const at::Tensor grad_query = in_layout_of(query, grads.query.to(query.scalar_type()));
   const at::Tensor grad_key = grads.map(grads.key_strips, key);
-  if (!weight) return {grad_query, grad_key, none, none, none};
+  if (!weight) return {grad_query, grad_key, none(), none(), none()};
   const at::Tensor grad_weight = call.by_channel(grads.matrix(at.weight1, p.features).t());
   return {grad_query, grad_key, like(*scale, grads.feature_vector(at.scale1)),
           like(*shift, grads.feature_vector(at.shift1)), like(*weight, grad_weight)};
