@@ -76,6 +76,16 @@ def axial_moments(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]
     return Counter(einsum=pairs * inputs[2].toIValue() * len(integers(inputs[3])))
 
 
+def vector_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    """Count ``mmrednet::vector_attention(query, key, value, gamma, relation, patchwise,
+    position_channels, window)``, with the seven tensors of gamma.
+    """
+    query, value, weight1, weight2 = (get_shape(inputs[index]) for index in (0, 2, 5, 8))
+    taps = math.prod(integers(inputs[13])[:2])
+    is_patchwise = inputs[11].toIValue()
+    return multiply_adds.vector_attention(query, value, weight1, weight2, taps, is_patchwise)
+
+
 def integers(value: Any) -> list[int]:
     """Return the items of a traced list of integers."""
     return [item.toIValue() for item in value.node().inputs()]
@@ -90,6 +100,7 @@ HANDLES: dict[str, Handle] = {
     'mmrednet::difference_attention': difference_attention,
     'mmrednet::axial_attention': axial_attention,
     'mmrednet::axial_moments': axial_moments,
+    'mmrednet::vector_attention': vector_attention,
 }
 
 # every new FlopAnalyzer copies this table; mmengine has no public way to add to it

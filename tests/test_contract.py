@@ -25,7 +25,7 @@ from mmrednet.layers import AttentionStem, Hamburger, build_spatial, spatial_ope
 ROOT = Path(__file__).parents[1]
 CHANNELS = 16
 # of these the result is contiguous, or permuted, when the input is channels-last
-CONTIGUOUS = ('AxialAttention', 'DCN', 'DCNv2', 'SANPairwise', 'SANPatchwise')
+CONTIGUOUS = ('AxialAttention', 'DCN', 'DCNv2')
 
 
 @spatial_operator

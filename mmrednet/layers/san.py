@@ -5,81 +5,38 @@ CVPR 2020).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..ops import Window, local_aggregate
+from ..ops import Gamma, Window, local_vector_attention, vector_statistics
+from ..ops.vector_attention import aggregate_rows
+from ..ops.vector_mapping import Options, by_chunks, chunk_features
+from ..ops.vector_relations import PAIRWISE, PATCHWISE, Relation, reflected_rows
 from ..ops.window import IntPair
+from .batch_statistics import Moments, synchronised, update_running
+from .plain import BATCH_NORMS, is_plain, plain_pointwise
 from .safe_module import SafeModule
 from .spatial import spatial_operator
 
 
-class Relation(NamedTuple):
-    """A relation delta between the centre of a window and its neighbours.
-
-    Args:
-        features: Maps the query (B, R, 1, L) and the keys (B, R, K, L) to features: (B, F, K, L) of
-            every neighbour, or (B, F, 1, L) of the whole patch.
-        feature_count: Maps R and K to the number of features F.
-    """
-
-    features: Callable[[Tensor, Tensor], Tensor]
-    feature_count: Callable[[int, int], int]
-
-
-def _concatenate_pair(query: Tensor, keys: Tensor) -> Tensor:
-    return torch.cat([query.expand_as(keys), keys], 1)
-
-
-def _concatenate_patch(query: Tensor, keys: Tensor) -> Tensor:
-    return torch.cat([query.squeeze(2), keys.flatten(1, 2)], 1).unsqueeze(2)
-
-
-def _clique_product(query: Tensor, keys: Tensor) -> Tensor:
-    return torch.einsum('brjl,brkl->bjkl', keys, keys).flatten(1, 2).unsqueeze(2)
-
-
-PAIRWISE = {
-    'subtraction': Relation(lambda query, keys: query - keys, lambda r, k: r),
-    'summation': Relation(lambda query, keys: query + keys, lambda r, k: r),
-    'concatenation': Relation(_concatenate_pair, lambda r, k: 2 * r),
-    'hadamard': Relation(lambda query, keys: query * keys, lambda r, k: r),
-    'dot_product': Relation(
-        lambda query, keys: (query * keys).sum(1, keepdim=True), lambda r, k: 1
-    ),
-}
-PATCHWISE = {
-    'concatenation': Relation(_concatenate_patch, lambda r, k: r * (k + 1)),
-    'star_product': Relation(
-        lambda query, keys: (query * keys).sum(1).unsqueeze(2), lambda r, k: k
-    ),
-    'clique_product': Relation(_clique_product, lambda r, k: k * k),
-}
-
-
-def _reflected(length: int, padding: int, device: torch.device) -> Tensor:
-    """Return the indices 0 .. length - 1 continued on both sides by reflection.
-
-    A padding wider than the map is reflected again and again, which ``F.pad`` does not do.
-    """
-    if length == 1:
-        return torch.zeros(1 + 2 * padding, device=device, dtype=torch.long)
-    period = 2 * (length - 1)
-    index = torch.arange(-padding, length + padding, device=device) % period
-    return torch.minimum(index, period - index)
-
-
 class VectorAttention(SafeModule):
-    """Base of both operators: projections, reflection at the border, and the weighted sum.
+    """Base of both operators: projections, norms of gamma, and the weighted sum.
 
     Channel c of the values takes weight c modulo (C_out / share), a strided view of the values. The
     feature map is continued by reflection beyond its border. Arguments: see :class:`SANPairwise`;
     ``relations`` are the relations that an operator knows.
+
+    One operator computes the features of all neighbours, gamma and the weighted sum, where gamma
+    has two layers with batch norms and ReLUs. In training, the batch norms see the statistics of
+    all features first. Any other gamma is called as a module.
     """
+
+    patchwise: ClassVar[bool]
+    # channels behind queries and keys, of which the difference is taken
+    position_channels: ClassVar[int]
 
     def __init__(
         self,
@@ -107,10 +64,7 @@ class VectorAttention(SafeModule):
             )
         if relation not in relations:
             raise ValueError(f'relation must be one of {list(relations)}, got {relation!r}.')
-        centred = Window(kernel_size, stride, dilation)
-        self.padding = centred.padding
-        # the map is padded by reflection before the window slides over it
-        self.window = Window(centred.kernel, stride, dilation, padding=0)
+        self.window = Window(kernel_size, stride, dilation)
         self.stride, self.groups = stride, out_channels // share_channels
         self.relation = relation
         self.norm_cfg, self.act_cfg = norm_cfg, act_cfg
@@ -134,32 +88,138 @@ class VectorAttention(SafeModule):
             features = width
         return nn.Sequential(*layers)
 
-    def pad(self, x: Tensor) -> Tensor:
-        """Continue (B, C, H, W) by reflection."""
-        rows = _reflected(x.shape[2], self.padding[0], x.device)
-        columns = _reflected(x.shape[3], self.padding[1], x.device)
-        return x.index_select(2, rows).index_select(3, columns)
-
-    def neighbours(self, x: Tensor) -> Tensor:
-        """Return the neighbours (B, C, K, L) of every output position on (B, C, H, W)."""
-        window = self.window
-        patches = F.unfold(self.pad(x), window.kernel, window.dilation, stride=window.stride)
-        return patches.unflatten(1, (x.shape[1], window.taps))
-
     def subsample(self, x: Tensor) -> Tensor:
         """Return (B, C, H, W) at the output positions."""
-        return x[..., :: self.stride, :: self.stride]
+        # the gradient of a slice fills a map with zeros first, even where nothing is skipped
+        return x if self.stride == 1 else x[..., :: self.stride, :: self.stride]
+
+    def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries (B, R, Ho, Wo) and keys (B, R, H, W)."""
+        return self.conv1(self.subsample(x)), self.conv2(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        (query, key), value = self.queries_and_keys(x), self.conv3(x)
+        # a trace shows the separate steps, for those who count them
+        if self._gamma_is_plain() and not torch.jit.is_tracing():
+            gamma = self.normed_gamma(query, key)
+            return local_vector_attention(query, key, value, gamma, self.window, **self._relation())
+        return self._by_rows(lambda rows: self._weighted_rows(query, key, value, rows), query, 2)
+
+    def _weighted_rows(
+        self, query: Tensor, key: Tensor, value: Tensor, rows: tuple[int, int]
+    ) -> Tensor:
+        return aggregate_rows(value, self._weights_of_rows(query, key, rows), self.window, rows)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Return alpha (B, G, K, Ho, Wo)."""
+        query, key = self.queries_and_keys(x)
+        return self._by_rows(lambda rows: self._weights_of_rows(query, key, rows), query, 3)
+
+    def _weights_of_rows(self, query: Tensor, key: Tensor, rows: tuple[int, int]) -> Tensor:
+        """Return alpha (B, G, K, rows, Wo) of some rows of outputs."""
+        features = chunk_features(query, key, self._options(), rows)
+        return self.alpha(self.conv_w(features)).unflatten(3, (-1, query.shape[3]))
+
+    def alpha(self, logits: Tensor) -> Tensor:
+        """Return weights (B, G, K, L) of the outputs of gamma."""
+        raise NotImplementedError
 
     def aggregate(self, x: Tensor, weight: Tensor) -> Tensor:
         """Sum the values of x by weights (B, G, K, Ho, Wo) of G interleaved groups."""
-        value = self.pad(self.conv3(x))
-        # channel c belongs to group c % G: a view, not a permutation
-        interleaved = value.unflatten(1, (-1, self.groups)).transpose(1, 2)
-        return local_aggregate(interleaved, weight, self.window).transpose(1, 2).flatten(1, 2)
+        return aggregate_rows(self.conv3(x), weight, self.window, (0, weight.shape[3]))
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Continue (B, C, H, W) by reflection, as far as windows reach."""
+        return reflected_rows(x, self.window, (0, self.output_size(x)[0]))
+
+    def _by_rows(self, compute: Callable, query: Tensor, row_dim: int) -> Tensor:
+        """Join the results of a function of rows of outputs, one chunk of rows at a time."""
+        norms = self.conv_w[::3] if isinstance(self.conv_w, nn.Sequential) else [None]
+        # a norm that looks at its input sees all of it
+        if torch.jit.is_tracing() or not all(_is_fixed(norm) for norm in norms):
+            return compute((0, query.shape[2]))
+        stored = sum(parameter.numel() for parameter in self.conv_w.parameters())
+        return torch.cat(by_chunks(compute, query, stored, self._options()), row_dim)
+
+    def _relation(self) -> dict[str, Any]:
+        return dict(
+            relation=self.relation,
+            patchwise=self.patchwise,
+            position_channels=self.position_channels,
+        )
+
+    def _options(self) -> Options:
+        return Options(**self._relation(), window=list(self.window))
+
+    def _gamma_is_plain(self) -> bool:
+        """Return whether gamma may be computed from its weights, without calls of its modules."""
+        gamma = self.conv_w
+        if not is_plain(gamma, nn.Sequential) or len(gamma) != 6:
+            return False
+        norm1, activation1, first, norm2, activation2, last = gamma
+        # mmrednet.fuse folds the second norm into the layer before it
+        is_folded = is_plain(norm2, nn.Identity)
+        is_normed = is_plain(norm2, *BATCH_NORMS) and norm2.affine and first.bias is None
+        return (
+            is_plain(norm1, *BATCH_NORMS)
+            and norm1.affine
+            and (is_folded or is_normed)
+            and all(is_plain(activation, nn.ReLU) for activation in (activation1, activation2))
+            and all(plain_pointwise(layer) is not None for layer in (first, last))
+        )
+
+    def normed_gamma(self, query: Tensor, key: Tensor) -> Gamma:
+        """Return gamma with its norms as scales and shifts, by the statistics of the features where
+        a norm is in training mode.
+        """
+        norm1, _, first, norm2, _, last = self.conv_w
+        weight1, weight2 = first.weight.flatten(1), last.weight.flatten(1)
+
+        def statistics(*layer: Tensor) -> Moments:
+            mean, variance = vector_statistics(
+                query, key, self.window, **self._relation(), first_layer=layer or None
+            )
+            vectors = 1 if self.patchwise else self.window.taps
+            count = vectors * query[:, 0].numel()
+            return Moments(mean, variance, mean.new_tensor(count, dtype=torch.float64))
+
+        scale1, shift1 = _scale_and_shift(norm1, statistics)
+        if isinstance(norm2, nn.Identity):
+            scale2 = torch.ones_like(scale1[:1]).expand(len(weight1))
+            shift2 = torch.zeros_like(scale2) if first.bias is None else first.bias
+        else:
+            scale2, shift2 = _scale_and_shift(norm2, lambda: statistics(scale1, shift1, weight1))
+        return Gamma(scale1, shift1, weight1, scale2, shift2, weight2, last.bias)
 
     def output_size(self, x: Tensor) -> tuple[int, int]:
         """Return (Ho, Wo) for an input (B, C, H, W)."""
         return -(-x.shape[-2] // self.stride), -(-x.shape[-1] // self.stride)
+
+
+def _is_fixed(norm: Any) -> bool:
+    """Return whether a norm is a batch norm that uses its running statistics."""
+    is_batch_norm = is_plain(norm, *BATCH_NORMS) and not norm.training
+    return is_batch_norm and norm.running_mean is not None and norm.running_var is not None
+
+
+def _scale_and_shift(norm: Any, statistics: Callable[[], Moments]) -> tuple[Tensor, Tensor]:
+    """Return a batch norm as scale and shift, in float32 or wider.
+
+    Args:
+        norm: The norm.
+        statistics: Computes the statistics of its input. It is called if the norm uses them.
+    """
+    if _is_fixed(norm):
+        mean, variance = norm.running_mean, norm.running_var
+    else:
+        # every process has a part of the batch
+        mean, variance, count = synchronised(statistics(), norm)
+        update_running(norm, mean, variance, count)
+    # half precision would round the statistics once more
+    dtype = torch.promote_types(variance.dtype, torch.float32)
+    scale = norm.weight.to(dtype) * torch.rsqrt(variance.to(dtype) + norm.eps)
+    return scale, norm.bias.to(dtype) - mean.to(dtype) * scale
 
 
 @spatial_operator
@@ -194,6 +254,7 @@ class SANPairwise(VectorAttention):
     """
 
     example: ClassVar[dict] = dict(kernel_size=3)
+    patchwise, position_channels = False, 2
 
     def __init__(
         self,
@@ -238,26 +299,16 @@ class SANPairwise(VectorAttention):
         rows, columns = torch.meshgrid(rows, columns, indexing='ij')
         return torch.stack([columns, rows])[None].to(x.dtype)
 
-    def offsets(self, x: Tensor) -> Tensor:
-        """Return p_i - p_j, (1, 2, K, L)."""
-        position = self.conv_p(self.coordinates(x))
-        centre = self.subsample(position).flatten(2).unsqueeze(2)
-        return centre - self.neighbours(position)
+    def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries (B, R + 2, Ho, Wo) and keys (B, R + 2, H, W), with positions p behind."""
+        query, key = super().queries_and_keys(x)
+        position = self.conv_p(self.coordinates(x)).expand(len(x), -1, -1, -1).to(key.dtype)
+        return torch.cat([query, self.subsample(position)], 1), torch.cat([key, position], 1)
 
-    def weights(self, x: Tensor) -> Tensor:
-        """Return alpha (B, G, K, Ho, Wo)."""
-        # (B, R, 1, L) beside the neighbours (B, R, K, L)
-        query = self.conv1(self.subsample(x)).flatten(2).unsqueeze(2)
-        relation = PAIRWISE[self.relation].features(query, self.neighbours(self.conv2(x)))
-        offset = self.offsets(x).expand(len(x), -1, -1, -1).to(relation.dtype)
-        logits = self.conv_w(torch.cat([relation, offset], 1))
+    def alpha(self, logits: Tensor) -> Tensor:
+        """Return the softmax (B, G, K, L) of logits over the neighbours."""
         # a softmax in half precision would not sum to one
-        alpha = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(2)
-        return alpha.unflatten(3, self.output_size(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
-        return self.aggregate(x, self.weights(x))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(2)
 
 
 def _coordinates(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -288,6 +339,7 @@ class SANPatchwise(VectorAttention):
     """
 
     example: ClassVar[dict] = dict(kernel_size=3)
+    patchwise, position_channels = True, 0
 
     def __init__(
         self,
@@ -323,13 +375,6 @@ class SANPatchwise(VectorAttention):
         features = PATCHWISE[relation].feature_count(self.relation_channels, taps)
         self.conv_w = self.gamma(features, self.groups, taps * self.groups, gamma_depth)
 
-    def weights(self, x: Tensor) -> Tensor:
-        """Return alpha (B, G, K, Ho, Wo)."""
-        query = self.conv1(self.subsample(x)).flatten(2).unsqueeze(2)
-        features = PATCHWISE[self.relation].features(query, self.neighbours(self.conv2(x)))
-        alpha = self.conv_w(features).unflatten(1, (self.groups, self.window.taps))
-        return alpha.squeeze(3).unflatten(3, self.output_size(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
-        return self.aggregate(x, self.weights(x))
+    def alpha(self, logits: Tensor) -> Tensor:
+        """Return (B, G, K, L) of (B, G * K, 1, L)."""
+        return logits.unflatten(1, (self.groups, self.window.taps)).squeeze(3)

@@ -6,9 +6,13 @@ from .difference_attention import local_difference_attention
 from .dispatch import require_kernels
 from .involution import local_involution
 from .local import active_kernels, local_aggregate, local_correlate, local_scatter
+from .vector_attention import local_vector_attention
+from .vector_mapping import Gamma
+from .vector_moments import vector_statistics
 from .window import Window
 
 __all__ = [
+    'Gamma',
     'Window',
     'active_kernels',
     'attend',
@@ -19,5 +23,7 @@ __all__ = [
     'local_difference_attention',
     'local_involution',
     'local_scatter',
+    'local_vector_attention',
     'require_kernels',
+    'vector_statistics',
 ]

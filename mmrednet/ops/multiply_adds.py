@@ -89,3 +89,24 @@ def axial_attention(
     """
     pairs = query[0] * query[1] * line_pairs(query[3], span)
     return Counter(einsum=pairs * (terms * query[2] + (1 + value_position) * value[2]))
+
+
+def vector_attention(
+    query: Shape, value: Shape, weight1: Shape, weight2: Shape, taps: int, patchwise: bool
+) -> Counter[str]:
+    """Count vector attention as two 1x1 convolutions and an aggregation.
+
+    Args:
+        query: Shape (B, R, Ho, Wo).
+        value: Shape (B, C, H, W).
+        weight1: Shape (M, F) of the weight of the first convolution.
+        weight2: Shape (O, M) of the weight of the last convolution.
+        taps: Number K of taps of the window.
+        patchwise: Whether an output has one vector of features, and not one for each tap.
+    """
+    positions = query[0] * math.prod(query[2:])
+    vectors = positions if patchwise else positions * taps
+    return Counter(
+        conv=vectors * (math.prod(weight1) + math.prod(weight2)),
+        aggregate=positions * taps * value[1],
+    )

@@ -6,6 +6,7 @@
 
 #include "axial_params.h"
 #include "params.h"
+#include "vector_params.h"
 
 namespace mmrednet {
 
@@ -24,6 +25,11 @@ using AttentionKernel = void (*)(const AttentionParams&, const AttentionPointers
                                  int64_t);
 using AxialKernel = void (*)(const AxialParams&, const AxialPointers&, void*, int64_t, int64_t);
 
+using VectorKernel = void (*)(const VectorParams&, const VectorPointers&, void*, int64_t, int64_t);
+// needs no workspace; its arguments are the gradients of packed rows and their number of channels
+using VectorFold = void (*)(const VectorParams&, const VectorPointers&, void*, int64_t, int64_t,
+                            int64_t);
+
 // The kernels for one dtype.
 struct DtypeKernels {
   LocalKernel local;
@@ -33,6 +39,8 @@ struct DtypeKernels {
   HiddenGradients hidden_gradients;
   AttentionKernel attention;
   AxialKernel axial, axial_backward, axial_moments, axial_moments_backward;
+  VectorKernel vector_attention;
+  VectorFold vector_fold;
 };
 
 // The kernels for one instruction set. `name` is null where the compiler cannot build them.

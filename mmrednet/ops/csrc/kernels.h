@@ -9,7 +9,8 @@
 // - involution_forward.h, local_attention.h: weights of a tile or a row of outputs are computed
 //   into the workspace of the thread and used at once.
 // - axial_forward.h, axial_backward.h, axial_moments.h: attention along lines, 16 lines in a vector.
-// - involution_backward.h: sums over all positions are split into parts, which are added in order.
+// - vector_*.h: vector attention by strips of packed rows, with vectors along the outputs.
+// - involution_backward.h, vector_backward.h: sums over all positions are split into parts, which are added in order.
 //
 // One thread computes each output, in a fixed order, and the parts of a sum do not depend on the
 // number of threads. So the results do not depend on it either.
@@ -26,6 +27,7 @@
 #include "local.h"
 #include "local_attention.h"
 #include "simd.h"
+#include "vector_backward.h"
 
 namespace mmrednet::MMREDNET_ISA {
 
@@ -41,7 +43,9 @@ constexpr DtypeKernels dtype_kernels() {
           run_axial<T, A>,
           run_axial_backward<T, A>,
           run_axial_moments<T, A>,
-          run_axial_moments_backward<T, A>};
+          run_axial_moments_backward<T, A>,
+          run_vector_attention<T, A>,
+          fold_vector_strips<A>};
 }
 
 inline KernelTable kernel_table(const char* name) {
