@@ -29,7 +29,7 @@ struct DtypeKernels {
   StoreKernels store_kernels;
   KernelGradients kernel_gradients;
   HiddenGradients hidden_gradients;
-  AttentionKernel attention;
+  AttentionKernel attention, attention_gradients;
 };
 
 // The kernels for one instruction set. `name` is null where the compiler cannot build them.
@@ -43,3 +43,4 @@ struct KernelTable {
 mmrednet::KernelTable mmrednet_kernels_plain();
 mmrednet::KernelTable mmrednet_kernels_avx2();
 mmrednet::KernelTable mmrednet_kernels_avx512();
+mmrednet::KernelTable mmrednet_kernels_avx512bf16();

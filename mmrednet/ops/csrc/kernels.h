@@ -21,6 +21,7 @@
 #include "kernel_table.h"
 #include "local.h"
 #include "local_attention.h"
+#include "local_attention_backward.h"
 #include "simd.h"
 
 namespace mmrednet::MMREDNET_ISA {
@@ -33,11 +34,14 @@ constexpr DtypeKernels dtype_kernels() {
           store_kernels<T, A>,
           run_kernel_gradients<T, A>,
           store_hidden_gradients<T, A>,
-          run_attention<T, A>};
+          run_attention<T, A>,
+          run_attention_gradients<T, A>};
 }
 
-inline KernelTable kernel_table(const char* name) {
-  return {name, dtype_kernels<float, float>(), dtype_kernels<double, double>(),
+// A template, so that a file with kernels of one dtype alone does not compile the others.
+template <typename... Name>
+KernelTable kernel_table(Name... name) {
+  return {name..., dtype_kernels<float, float>(), dtype_kernels<double, double>(),
           dtype_kernels<BFloat16, float>()};
 }
 
