@@ -24,6 +24,7 @@ ISA_FLAGS = {
         '-DMMREDNET_SHUFFLES',
     ],
 }
+ISA_FLAGS['avx512bf16'] = [*ISA_FLAGS['avx512'], '-mavx512bf16', '-DMMREDNET_BF16_DOT']
 
 
 def accepts(compiler, flags):
@@ -60,10 +61,10 @@ def test_a_kernel_file_names_its_instruction_set():
         capture_output=True,
         text=True,
     )
-    assert 'define MMREDNET_ISA as avx512, avx2 or plain' in result.stderr
+    assert 'define MMREDNET_ISA as avx512bf16, avx512, avx2 or plain' in result.stderr
 
 
-@pytest.mark.parametrize('isa', ['avx2', 'avx512'])
+@pytest.mark.parametrize('isa', ['avx2', 'avx512', 'avx512bf16'])
 def test_standard_headers_come_before_the_instruction_set(isa):
     """An inline function of the standard library that is compiled for AVX-512 may be the one that
     the linker keeps for every processor.

@@ -148,8 +148,8 @@ def test_windows_that_leave_most_of_the_map_out(window, layout):
             r'bias must have sizes \[2, 9\], got',
         ),
         (
-            'attention_logit_gradients',
-            ((1, 2, 3, 5, 5),) + ((1, 2, 4, 5, 5),) * 3 + (None,) * 3,
+            'attention_backward',
+            ((1, 2, 3, 5, 5), (1, 2, 5, 5)) + ((1, 2, 4, 5, 5),) * 3 + (None,) * 3,
             'grad must have sizes',
         ),
     ],

@@ -21,6 +21,7 @@ from mmrednet.ops import (
     active_kernels,
     attention,
     axial,
+    difference_attention,
     dispatch,
     involution,
     require_kernels,
@@ -235,6 +236,17 @@ def test_attention(case, tables):
         close(result, reference, dtype)
 
 
+@pytest.mark.parametrize('case', ['k3 last', 'stride and dilation', 'k5x1', 'no padding'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_difference_attention(case, channels):
+    window, size, layout, dtype = FUSED[case]
+    query, key, value, _, _, bias = attention_inputs(window, size, layout, dtype)
+    inputs = [query[:, :, :channels], key[:, :, :channels], value, None if case == 'k5x1' else bias]
+    expected = difference_attention.definition(*widened(inputs), list(window))
+    got = fused_attention.difference_attention(*inputs, list(window))
+    close(got, expected, dtype, _torch.empty_in_layout_of(value, expected.shape, dtype))
+
+
 def test_attention_of_nothing():
     """Zero without neighbours, NaN where all of them are switched off; large logits do not
     overflow.
@@ -397,13 +409,13 @@ def test_operators_without_a_kernel_say_so_on_cuda(monkeypatch, caplog):
 
     monkeypatch.setattr(dispatch, '_logged', set())
     with caplog.at_level('WARNING', 'mmrednet'):
-        dispatch.report_missing_kernel('difference_attention', torch.zeros(1))
-        dispatch.report_missing_kernel('difference_attention', OnCuda())
+        dispatch.report_missing_kernel('axial_attention_backward', torch.zeros(1))
+        dispatch.report_missing_kernel('axial_attention_backward', OnCuda())
     assert caplog.messages == [
-        'difference_attention falls back from its triton kernel to plain torch: it has no kernel'
+        'axial_attention_backward falls back from its triton kernel to plain torch: it has no kernel'
     ]
     with require_kernels('triton'), pytest.raises(RuntimeError, match='it has no kernel'):
-        dispatch.report_missing_kernel('difference_attention', OnCuda())
+        dispatch.report_missing_kernel('axial_attention_backward', OnCuda())
 
 
 @pytest.mark.parametrize(
@@ -415,6 +427,7 @@ def test_operators_without_a_kernel_say_so_on_cuda(monkeypatch, caplog):
         'involution',
         'attention',
         'attention_backward',
+        'difference_attention',
         'axial_attention',
     ],
 )

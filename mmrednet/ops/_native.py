@@ -79,7 +79,7 @@ def ensure(tensor: Tensor) -> None:
 
 
 def capability() -> str:
-    """Return the instruction set of the kernels in use: 'avx512', 'avx2' or 'plain'."""
+    """Return the instruction set of the kernels: 'avx512bf16', 'avx512', 'avx2' or 'plain'."""
     return torch.ops.mmrednet_native.capability()
 
 

@@ -292,22 +292,6 @@ def attention(
     return definition(query, key, value, rows, columns, bias, window)
 
 
-@custom_op('mmrednet::attention_logit_gradients', mutates_args=())
-def attention_logit_gradients(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rows: Tensor | None,
-    columns: Tensor | None,
-    bias: Tensor | None,
-    window: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """Return the weights and the gradients of the logits. Only ``attention_backward`` calls it."""
-    # an op of its own, so that the CPU's kernel computes this step alone
-    return _logit_gradients(grad, query, key, value, rows, columns, bias, window)
-
-
 @transformable(lambda grad, logsumexp, *inputs: gradients(grad, *inputs))
 @custom_op('mmrednet::attention_backward', mutates_args=())
 def attention_backward(
@@ -322,10 +306,7 @@ def attention_backward(
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`gradients`. A kernel may use the ``logsumexp`` of the forward pass."""
-    inputs = query, key, value, rows, columns, bias, window
-    weight, grad_logits = attention_logit_gradients(grad, *inputs)
-    grads = _input_gradients(weight, grad_logits, grad, *inputs)
-    return in_layouts_of((query, key, value), grads)
+    return dense_gradients(grad, logsumexp, query, key, value, rows, columns, bias, window)
 
 
 _triton.register(

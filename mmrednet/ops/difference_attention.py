@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _torch, local
+from . import _torch, _triton, local
 from .attention import attend
 from .checks import check_outputs, check_same, check_shape, check_tensors
-from .dispatch import report_missing_kernel
 from .transforms import transformable
 from .window import Window
 
@@ -158,22 +157,7 @@ def difference_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, window: Sequence[int]
 ) -> Tensor:
     """Run :func:`local_difference_attention` on arguments that have been checked."""
-    report_missing_kernel('difference_attention', query)
-    result = definition(query, key, value, bias, window)
-    return _torch.in_layout_of(value, result)
-
-
-@custom_op('mmrednet::difference_logit_gradients', mutates_args=())
-def difference_logit_gradients(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    window: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """Return the weights and the gradients of the logits, for ``difference_attention_backward``."""
-    return _logit_gradients(grad, query, key, value, bias, window)
+    return definition(query, key, value, bias, window)
 
 
 @transformable(gradients)
@@ -188,13 +172,16 @@ def difference_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`gradients`."""
     inputs = query, key, value, bias, window
-    weight, grad_logits = difference_logit_gradients(grad, *inputs)
-    *grads, grad_bias = _input_gradients(weight, grad_logits, grad, *inputs)
+    *grads, grad_bias = gradients(grad, *inputs)
     grad_query, grad_key, grad_value = (
         _torch.in_layout_of(like, tensor)
         for like, tensor in zip((query, key, value), grads, strict=True)
     )
     return grad_query, grad_key, grad_value, grad_bias.contiguous()
+
+
+# no kernel for the gradients: their definition runs on the kernels of the primitives
+_triton.register('attention', difference_attention=(difference_attention, definition))
 
 
 @difference_attention.register_fake

@@ -39,7 +39,9 @@ double error_of(float result, double exact) {
 }  // namespace
 
 int main(int, char** arguments) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+  if (!__builtin_cpu_supports("avx512bf16")) return kSkipped;
+#elif defined(__AVX512F__)
   if (!__builtin_cpu_supports("avx512f")) return kSkipped;
 #elif defined(__AVX2__)
   if (!__builtin_cpu_supports("avx2")) return kSkipped;

@@ -97,6 +97,7 @@ def _logits(
     channels: tl.constexpr,
     valid,
     WINDOW: tl.constexpr,
+    DIFFERENCE: tl.constexpr = False,
 ):
     """Return the logits [P] of one tap, and its keys [P, D] with the position embedding."""
     # q . k + q . r = q . (k + r): one sum over channels
@@ -104,7 +105,7 @@ def _logits(
         u, v = tap // WINDOW[1], tap % WINDOW[1]
         embedding = _position_embedding(rows, columns, head, u, v, channel, channels, WINDOW)
         key = key + embedding[None, :]
-    logits = tl.sum(query * key, 1)
+    logits = -tl.sum(tl.abs(query - key), 1) if DIFFERENCE else tl.sum(query * key, 1)
     if bias is not None:
         logits += tl.load(bias + head * (WINDOW[0] * WINDOW[1]) + tap).to(tl.float32)
     return tl.where(valid, logits, float('-inf')), key
@@ -143,6 +144,8 @@ def attention_kernel(
     out_width,
     # kernel, stride, dilation and padding
     WINDOW: tl.constexpr,
+    # minus the absolute difference of query and key, and not their product
+    DIFFERENCE: tl.constexpr,
     # layouts
     QUERY: tl.constexpr,
     KEY: tl.constexpr,
@@ -175,7 +178,9 @@ def attention_kernel(
         valid = inside_map & on_map(y, x, height, width)
         neighbour_count += valid.to(tl.int32)
         k = _load(key, key_strides, channel, channels, y, x, valid, KEY)
-        logits, _ = _logits(q, k, rows, columns, bias, head, tap, channel, channels, valid, WINDOW)
+        logits, _ = _logits(
+            q, k, rows, columns, bias, head, tap, channel, channels, valid, WINDOW, DIFFERENCE
+        )
         new_largest = tl.maximum(largest, logits)
         # weights of logits of -inf are zero
         shift = _finite(new_largest)
@@ -500,6 +505,35 @@ def _dense(table: Tensor | None) -> Tensor | None:
     return None if table is None else table.contiguous()
 
 
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tables: Sequence[Tensor | None],
+    window: Sequence[int],
+    difference: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the result and the logarithms of the softmax's sums."""
+    size = query.shape[-2:]
+    result = empty_in_layout_of(value, (*value.shape[:3], *size), value.dtype)
+    sums = query.new_empty((*query.shape[:2], 1, *size), dtype=torch.float32)
+    tensors = (query, key, value, result)
+    launch(
+        attention_kernel,
+        query.shape[0] * query.shape[1] * tiles(size, TILE),
+        query.device,
+        *(query, key, value, *(_dense(table) for table in tables), result, sums),
+        *(strides(tensor) for tensor in tensors),
+        _planar(sums),
+        *_sizes(query, key, value),
+        **dict(QUERY=layout(query), KEY=layout(key), VALUE=layout(value), RESULT=layout(result)),
+        DIFFERENCE=difference,
+        INDEX=index_type(*tensors),
+        **_constants(window, query, value),
+    )
+    return result, sums.squeeze(2)
+
+
 def attention(
     query: Tensor,
     key: Tensor,
@@ -510,23 +544,21 @@ def attention(
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmrednet.ops.attention.definition`."""
-    size = query.shape[-2:]
-    result = empty_in_layout_of(value, (*value.shape[:3], *size), value.dtype)
-    sums = query.new_empty((*query.shape[:2], 1, *size), dtype=torch.float32)
-    tensors = (query, key, value, result)
-    launch(
-        attention_kernel,
-        query.shape[0] * query.shape[1] * tiles(size, TILE),
-        query.device,
-        *(query, key, value, _dense(rows), _dense(columns), _dense(bias), result, sums),
-        *(strides(tensor) for tensor in tensors),
-        _planar(sums),
-        *_sizes(query, key, value),
-        **dict(QUERY=layout(query), KEY=layout(key), VALUE=layout(value), RESULT=layout(result)),
-        INDEX=index_type(*tensors),
-        **_constants(window, query, value),
-    )
-    return result, sums.squeeze(2)
+    return _forward(query, key, value, (rows, columns, bias), window, difference=False)
+
+
+def reasons_against_difference_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, window: Sequence[int]
+) -> list[str]:
+    """Return the reasons why the kernel cannot take these tensors."""
+    return reasons_against_attention(query, key, value, None, None, bias, window)
+
+
+def difference_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, window: Sequence[int]
+) -> Tensor:
+    """See :func:`mmrednet.ops.difference_attention.definition`."""
+    return _forward(query, key, value, (None, None, bias), window, difference=True)[0]
 
 
 def _sizes(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, ...]:

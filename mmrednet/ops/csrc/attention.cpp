@@ -3,7 +3,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
@@ -140,25 +141,161 @@ at::Tensor forward(AttentionCall& call, at::ScalarType result_type, at::Tensor l
   return result.to(result_type);
 }
 
-// Returns the attention weights and the gradients of the logits, both (B, N, K, Ho, Wo).
-std::tuple<at::Tensor, at::Tensor> backward(AttentionCall& call, const at::Tensor& grad_output) {
-  const LocalParams& values = call.params.values;
-  const int64_t batch = call.value.size(0);
-  check_sizes("grad", grad_output,
-              {batch, values.groups, values.channels, values.out_height, values.out_width});
-  const at::Tensor grad = grad_output.to(call.type);
-  at::Tensor weight = empty_in_layout_of(
-      call.query.to(call.accumulator),
-      {batch, values.groups, num_taps(values.window), values.out_height, values.out_width});
-  at::Tensor grad_logits = at::empty_like(weight);
-  call.params.backward = true;
-  call.params.grad = strides_of(grad);
-  call.params.weight = strides_of(weight);
-  call.pointers.grad = grad.const_data_ptr();
-  call.pointers.weight = weight.mutable_data_ptr();
-  call.pointers.grad_logits = grad_logits.mutable_data_ptr();
-  call.run();
-  return {weight, grad_logits};
+// Gradients, in the dtype of the kernels; those of the tables in the accumulator type.
+struct Gradients {
+  at::Tensor query, key, value, rows, columns, bias;
+};
+
+// The backward pass, for some heads of one image at a time: their weights and gradients of logits
+// are stored for the scatters that give the gradients of values and keys.
+struct AttentionBackward {
+  AttentionCall& call;
+  at::Tensor grad;
+  at::IntArrayRef window;
+  Gradients result;
+  // sums of the gradients of the tables, (images, heads, bands, elements)
+  at::Tensor table_sums;
+  // planes of gradients of logits, see AttentionPointers
+  int64_t planes;
+
+  AttentionBackward(AttentionCall& attention, const at::Tensor& grad_output,
+                    at::IntArrayRef window_numbers)
+      : call(attention), grad(grad_output.to(attention.type)), window(window_numbers) {
+    AttentionParams& params = call.params;
+    const LocalParams &keys = params.keys, &values = params.values;
+    check_sizes(
+        "grad", grad_output,
+        {call.value.size(0), values.groups, values.channels, values.out_height, values.out_width});
+    result.query = empty_in_layout_of(call.query, call.query.sizes());
+    result.key = empty_in_layout_of(call.key, call.key.sizes());
+    result.value = empty_in_layout_of(call.value, call.value.sizes());
+    planes = params.relation == kProduct ? 1 : keys.channels;
+    // Enough rows that their keys and values are packed for few others, and few enough that the
+    // bands of a small map keep some threads busy.
+    constexpr int64_t kBandRows = 16;
+    params.band_rows = kBandRows;
+    params.bands = ceil_div(keys.out_height, kBandRows);
+    if (call.rows.defined() || call.bias.defined())
+      table_sums = at::empty({call.query.size(0), keys.groups, params.bands, table_elements(keys)},
+                             call.query.options().dtype(call.accumulator));
+  }
+
+  void run() {
+    const LocalParams& keys = call.params.keys;
+    // Elements of the weights that are stored at a time. They fit the last-level cache of most
+    // processors, while each of the steps has enough work for many threads.
+    constexpr int64_t kStored = 1 << 22;
+    const int64_t head_elements = num_taps(keys.window) * keys.out_height * keys.out_width;
+    const int64_t heads = int_max(1, int_min(keys.groups, kStored / int_max(1, head_elements)));
+    for (int64_t image = 0; image < call.query.size(0); ++image)
+      for (int64_t head = 0; head < keys.groups; head += heads)
+        run_heads(image, head, int_min(heads, keys.groups - head));
+    if (table_sums.defined()) add_tables();
+  }
+
+ private:
+  // Some heads of one image of a tensor.
+  static at::Tensor part(const at::Tensor& tensor, int64_t image, int64_t head, int64_t heads) {
+    return tensor.narrow(0, image, 1).narrow(1, head, heads);
+  }
+
+  static const void* table_from(const at::Tensor& table, int64_t head) {
+    return table.defined() ? table.narrow(0, head, table.size(0) - head).const_data_ptr() : nullptr;
+  }
+
+  void run_heads(int64_t image, int64_t head, int64_t heads) {
+    const LocalParams& keys = call.params.keys;
+    const int64_t taps = num_taps(keys.window);
+    const auto options = call.query.options();
+    const auto planar = [&](int64_t groups) {
+      return at::empty({1, groups, taps, keys.out_height, keys.out_width}, options);
+    };
+    const at::Tensor weight = planar(heads), grad_logits = planar(heads * planes);
+    run_kernel(image, head, heads, weight, grad_logits);
+    const auto scatter_part = [&](const at::Tensor& target, const at::Tensor& source,
+                                  const at::Tensor& weights) {
+      scatter_into(part(target, image, head, heads), part(source, image, head, heads), weights,
+                   window);
+    };
+    scatter_part(result.value, grad, weight);
+    if (call.params.relation == kProduct) {
+      scatter_part(result.key, call.query, grad_logits);
+      return;
+    }
+    // each channel of the keys has its own gradients
+    const at::Tensor ones =
+        at::ones({1, heads * planes, 1, keys.out_height, keys.out_width}, options);
+    at::Tensor grad_key = at::empty({1, heads * planes, 1, keys.height, keys.width}, options);
+    scatter_into(grad_key, ones, grad_logits, window);
+    part(result.key, image, head, heads)
+        .copy_(grad_key.view({1, heads, planes, keys.height, keys.width}));
+  }
+
+  void run_kernel(int64_t image, int64_t head, int64_t heads, const at::Tensor& weight,
+                  const at::Tensor& grad_logits) {
+    AttentionParams params = call.params;
+    params.keys.groups = params.values.groups = heads;
+    params.keys.cached_groups = params.values.cached_groups = 1;
+    params.grad = strides_of(grad);
+    params.grad_query = strides_of(result.query);
+    params.workspace_bytes = workspace_bytes(params, accumulator_size(call.type));
+    AttentionPointers pointers = call.pointers;
+    pointers.query = part(call.query, image, head, heads).const_data_ptr();
+    pointers.key = part(call.key, image, head, heads).const_data_ptr();
+    pointers.value = part(call.value, image, head, heads).const_data_ptr();
+    pointers.grad = part(grad, image, head, heads).const_data_ptr();
+    pointers.rows = table_from(call.rows, head);
+    pointers.columns = table_from(call.columns, head);
+    pointers.bias = table_from(call.bias, head);
+    pointers.grad_query = part(result.query, image, head, heads).mutable_data_ptr();
+    pointers.weight = weight.mutable_data_ptr();
+    pointers.grad_logits = grad_logits.mutable_data_ptr();
+    if (table_sums.defined())
+      pointers.table_sums = part(table_sums, image, head, heads).mutable_data_ptr();
+    const AttentionKernel kernel = kernels_for(call.type).attention_gradients;
+    at::parallel_for(0, heads * params.bands, 1, [&](int64_t begin, int64_t end) {
+      std::unique_ptr<char[]> workspace(new char[params.workspace_bytes]);
+      kernel(params, pointers, workspace.get(), begin, end);
+    });
+  }
+
+  // Adds the sums of all images and bands, in order.
+  void add_tables() {
+    const LocalParams& keys = call.params.keys;
+    const Window& taps = keys.window;
+    const int64_t half = keys.channels / 2;
+    at::Tensor sums = at::zeros({keys.groups, table_elements(keys)}, table_sums.options());
+    for (int64_t image = 0; image < table_sums.size(0); ++image)
+      for (int64_t band = 0; band < table_sums.size(2); ++band)
+        sums.add_(table_sums.select(0, image).select(1, band));
+    const int64_t rows = taps.kernel_h * half, columns = taps.kernel_w * half;
+    result.rows =
+        sums.narrow(1, 0, rows).reshape({keys.groups, taps.kernel_h, half}).transpose(1, 2);
+    result.columns =
+        sums.narrow(1, rows, columns).reshape({keys.groups, taps.kernel_w, half}).transpose(1, 2);
+    result.bias = sums.narrow(1, rows + columns, num_taps(taps));
+  }
+};
+
+// Returns the gradients of all inputs. Those of inputs without outputs are zero.
+Gradients backward(AttentionCall& call, const at::Tensor& grad, at::IntArrayRef window) {
+  AttentionBackward backward_pass(call, grad, window);
+  if (grad.numel() > 0) {
+    backward_pass.run();
+    return backward_pass.result;
+  }
+  Gradients result = backward_pass.result;
+  for (const at::Tensor* tensor : {&result.query, &result.key, &result.value}) tensor->zero_();
+  return result;
+}
+
+// Returns a gradient of a table as the op does: zero if nothing was added to it, and empty if there
+// is no table.
+at::Tensor table_gradient(const OptionalTensor& table, const at::Tensor& grad,
+                          const at::Tensor& like) {
+  if (!table) return at::empty({0}, like.options());
+  if (!grad.defined()) return at::zeros(table->sizes(), table->options());
+  return grad.to(table->scalar_type()).contiguous();
 }
 
 std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::Tensor& key,
@@ -174,12 +311,16 @@ std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::
   return {result, logsumexp.to(accumulator_type(logit_type))};
 }
 
-std::tuple<at::Tensor, at::Tensor> attention_logit_gradients(
-    const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const OptionalTensor& rows, const OptionalTensor& columns, const OptionalTensor& bias,
-    at::IntArrayRef window) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
+attention_backward(const at::Tensor& grad, const at::Tensor& logsumexp, const at::Tensor& query,
+                   const at::Tensor& key, const at::Tensor& value, const OptionalTensor& rows,
+                   const OptionalTensor& columns, const OptionalTensor& bias,
+                   at::IntArrayRef window) {
   AttentionCall call({query, key, value, rows, columns, bias}, to_window(window), kProduct);
-  return backward(call, grad);
+  const Gradients grads = backward(call, grad, window);
+  return {grads.query.to(query.scalar_type()),           grads.key.to(key.scalar_type()),
+          grads.value.to(value.scalar_type()),           table_gradient(rows, grads.rows, query),
+          table_gradient(columns, grads.columns, query), table_gradient(bias, grads.bias, query)};
 }
 
 at::Tensor difference_attention(const at::Tensor& query, const at::Tensor& key,
@@ -190,12 +331,14 @@ at::Tensor difference_attention(const at::Tensor& query, const at::Tensor& key,
   return forward(call, value.scalar_type(), {});
 }
 
-std::tuple<at::Tensor, at::Tensor> difference_logit_gradients(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> difference_attention_backward(
     const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
     const OptionalTensor& bias, at::IntArrayRef window) {
   const Inputs inputs = {query, key, value, {}, {}, bias};
   AttentionCall call(inputs, to_window(window), kAbsoluteDifference);
-  return backward(call, grad);
+  const Gradients grads = backward(call, grad, window);
+  return {grads.query.to(query.scalar_type()), grads.key.to(key.scalar_type()),
+          grads.value.to(value.scalar_type()), table_gradient(bias, grads.bias, query)};
 }
 
 }  // namespace
@@ -204,7 +347,7 @@ std::tuple<at::Tensor, at::Tensor> difference_logit_gradients(
 
 TORCH_LIBRARY_IMPL(mmrednet, CPU, m) {
   m.impl("attention", &mmrednet::attention);
-  m.impl("attention_logit_gradients", &mmrednet::attention_logit_gradients);
+  m.impl("attention_backward", &mmrednet::attention_backward);
   m.impl("difference_attention", &mmrednet::difference_attention);
-  m.impl("difference_logit_gradients", &mmrednet::difference_logit_gradients);
+  m.impl("difference_attention_backward", &mmrednet::difference_attention_backward);
 }

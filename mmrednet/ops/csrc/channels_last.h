@@ -4,11 +4,14 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "integers.h"
 #include "isa.h"
 #include "params.h"
 #include "simd.h"
+#include "simd_pairs.h"
 #include "window.h"
 #include "workspace.h"
 
@@ -67,26 +70,54 @@ inline void aggregate_channels(const LocalParams& p, const T* value, WeightView<
 // with room for a vector of the map and a weight.
 constexpr int kBlockOutputs = 6;
 
+// Columns of the map that the outputs of a block see.
+constexpr int block_columns(int kernel, int stride) {
+  return kernel + stride * (kBlockOutputs - 1);
+}
+
+// Calls `run` with the width of the kernel and the stride of a window as types, if blocks are
+// compiled for them. Returns whether they are.
+template <typename Run>
+inline bool for_block(const Window& window, Run run) {
+  const auto with_stride = [&](auto kernel) {
+    if (window.stride_w == 1)
+      run(kernel, std::integral_constant<int, 1>());
+    else
+      run(kernel, std::integral_constant<int, 2>());
+  };
+  if (window.stride_w > 2 || window.dilation_w != 1) return false;
+  if (window.kernel_w == 7)
+    with_stride(std::integral_constant<int, 7>());
+  else if (window.kernel_w == 5)
+    with_stride(std::integral_constant<int, 5>());
+  else if (window.kernel_w == 3)
+    with_stride(std::integral_constant<int, 3>());
+  else
+    return false;
+  return true;
+}
+
 // Sixteen channels of kBlockOutputs neighbouring outputs, all of whose columns lie inside the map,
-// for stride and dilation 1. A vector of the map is loaded once for all outputs that see it.
-template <typename T, typename A, int kKernel, typename W>
+// for dilation 1. A vector of the map is loaded once for all outputs that see it.
+template <typename T, typename A, int kKernel, int kStride, typename W>
 inline void aggregate_block(const LocalParams& p, const T* value, WeightView<W> weights, T* result,
                             int64_t y, int64_t x) {
+  constexpr int kColumns = block_columns(kKernel, kStride);
   const Window& window = p.window;
   Simd<A> sums[kBlockOutputs];
   for (int i = 0; i < kBlockOutputs; ++i) sums[i] = Simd<A>{};
   const int64_t top = y * window.stride_h - window.padding_h;
   const Range rows = taps_inside(top, window.dilation_h, p.height, window.kernel_h);
   for (int64_t u = rows.begin; u < rows.end; ++u) {
-    const T* source =
-        value + (top + u * window.dilation_h) * p.first.h + (x - window.padding_w) * p.first.w;
+    const T* source = value + (top + u * window.dilation_h) * p.first.h +
+                      (x * kStride - window.padding_w) * p.first.w;
     const W* row_weights = weights.data + u * weights.row_stride;
-#pragma GCC unroll 16
-    for (int column = 0; column < kKernel + kBlockOutputs - 1; ++column) {
+#pragma GCC unroll 32
+    for (int column = 0; column < kColumns; ++column) {
       const Simd<A> pixel = load_vector<A, kSimdWidth>(source + column * p.first.w);
 #pragma GCC unroll 16
       for (int i = 0; i < kBlockOutputs; ++i) {
-        const int t = column - i;
+        const int t = column - kStride * i;
         if (t < 0 || t >= kKernel) continue;
         sums[i] += load<A>(row_weights[t * weights.tap_stride + i * weights.output_stride]) * pixel;
       }
@@ -108,37 +139,22 @@ inline void aggregate_output(const LocalParams& p, const T* value, WeightView<W>
   for (; d < p.channels; ++d) aggregate_channels<T, A, 1>(p, value + d, weights, result + d, y, x);
 }
 
-// As many channels of a block as are a multiple of 16. Returns their number.
-template <typename T, typename A, typename W>
-inline int64_t aggregate_block_channels(const LocalParams& p, const T* value, WeightView<W> weights,
-                                        T* result, int64_t y, int64_t x) {
-  int64_t d = 0;
-  for (; d + kSimdWidth <= p.channels; d += kSimdWidth) {
-    if (p.window.kernel_w == 7)
-      aggregate_block<T, A, 7>(p, value + d, weights, result + d, y, x);
-    else if (p.window.kernel_w == 5)
-      aggregate_block<T, A, 5>(p, value + d, weights, result + d, y, x);
-    else
-      aggregate_block<T, A, 3>(p, value + d, weights, result + d, y, x);
-  }
-  return d;
-}
-
 // Outputs [x, x_end) of row y of one group. `weights` and `result` begin at output x.
 template <typename T, typename A, typename W>
 void aggregate_span(const LocalParams& p, const T* value, WeightView<W> weights, T* result,
                     int64_t y, int64_t x, int64_t x_end) {
   const Window& window = p.window;
-  const int64_t kernel = window.kernel_w;
-  // the kernel sizes that aggregate_block() is compiled for
-  const bool has_blocks =
-      window.stride_w == 1 && window.dilation_w == 1 && (kernel == 3 || kernel == 5 || kernel == 7);
+  const int64_t block_width = window.kernel_w + window.stride_w * (kBlockOutputs - 1);
+  const int64_t block_channels = p.channels / kSimdWidth * kSimdWidth;
   while (x < x_end) {
-    const int64_t left = x - window.padding_w;
-    const bool block = has_blocks && x + kBlockOutputs <= x_end && left >= 0 &&
-                       left + kernel + kBlockOutputs - 1 <= p.width;
-    const int64_t outputs = block ? kBlockOutputs : 1;
-    const int64_t d = block ? aggregate_block_channels<T, A>(p, value, weights, result, y, x) : 0;
+    const int64_t left = x * window.stride_w - window.padding_w;
+    const bool inside = x + kBlockOutputs <= x_end && left >= 0 && left + block_width <= p.width;
+    const bool block =
+        inside && for_block(window, [&](auto kernel, auto stride) {
+          for (int64_t d = 0; d < block_channels; d += kSimdWidth)
+            aggregate_block<T, A, kernel, stride>(p, value + d, weights, result + d, y, x);
+        });
+    const int64_t outputs = block ? kBlockOutputs : 1, d = block ? block_channels : 0;
     // a block leaves nothing to do for channels that are a multiple of 16
     for (int64_t i = 0; d < p.channels && i < outputs; ++i) {
       const WeightView<W> output_weights = weights.from(i);
@@ -147,6 +163,132 @@ void aggregate_span(const LocalParams& p, const T* value, WeightView<W> weights,
     weights = weights.from(outputs);
     result += outputs * p.result.w;
     x += outputs;
+  }
+}
+
+// The weights of neighbouring outputs of one row in pairs of taps: those of taps t and t + 1, for
+// an even t, of row u of the window are data[u * row_stride + t / 2 * pair_stride + x].
+template <typename A>
+struct PairView {
+  const A* data;
+  int64_t row_stride, pair_stride;
+
+  PairView from(int64_t output) const { return {data + output, row_stride, pair_stride}; }
+
+  // One pair in every lane.
+  Simd<A> pair(int64_t u, int64_t t, int64_t x) const {
+    uint32_t bits;
+    std::memcpy(&bits, data + u * row_stride + t / 2 * pair_stride + x, sizeof(bits));
+    return broadcast_pair(bits);
+  }
+};
+
+// Sixteen channels of kBlockOutputs neighbouring outputs, for stride and dilation 1, with weights
+// in pairs. Each vector of the map and its right neighbour make a vector of pairs for all outputs
+// that see both. Columns outside the map are zero; with kInside there are none.
+template <typename T, typename A, int kKernel, int kStride, bool kInside>
+inline void aggregate_pair_block(const LocalParams& p, const T* value, PairView<A> weights,
+                                 T* result, int64_t y, int64_t x) {
+  constexpr int kColumns = block_columns(kKernel, kStride);
+  const Window& window = p.window;
+  Simd<A> sums[kBlockOutputs];
+  for (int i = 0; i < kBlockOutputs; ++i) sums[i] = Simd<A>{};
+  const int64_t top = y * window.stride_h - window.padding_h;
+  const int64_t left = x * kStride - window.padding_w;
+  const Range rows = taps_inside(top, window.dilation_h, p.height, window.kernel_h);
+  for (int64_t u = rows.begin; u < rows.end; ++u) {
+    const T* source = value + (top + u * window.dilation_h) * p.first.h + left * p.first.w;
+    const auto pixel = [&](int64_t column) {
+      const bool is_inside = kInside || (left + column >= 0 && left + column < p.width);
+      return is_inside ? load_vector<A, kSimdWidth>(source + column * p.first.w) : Simd<A>{};
+    };
+    Simd<A> current = pixel(0);
+#pragma GCC unroll 32
+    for (int column = 0; column < kColumns; ++column) {
+      const Simd<A> next = column + 1 < kColumns ? pixel(column + 1) : Simd<A>{};
+      const Simd<A> single = join_pairs<A>(current, Simd<A>{});
+      const Simd<A> pair = join_pairs<A>(current, next);
+#pragma GCC unroll 16
+      for (int i = 0; i < kBlockOutputs; ++i) {
+        const int t = column - kStride * i;
+        if (t < 0 || t >= kKernel || t % 2) continue;
+        sums[i] = dot_pairs<A>(sums[i], weights.pair(u, t, i), t + 1 < kKernel ? pair : single);
+      }
+      current = next;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kBlockOutputs; ++i)
+    store_converted<T, A, kSimdWidth>(result + i * p.result.w, sums[i]);
+}
+
+// N neighbouring channels, up to 16, of output (y, x) for any window, with weights in pairs.
+template <typename T, typename A, int N>
+inline void aggregate_pair_channels(const LocalParams& p, const T* value, PairView<A> weights,
+                                    T* result, int64_t y, int64_t x) {
+  const Window& window = p.window;
+  const int64_t top = y * window.stride_h - window.padding_h;
+  const int64_t left = x * window.stride_w - window.padding_w;
+  const Range rows = taps_inside(top, window.dilation_h, p.height, window.kernel_h);
+  const Range taps = taps_inside(left, window.dilation_w, p.width, window.kernel_w);
+  // two independent sums hide some of the latency
+  Simd<A> sums[2] = {};
+  for (int64_t u = rows.begin; u < rows.end; ++u) {
+    const T* source = value + (top + u * window.dilation_h) * p.first.h;
+    const auto pixel = [&](int64_t t) {
+      Simd<A> vector = {};
+      if (t < taps.begin || t >= taps.end) return vector;
+      const auto loaded = load_vector<A, N>(source + (left + t * window.dilation_w) * p.first.w);
+      std::memcpy(&vector, &loaded, sizeof(loaded));
+      return vector;
+    };
+    for (int64_t t = taps.begin / 2 * 2; t < taps.end; t += 2) {
+      Simd<A>& sum = sums[t / 2 % 2];
+      sum = dot_pairs<A>(sum, weights.pair(u, t, 0), join_pairs<A>(pixel(t), pixel(t + 1)));
+    }
+  }
+  const Simd<A> total = sums[0] + sums[1];
+  Vector<A, N> channels;
+  std::memcpy(&channels, &total, sizeof(channels));
+  store_converted<T, A, N>(result, channels);
+}
+
+// Outputs [x, x_end) of row y of one group, with weights in pairs. `weights` and `result` begin at
+// output x.
+template <typename T, typename A>
+void aggregate_pair_span(const LocalParams& p, const T* value, PairView<A> weights, T* result,
+                         int64_t y, int64_t x, int64_t x_end) {
+  const Window& window = p.window;
+  int64_t block_channels = p.channels / kSimdWidth * kSimdWidth;
+  const bool has_blocks =
+      x_end - x >= kBlockOutputs && for_block(window, [&](auto k, auto s) {
+        for (int64_t begin = x; begin < x_end; begin += kBlockOutputs) {
+          // the last block moves back and computes some outputs again
+          const int64_t first = int_min(begin, x_end - kBlockOutputs), offset = first - x;
+          const int64_t left = first * s - window.padding_w;
+          const bool inside = left >= 0 && left + block_columns(k, s) <= p.width;
+          T* target = result + offset * p.result.w;
+          for (int64_t d = 0; d < block_channels; d += kSimdWidth) {
+            if (inside)
+              aggregate_pair_block<T, A, k, s, true>(p, value + d, weights.from(offset), target + d,
+                                                     y, first);
+            else
+              aggregate_pair_block<T, A, k, s, false>(p, value + d, weights.from(offset),
+                                                      target + d, y, first);
+          }
+        }
+      });
+  if (!has_blocks) block_channels = 0;
+  for (int64_t i = 0; block_channels < p.channels && i < x_end - x; ++i) {
+    const PairView<A> pairs = weights.from(i);
+    T* target = result + i * p.result.w;
+    int64_t d = block_channels;
+    for (; d + 16 <= p.channels; d += 16)
+      aggregate_pair_channels<T, A, 16>(p, value + d, pairs, target + d, y, x + i);
+    for (; d + 4 <= p.channels; d += 4)
+      aggregate_pair_channels<T, A, 4>(p, value + d, pairs, target + d, y, x + i);
+    for (; d < p.channels; ++d)
+      aggregate_pair_channels<T, A, 1>(p, value + d, pairs, target + d, y, x + i);
   }
 }
 

@@ -19,6 +19,44 @@
 
 namespace mmrednet::MMREDNET_ISA {
 
+// Stores the kernels of a tile: a row for each tap.
+template <typename T, typename A>
+void unpack_kernels(const KernelGenerator<T, A>& generator, T* target, int64_t pitch) {
+  const Matrix<A>& kernels = generator.kernels;
+  if constexpr (!kDotsPairs<T>) {
+    unpack_matrix<T, A>(target, pitch, 1, kernels);
+  } else {
+    const int64_t kernel_w = generator.p.local.window.kernel_w;
+    for (int64_t k = 0; k < generator.taps; ++k) {
+      const int64_t u = k / kernel_w, t = k % kernel_w;
+      const A* row = kernels.data + u * generator.row_stride() + t / 2 * kernels.pitch;
+      for (int64_t x = 0; x < kernels.columns; x += kSimdWidth) {
+        const Simd<A> pairs = load_simd<A>(row + x);
+        store_columns<T, A>(target + k * pitch + x,
+                            t % 2 ? second_number<A>(pairs) : first_number<A>(pairs),
+                            kernels.columns - x);
+      }
+    }
+  }
+}
+
+// Stores the hidden features of a tile: a row for each output.
+template <typename T, typename A>
+void store_features(const KernelGenerator<T, A>& generator, const Tile& tile, A* target,
+                    int64_t pitch) {
+  if constexpr (!kDotsPairs<T>) return unpack_matrix<A, A>(target, 1, pitch, generator.hidden);
+  const InvolutionParams& p = generator.p;
+  const Strides& strides = p.hidden_strides;
+  const T* hidden = static_cast<const T*>(generator.pointers.hidden) + tile.image * strides.b;
+  for (int64_t i = 0; i < generator.outputs; ++i) {
+    const int64_t output = generator.first + i;
+    const T* source =
+        hidden + output / p.local.out_width * strides.h + output % p.local.out_width * strides.w;
+    for (int64_t r = 0; r < p.hidden_channels; ++r)
+      target[i * pitch + r] = load<A>(source[r * strides.c]);
+  }
+}
+
 // Stores the kernels of tiles [begin, end), and once for each tile its hidden features, with those
 // of an output contiguous.
 template <typename T, typename A>
@@ -33,11 +71,11 @@ void store_kernels(const InvolutionParams& params, const InvolutionPointers& poi
     generator.generate(tile);
     const int64_t group_index = tile.image * p.groups + tile.group;
     T* kernels = static_cast<T*>(pointers.result) + group_index * generator.taps * outputs;
-    unpack_matrix<T, A>(kernels + generator.first, outputs, 1, generator.kernels);
+    unpack_kernels<T, A>(generator, kernels + generator.first, outputs);
     // all groups have the same hidden features
     if (tile.group > 0) continue;
     A* tile_features = static_cast<A*>(features) + (tile.image * outputs + generator.first) * pitch;
-    unpack_matrix<A, A>(tile_features, 1, pitch, generator.hidden);
+    store_features<T, A>(generator, tile, tile_features, pitch);
     zero_columns<A>({tile_features, pitch, generator.outputs, pitch}, params.hidden_channels);
   }
 }
@@ -56,15 +94,17 @@ void add_row_sums(Matrix<const A> matrix, A* sums) {
 // Gradients of the kernels of rows [y, y_end) of one group: a matrix row for each tap, zeros behind
 // the last output.
 template <typename T, typename A>
-void correlate_rows(const InvolutionBackwardParams& params, const T* grad, PackedRows<T, A>& values,
-                    int64_t y, int64_t y_end, Matrix<A> grads, Matrix<A> kernel_grads) {
+void correlate_rows(const InvolutionBackwardParams& params, const T* grad,
+                    PackedRows<T, A, kChannelPacking<T>>& values, int64_t y, int64_t y_end,
+                    Matrix<A> grads, Matrix<A> kernel_grads) {
   const LocalParams& p = params.local;
   const Strides& strides = p.first;
   const int64_t width = p.out_width;
   for (int64_t row = y; row < y_end; ++row) {
     const Matrix<A> target = grads.from(0, (row - y) * width);
-    pack_matrix<T, A>({target.data, target.pitch, target.rows, width}, grad + row * strides.h,
-                      strides.c, strides.w);
+    pack_queries<kChannelPacking<T>, T, A>({target.data, target.pitch, target.rows, width},
+                                           grad + row * strides.h, p.channels, strides.c,
+                                           strides.w);
   }
   zero_columns(grads, grads.columns);
   // In this order, because a row is computed in whole vectors: the next one overwrites what it has
@@ -96,11 +136,11 @@ void add_tile(const InvolutionBackwardParams& params, const InvolutionBackwardPo
   const int64_t outputs = (y_end - y) * p.out_width;
 
   A* workspace = reinterpret_cast<A*>(memory + packed_rows_bytes(p, sizeof(A)));
-  const Matrix<A> grads = {workspace, pitch, p.channels, outputs};
-  const Matrix<A> kernel_grads = {workspace + p.channels * pitch, pitch, taps, outputs};
   const T* value = static_cast<const T*>(pointers.value) + image * p.second.b + group * p.second.g;
+  PackedRows<T, A, kChannelPacking<T>> values(p, p.second, memory, value);
+  const Matrix<A> grads = {workspace, pitch, values.channels, outputs};
+  const Matrix<A> kernel_grads = {workspace + p.channels * pitch, pitch, taps, outputs};
   const T* grad = static_cast<const T*>(pointers.grad) + image * p.first.b + group * p.first.g;
-  PackedRows<T, A> values(p, p.second, memory, value);
   correlate_rows(params, grad, values, y, y_end, grads, kernel_grads);
 
   // weight: kernel gradients times hidden features

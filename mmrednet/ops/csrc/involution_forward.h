@@ -6,12 +6,14 @@
 #include <cstdint>
 
 #include "channels_last.h"
+#include "correlate.h"
 #include "integers.h"
 #include "isa.h"
 #include "matrix.h"
 #include "packed_rows.h"
 #include "params.h"
 #include "simd.h"
+#include "simd_pairs.h"
 #include "small_gemm.h"
 #include "transpose.h"
 #include "workspace.h"
@@ -19,7 +21,7 @@
 namespace mmrednet::MMREDNET_ISA {
 
 // Packs the hidden features of outputs [first, first + target.columns) of an image, numbered row by
-// row: a matrix row for each feature, with zeros behind the last output.
+// row: a matrix row for each feature or pair of features, with zeros behind the last output.
 template <typename T, typename A>
 void pack_hidden(const InvolutionParams& p, const T* source, int64_t first, Matrix<A> target) {
   const Strides& strides = p.hidden_strides;
@@ -27,8 +29,9 @@ void pack_hidden(const InvolutionParams& p, const T* source, int64_t first, Matr
   for (int64_t i = 0; i < target.columns;) {
     const int64_t y = (first + i) / width, x = (first + i) % width;
     const int64_t length = int_min(target.columns - i, width - x);
-    pack_matrix<T, A>({target.data + i, target.pitch, target.rows, length},
-                      source + y * strides.h + x * strides.w, strides.c, strides.w);
+    pack_queries<kChannelPacking<T>, T, A>({target.data + i, target.pitch, target.rows, length},
+                                           source + y * strides.h + x * strides.w,
+                                           p.hidden_channels, strides.c, strides.w);
     i += length;
   }
   zero_columns(target, target.columns);
@@ -69,7 +72,8 @@ struct KernelGenerator {
   int64_t taps;
   // first output of the current tile, and number of its outputs
   int64_t first = 0, outputs = 0;
-  // a row for each hidden channel, and a row for each tap
+  // a row for each hidden channel, and a row for each tap; or for pairs of them, each row of the
+  // window having its own
   Matrix<A> hidden = {}, kernels = {};
 
   KernelGenerator(const InvolutionParams& params, const InvolutionPointers& tensors, void* memory)
@@ -85,11 +89,20 @@ struct KernelGenerator {
     if (current_group != tile.group) read_weight(tile.group);
     // whole vectors: hidden features are zero behind the last output
     const Matrix<A> whole_kernels = {kernels.data, kernels.pitch, taps, kernels.pitch};
-    multiply<A>(weight, hidden, bias, false, whole_kernels);
+    if constexpr (kDotsPairs<T>)
+      generate_pairs(whole_kernels);
+    else
+      multiply<A>(weight, hidden, bias, false, whole_kernels);
   }
+
+  // Distance of the kernels of neighbouring rows of the window.
+  int64_t row_stride() const { return weight_rows<T>(p.local.window.kernel_w) * kernels.pitch; }
 
  private:
   Matrix<const A> weight = {};
+  // the weight of a group where numbers are multiplied in pairs, and the pitch of its rows
+  const T* numbers = nullptr;
+  int64_t numbers_pitch = 0;
   const A* bias = nullptr;
   // place for weight and bias in the accumulator type
   A* widened;
@@ -100,7 +113,8 @@ struct KernelGenerator {
     first = tile.tile * p.tile_size;
     outputs = int_min(p.local.out_height * p.local.out_width - first, p.tile_size);
     const int64_t pitch = round_up(outputs);
-    hidden = {hidden.data, pitch, p.hidden_channels, outputs};
+    const int64_t rows = kDotsPairs<T> ? num_pairs(p.hidden_channels) : p.hidden_channels;
+    hidden = {hidden.data, pitch, rows, outputs};
     kernels = {kernels.data, pitch, taps, outputs};
     const T* source = static_cast<const T*>(pointers.hidden) + tile.image * p.hidden_strides.b;
     pack_hidden<T, A>(p, source, first, hidden);
@@ -111,8 +125,38 @@ struct KernelGenerator {
     const int64_t size = taps * p.hidden_channels;
     const T* group_weight = static_cast<const T*>(pointers.weight) + group * size;
     const T* group_bias = static_cast<const T*>(pointers.bias) + group * taps;
-    weight = {widen(group_weight, size, widened), p.hidden_channels, taps, p.hidden_channels};
     bias = widen(group_bias, taps, widened + size);
+    if constexpr (kDotsPairs<T>)
+      read_numbers(group_weight);
+    else
+      weight = {widen(group_weight, size, widened), p.hidden_channels, taps, p.hidden_channels};
+  }
+
+  // Pairs are read from the tensor, unless an odd row needs a zero behind it.
+  void read_numbers(const T* group_weight) {
+    const int64_t columns = p.hidden_channels;
+    numbers = group_weight;
+    numbers_pitch = columns;
+    if (columns % 2 == 0) return;
+    T* copy = reinterpret_cast<T*>(widened);
+    numbers = copy;
+    numbers_pitch = columns + 1;
+    for (int64_t k = 0; k < taps; ++k) {
+      for (int64_t r = 0; r < columns; ++r)
+        copy[k * numbers_pitch + r] = group_weight[k * columns + r];
+      copy[k * numbers_pitch + columns] = T{};
+    }
+  }
+
+  // Generates kernels in pairs of taps, row by row of the window.
+  void generate_pairs(Matrix<A> target) {
+    const Window& window = p.local.window;
+    for (int64_t u = 0; u < window.kernel_h; ++u) {
+      const int64_t first = u * window.kernel_w;
+      const Matrix<A> row = target.from(u * num_pairs(window.kernel_w), 0);
+      multiply_to_pairs<T, A>(numbers + first * numbers_pitch, numbers_pitch, window.kernel_w,
+                              hidden, bias + first, row);
+    }
   }
 };
 
@@ -152,10 +196,15 @@ void involution_tile(const KernelGenerator<T, A>& generator, const T* value, T* 
   for (int64_t output = generator.first; output < end;) {
     const int64_t y = output / p.out_width, x = output % p.out_width;
     const int64_t length = int_min(end - output, p.out_width - x);
-    const WeightView<A> weights = {kernels.data + output - generator.first,
-                                   p.window.kernel_w * kernels.pitch, kernels.pitch, 1};
+    const A* first = kernels.data + output - generator.first;
     T* target = result + y * p.result.h + x * p.result.w;
-    aggregate_span<T, A>(p, value, weights, target, y, x, x + length);
+    if constexpr (kDotsPairs<T>) {
+      const PairView<A> weights = {first, generator.row_stride(), kernels.pitch};
+      aggregate_pair_span<T, A>(p, value, weights, target, y, x, x + length);
+    } else {
+      const WeightView<A> weights = {first, generator.row_stride(), kernels.pitch, 1};
+      aggregate_span<T, A>(p, value, weights, target, y, x, x + length);
+    }
     apply_affine<T, A>(p, generator.pointers, group, target, length);
     output += length;
   }
@@ -163,7 +212,7 @@ void involution_tile(const KernelGenerator<T, A>& generator, const T* value, T* 
 
 // A tile of any other map: row y of the outputs.
 template <typename T, typename A>
-void involution_row(const KernelGenerator<T, A>& generator, PackedRows<T, A>& rows, T* result,
+void involution_row(const KernelGenerator<T, A>& generator, AggregateRows<T, A>& rows, T* result,
                     int64_t group, int64_t y) {
   const LocalParams& p = rows.p;
   rows.pack_window(y);
@@ -178,7 +227,7 @@ void run_involution(const InvolutionParams& params, const InvolutionPointers& po
   const LocalParams& p = params.local;
   char* packed_rows = static_cast<char*>(memory);
   const int64_t bytes = params.channels_last ? 0 : packed_rows_bytes(p, sizeof(A));
-  if (!params.channels_last) PackedRows<T, A>::invalidate(packed_rows, 1, bytes);
+  if (!params.channels_last) AggregateRows<T, A>::invalidate(packed_rows, 1, bytes);
   KernelGenerator<T, A> generator(params, pointers, packed_rows + bytes);
   for (int64_t item = begin; item < end; ++item) {
     const Tile tile = tile_index(params, item);
@@ -190,7 +239,7 @@ void run_involution(const InvolutionParams& params, const InvolutionPointers& po
       involution_tile(generator, value, result, group);
       continue;
     }
-    PackedRows<T, A> rows(p, p.first, packed_rows, value);
+    AggregateRows<T, A> rows(p, p.first, packed_rows, value);
     involution_row(generator, rows, result, group, tile.tile);
   }
 }

@@ -6,5 +6,5 @@
 #pragma once
 
 #ifndef MMREDNET_ISA
-#error "define MMREDNET_ISA as avx512, avx2 or plain, as the kernels_*.cpp do"
+#error "define MMREDNET_ISA as avx512bf16, avx512, avx2 or plain, as the kernels_*.cpp do"
 #endif

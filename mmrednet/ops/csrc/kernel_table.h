@@ -37,7 +37,7 @@ struct DtypeKernels {
   StoreKernels store_kernels;
   KernelGradients kernel_gradients;
   HiddenGradients hidden_gradients;
-  AttentionKernel attention;
+  AttentionKernel attention, attention_gradients;
   AxialKernel axial, axial_backward, axial_moments, axial_moments_backward;
   VectorKernel vector_attention;
   VectorFold vector_fold;
@@ -54,3 +54,4 @@ struct KernelTable {
 mmrednet::KernelTable mmrednet_kernels_plain();
 mmrednet::KernelTable mmrednet_kernels_avx2();
 mmrednet::KernelTable mmrednet_kernels_avx512();
+mmrednet::KernelTable mmrednet_kernels_avx512bf16();

@@ -10,7 +10,8 @@
 //   into the workspace of the thread and used at once.
 // - axial_forward.h, axial_backward.h, axial_moments.h: attention along lines, 16 lines in a vector.
 // - vector_*.h: vector attention by strips of packed rows, with vectors along the outputs.
-// - involution_backward.h, vector_backward.h: sums over all positions are split into parts, which are added in order.
+// - involution_backward.h, vector_backward.h: sums over all positions are split into parts, which
+//   are added in order.
 //
 // One thread computes each output, in a fixed order, and the parts of a sum do not depend on the
 // number of threads. So the results do not depend on it either.
@@ -26,6 +27,7 @@
 #include "kernel_table.h"
 #include "local.h"
 #include "local_attention.h"
+#include "local_attention_backward.h"
 #include "simd.h"
 #include "vector_backward.h"
 
@@ -40,6 +42,7 @@ constexpr DtypeKernels dtype_kernels() {
           run_kernel_gradients<T, A>,
           store_hidden_gradients<T, A>,
           run_attention<T, A>,
+          run_attention_gradients<T, A>,
           run_axial<T, A>,
           run_axial_backward<T, A>,
           run_axial_moments<T, A>,
@@ -48,8 +51,10 @@ constexpr DtypeKernels dtype_kernels() {
           fold_vector_strips<A>};
 }
 
-inline KernelTable kernel_table(const char* name) {
-  return {name, dtype_kernels<float, float>(), dtype_kernels<double, double>(),
+// A template, so that a file with kernels of one dtype alone does not compile the others.
+template <typename... Name>
+KernelTable kernel_table(Name... name) {
+  return {name..., dtype_kernels<float, float>(), dtype_kernels<double, double>(),
           dtype_kernels<BFloat16, float>()};
 }
 

@@ -51,14 +51,11 @@ void set_workspace(LocalParams& p, int64_t element) {
   p.workspace_bytes = workspace_bytes(p, element);
 }
 
-// Computes a primitive. The result has the dtype and the layout of the first operand.
-at::Tensor compute(const Problem& problem, const at::Tensor& first_operand,
-                   const at::Tensor& second_operand) {
-  const auto type = kernel_type(first_operand.scalar_type(), second_operand.scalar_type());
-  const at::Tensor first = first_operand.to(type), second = second_operand.to(type);
-  at::Tensor result = empty_in_layout_of(first, problem.result);
-  if (result.numel() == 0) return result.to(first_operand.scalar_type());
-
+// Computes a primitive of tensors of one dtype, for which there are kernels.
+void compute_into(const at::Tensor& result, const Problem& problem, const at::Tensor& first,
+                  const at::Tensor& second) {
+  if (result.numel() == 0) return;
+  const auto type = result.scalar_type();
   LocalParams p = local_params(problem, first, second, result);
   set_workspace(p, accumulator_size(type));
   const LocalPointers pointers = {first.const_data_ptr(), second.const_data_ptr(),
@@ -70,6 +67,15 @@ at::Tensor compute(const Problem& problem, const at::Tensor& first_operand,
     std::unique_ptr<char[]> workspace(new char[p.workspace_bytes]);
     kernel(p, pointers, workspace.get(), begin, end);
   });
+}
+
+// Computes a primitive. The result has the dtype and the layout of the first operand.
+at::Tensor compute(const Problem& problem, const at::Tensor& first_operand,
+                   const at::Tensor& second_operand) {
+  const auto type = kernel_type(first_operand.scalar_type(), second_operand.scalar_type());
+  const at::Tensor first = first_operand.to(type), second = second_operand.to(type);
+  const at::Tensor result = empty_in_layout_of(first, problem.result);
+  compute_into(result, problem, first, second);
   return result.to(first_operand.scalar_type());
 }
 
@@ -108,6 +114,14 @@ at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArra
   check_sizes("weight", weight, {batch, groups, num_taps(window), outputs[0], outputs[1]});
   const int64_t result[] = {batch, groups, channels, size[0], size[1]};
   return compute({kScatter, window, result, size, outputs}, grad, weight);
+}
+
+void scatter_into(const at::Tensor& result, const at::Tensor& grad, const at::Tensor& weight,
+                  at::IntArrayRef numbers) {
+  const Window window = to_window(numbers);
+  const auto size = result.sizes().slice(3);
+  const auto outputs = output_size(window, size);
+  compute_into(result, {kScatter, window, result.sizes(), size, outputs}, grad, weight);
 }
 
 }  // namespace mmrednet

@@ -12,6 +12,7 @@
 #include "packed_rows.h"
 #include "params.h"
 #include "simd.h"
+#include "simd_pairs.h"
 #include "transpose.h"
 #include "window.h"
 #include "workspace.h"
@@ -36,19 +37,19 @@ inline GroupPointers<T> group_pointers(const LocalParams& p, const LocalPointers
 
 // Row y of an aggregate: packs the rows of the map and the weights.
 template <typename T, typename A>
-void aggregate_packed_row(PackedRows<T, A>& rows, const T* weight, T* result, A* workspace,
+void aggregate_packed_row(AggregateRows<T, A>& rows, const T* weight, T* result, A* workspace,
                           int64_t y) {
   const LocalParams& p = rows.p;
   const Window& window = p.window;
   const Strides& strides = p.second;
-  const int64_t pitch = round_up(p.out_width);
+  const int64_t pitch = round_up(p.out_width), row_length = weight_rows<T>(window.kernel_w) * pitch;
   rows.pack_window(y);
   for (int64_t u = 0; u < window.kernel_h; ++u) {
     const int64_t row = y * window.stride_h + u * window.dilation_h - window.padding_h;
     if (row < 0 || row >= p.height) continue;
-    for (int64_t k = u * window.kernel_w; k < (u + 1) * window.kernel_w; ++k)
-      pack_padded_row(workspace + k * pitch, pitch, 0, weight + k * strides.c + y * strides.h,
-                      strides.w, p.out_width);
+    const T* source = weight + u * window.kernel_w * strides.c + y * strides.h;
+    pack_weights<T, A>({workspace + u * row_length, pitch, window.kernel_w, p.out_width}, 0, 0,
+                       source, strides.c, strides.w, p.out_width);
   }
   const Matrix<const A> weights = {workspace, pitch, num_taps(window), p.out_width};
   aggregate_row<T, A, false>(rows, weights, result, y);
@@ -57,35 +58,36 @@ void aggregate_packed_row(PackedRows<T, A>& rows, const T* weight, T* result, A*
 // Row y of a scatter that runs as an aggregate, with the parameters of flip(). A weight belongs to
 // the element of the gradient that it is multiplied with, so weights are packed as the gradient is.
 template <typename T, typename A>
-void scatter_row_flipped(PackedRows<T, A>& rows, const T* weight, T* result, A* workspace,
+void scatter_row_flipped(AggregateRows<T, A>& rows, const T* weight, T* result, A* workspace,
                          int64_t y) {
   const LocalParams& p = rows.p;
   const Window& window = p.window;
   const Strides& strides = p.second;
-  const int64_t taps = num_taps(window);
+  const int64_t taps = num_taps(window), pitch = rows.pitch;
   for (int64_t u = 0; u < window.kernel_h; ++u) {
     const int64_t row = y + u * window.dilation_h - window.padding_h;
     if (row < 0 || row >= p.height) continue;
     rows.pack(row);
-    for (int64_t k = u * window.kernel_w; k < (u + 1) * window.kernel_w; ++k) {
-      const T* source = weight + (taps - 1 - k) * strides.c + row * strides.h;
-      pack_padded_row(workspace + k * rows.pitch, rows.pitch, window.padding_w, source, strides.w,
-                      p.width);
-    }
+    const T* source = weight + (taps - 1 - u * window.kernel_w) * strides.c + row * strides.h;
+    const Matrix<A> to = {workspace + u * weight_rows<T>(window.kernel_w) * pitch, pitch,
+                          window.kernel_w, p.width};
+    pack_weights<T, A>(to, window.padding_w, window.dilation_w, source, -strides.c, strides.w,
+                       p.width);
   }
-  const Matrix<const A> weights = {workspace, rows.pitch, taps, rows.pitch};
+  const Matrix<const A> weights = {workspace, pitch, taps, pitch};
   aggregate_row<T, A, true>(rows, weights, result, y);
 }
 
 // Row y of a correlate.
 template <typename T, typename A>
-void correlate_packed_row(PackedRows<T, A>& keys, const T* query, T* result, A* workspace,
-                          int64_t y) {
+void correlate_packed_row(PackedRows<T, A, kChannelPacking<T>>& keys, const T* query, T* result,
+                          A* workspace, int64_t y) {
   const LocalParams& p = keys.p;
   const int64_t pitch = round_up(p.out_width);
-  const Matrix<A> queries = {workspace, pitch, p.channels, p.out_width};
+  const Matrix<A> queries = {workspace, pitch, keys.channels, p.out_width};
   const Matrix<A> logits = {workspace + p.channels * pitch, pitch, num_taps(p.window), p.out_width};
-  pack_matrix<T, A>(queries, query + y * p.first.h, p.first.c, p.first.w);
+  pack_queries<kChannelPacking<T>, T, A>(queries, query + y * p.first.h, p.channels, p.first.c,
+                                         p.first.w);
   zero_columns(queries, p.out_width);
   correlate_row<T, A>(keys, queries, logits, y);
   unpack_matrix<T, A>(result + y * p.result.h, p.result.c, p.result.w, logits);
@@ -147,16 +149,51 @@ inline WeightView<T> weight_view(const LocalParams& p, const T* weight, int64_t 
           window.dilation_w * strides.w - strides.c, strides.w};
 }
 
+// Packs the weights of row y in pairs, with zeros for taps in columns outside the map. The view may
+// reach beyond the tensor there.
+template <typename T, typename A>
+PairView<A> pack_pair_weights(const LocalParams& p, WeightView<T> weights, A* workspace,
+                              int64_t y) {
+  const Window& window = p.window;
+  const int64_t pitch = round_up(p.out_width), row_stride = num_pairs(window.kernel_w) * pitch;
+  const Range rows = taps_inside(y * window.stride_h - window.padding_h, window.dilation_h,
+                                 p.height, window.kernel_h);
+  const auto pack_tap = [&](A* target, int64_t u, int64_t t) {
+    const Range outputs = outputs_inside(t, window.stride_w, window.dilation_w, window.padding_w,
+                                         p.width, p.out_width);
+    const int64_t count = int_max(outputs.end - outputs.begin, 0);
+    const T* source = weights.data + u * weights.row_stride + t * weights.tap_stride +
+                      outputs.begin * weights.output_stride;
+    pack_padded_row(target, pitch, count ? outputs.begin : 0, source, weights.output_stride, count);
+  };
+  A* second = workspace + window.kernel_h * row_stride;
+  for (int64_t u = rows.begin; u < rows.end; ++u)
+    for (int64_t t = 0; t < window.kernel_w; t += 2) {
+      A* pairs = workspace + u * row_stride + t / 2 * pitch;
+      const bool has_second = t + 1 < window.kernel_w;
+      pack_tap(pairs, u, t);
+      if (has_second) pack_tap(second, u, t + 1);
+      join_rows<A>(pairs, pitch, second, has_second ? pitch : 0);
+    }
+  return {workspace, row_stride, pitch};
+}
+
 // Rows [begin, end) of an aggregate or a flipped scatter on a channels-last map.
 template <typename T, typename A>
 void aggregate_channels_last(const LocalParams& p, const LocalPointers& pointers, bool flipped,
-                             int64_t begin, int64_t end) {
+                             A* workspace, int64_t begin, int64_t end) {
   for (int64_t item = begin; item < end; ++item) {
     const RowIndex index = row_index(item, p.result_rows, p.groups, true);
     const GroupPointers<T> group = group_pointers<T>(p, pointers, index);
     const int64_t y = index.row;
-    aggregate_span<T, A>(p, group.first, weight_view<T>(p, group.second, y, flipped),
-                         group.result + y * p.result.h, y, 0, p.out_width);
+    const WeightView<T> weights = weight_view<T>(p, group.second, y, flipped);
+    T* result = group.result + y * p.result.h;
+    if constexpr (kDotsPairs<T>) {
+      const PairView<A> pairs = pack_pair_weights<T, A>(p, weights, workspace, y);
+      aggregate_pair_span<T, A>(p, group.first, pairs, result, y, 0, p.out_width);
+    } else {
+      aggregate_span<T, A>(p, group.first, weights, result, y, 0, p.out_width);
+    }
   }
 }
 
@@ -193,23 +230,24 @@ void scatter_rows(const LocalParams& p, const LocalPointers& pointers, A* sums, 
 
 // Rows [begin, end) of a primitive that packs the rows of its map. `p` are the parameters of flip()
 // if a scatter is flipped.
-template <typename T, typename A>
+template <Primitive kPrimitive, typename T, typename A>
 void run_packed(const LocalParams& p, const LocalPointers& pointers, char* memory, int64_t begin,
                 int64_t end) {
-  const bool correlate = p.primitive == kCorrelate, all_groups = p.cached_groups > 1;
+  constexpr bool kCorrelates = kPrimitive == kCorrelate;
+  using Rows = PackedRows<T, A, kCorrelates ? kChannelPacking<T> : kTapPacking<T>>;
+  const bool all_groups = p.cached_groups > 1;
   const int64_t bytes = packed_rows_bytes(p, sizeof(A));
   A* workspace = reinterpret_cast<A*>(memory + p.cached_groups * bytes);
-  PackedRows<T, A>::invalidate(memory, p.cached_groups, bytes);
+  Rows::invalidate(memory, p.cached_groups, bytes);
   for (int64_t item = begin; item < end; ++item) {
     const RowIndex index = row_index(item, p.result_rows, p.groups, all_groups);
     const GroupPointers<T> group = group_pointers<T>(p, pointers, index);
     // the map that the window slides over is the second operand of a correlate
-    const Strides& strides = correlate ? p.second : p.first;
-    PackedRows<T, A> rows(p, strides, memory + (all_groups ? index.group * bytes : 0),
-                          correlate ? group.second : group.first);
-    if (correlate)
+    Rows rows(p, kCorrelates ? p.second : p.first, memory + (all_groups ? index.group * bytes : 0),
+              kCorrelates ? group.second : group.first);
+    if constexpr (kCorrelates)
       correlate_packed_row<T, A>(rows, group.first, group.result, workspace, index.row);
-    else if (p.primitive == kScatter)
+    else if constexpr (kPrimitive == kScatter)
       scatter_row_flipped<T, A>(rows, group.second, group.result, workspace, index.row);
     else
       aggregate_packed_row<T, A>(rows, group.second, group.result, workspace, index.row);
@@ -223,16 +261,20 @@ void run_local(const LocalParams& p, const LocalPointers& pointers, void* memory
   const bool scatter = p.primitive == kScatter, flipped = scatter && can_flip(p);
   const LocalParams params = flipped ? flip(p) : p;
   const bool channels_last = runs_channels_last(p);
-  if (scatter && !flipped) {
-    if (channels_last)
-      scatter_channels_last<T, A>(p, pointers, begin, end);
-    else
-      scatter_rows<T, A>(p, pointers, static_cast<A*>(memory), begin, end);
-  } else if (channels_last) {
-    aggregate_channels_last<T, A>(params, pointers, flipped, begin, end);
-  } else {
-    run_packed<T, A>(params, pointers, static_cast<char*>(memory), begin, end);
-  }
+  char* workspace = static_cast<char*>(memory);
+  A* numbers = static_cast<A*>(memory);
+  if (scatter && !flipped && channels_last)
+    scatter_channels_last<T, A>(p, pointers, begin, end);
+  else if (scatter && !flipped)
+    scatter_rows<T, A>(p, pointers, numbers, begin, end);
+  else if (channels_last)
+    aggregate_channels_last<T, A>(params, pointers, flipped, numbers, begin, end);
+  else if (scatter)
+    run_packed<kScatter, T, A>(params, pointers, workspace, begin, end);
+  else if (p.primitive == kCorrelate)
+    run_packed<kCorrelate, T, A>(params, pointers, workspace, begin, end);
+  else
+    run_packed<kAggregate, T, A>(params, pointers, workspace, begin, end);
 }
 
 }  // namespace mmrednet::MMREDNET_ISA

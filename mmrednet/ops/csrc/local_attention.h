@@ -1,5 +1,4 @@
-// Local attention row by row: the logits of one row of outputs stay in the workspace, which fits
-// the second-level cache.
+// Local attention, sixteen outputs at a time: their logits stay in the first-level cache.
 
 #pragma once
 
@@ -13,6 +12,7 @@
 #include "params.h"
 #include "simd.h"
 #include "simd_exp.h"
+#include "simd_pairs.h"
 #include "small_gemm.h"
 #include "transpose.h"
 #include "window.h"
@@ -28,47 +28,6 @@ struct LogitTerms {
   // an element for each tap, or null
   const A* bias;
 };
-
-// Softmax over the taps: replaces the logits of row y by weights. Stores the logarithms of the sums
-// in `logsumexp`, unless it is null. Taps in rows outside the map are left alone.
-template <typename A>
-void softmax_row(const LocalParams& p, const LogitTerms<A>& terms, Matrix<A> logits, int64_t y,
-                 A* logsumexp) {
-  const Window& window = p.window;
-  const int64_t pitch = logits.pitch, kernel_w = window.kernel_w;
-  const Simd<A> lowest = Simd<A>{} - static_cast<A>(__builtin_inf());
-  const Range rows = taps_inside(y * window.stride_h - window.padding_h, window.dilation_h,
-                                 p.height, window.kernel_h);
-  const int64_t begin = rows.begin * kernel_w, end = rows.end * kernel_w;
-  for (int64_t x = 0; x < p.out_width; x += kSimdWidth) {
-    Simd<A> maximum = lowest, sum = {};
-    for (int64_t k = begin; k < end; ++k) {
-      A* tap = logits.data + k * pitch + x;
-      Simd<A> logit = load_simd<A>(tap) + load_simd<A>(terms.columns + k % kernel_w * pitch + x);
-      if (terms.rows) logit += load_simd<A>(terms.rows + k / kernel_w * pitch + x);
-      if (terms.bias) logit += terms.bias[k];
-      store_simd<A>(tap, logit);
-      maximum = logit > maximum ? logit : maximum;
-    }
-    // An output without a tap inside the map has weights of zero. Infinity minus infinity would
-    // give NaN.
-    const Simd<A> base = maximum == lowest ? Simd<A>{} : maximum;
-    for (int64_t k = begin; k < end; ++k) {
-      A* tap = logits.data + k * pitch + x;
-      const Simd<A> weight = exp_nonpositive(load_simd<A>(tap) - base);
-      store_simd<A>(tap, weight);
-      sum += weight;
-    }
-    const Simd<A> factor = sum == 0 ? Simd<A>{} : 1 / sum;
-    for (int64_t k = begin; k < end; ++k) {
-      A* tap = logits.data + k * pitch + x;
-      store_simd<A>(tap, load_simd<A>(tap) * factor);
-    }
-    if (!logsumexp) continue;
-    const int64_t outputs = int_min(p.out_width - x, kSimdWidth);
-    for (int64_t i = 0; i < outputs; ++i) logsumexp[x + i] = base[i] + __builtin_log(sum[i]);
-  }
-}
 
 // Fills a matrix row for each column of the window: minus infinity for the outputs whose tap lies
 // outside the map, zero for the others.
@@ -86,95 +45,162 @@ void mask_columns(const LocalParams& p, Matrix<A> columns) {
   }
 }
 
-// The gradient of the softmax of a row: replaces the gradients of the weights by those of the
-// logits, weight * (grad - sum of weight * grad).
-template <typename A>
-void softmax_backward_row(Matrix<const A> weights, Matrix<A> grads) {
-  for (int64_t x = 0; x < grads.pitch; x += kSimdWidth) {
-    Simd<A> sum = {};
-    for (int64_t k = 0; k < grads.rows; ++k)
-      sum += load_simd<A>(weights.data + k * weights.pitch + x) *
-             load_simd<A>(grads.data + k * grads.pitch + x);
-    for (int64_t k = 0; k < grads.rows; ++k) {
-      A* grad = grads.data + k * grads.pitch + x;
-      const Simd<A> weight = load_simd<A>(weights.data + k * weights.pitch + x);
-      store_simd<A>(grad, weight * (load_simd<A>(grad) - sum));
+// Where tensors are multiplied in pairs, copies a table (window rows, channels / 2) with zeros for
+// the other channels of the pairs that it shares with the other half. `first` is the channel of the
+// first pair, `begin` that of the table.
+template <typename T, typename A>
+void pack_table(T* target, const A* table, int64_t rows, int64_t half, int64_t first,
+                int64_t begin) {
+  const int64_t length = 2 * num_pairs(half);
+  for (int64_t u = 0; u < rows; ++u)
+    for (int64_t i = 0; i < length; ++i) {
+      const int64_t channel = first + i - begin;
+      const bool is_inside = channel >= 0 && channel < half;
+      target[u * length + i] = is_inside ? store<T>(table[u * half + channel]) : T{};
     }
-  }
 }
 
-// Local attention of one row of one head after another, in the workspace of a thread.
-template <typename T, typename A>
-struct AttentionRows {
+// The logits of a row of one head, in the workspace of a thread. Both directions begin with them.
+template <Relation kRelation, typename T, typename A>
+struct LogitRows {
+  static constexpr Packing kPacking = kRelation == kProduct ? kChannelPacking<T> : kNumbers;
+  using Keys = PackedRows<T, A, kPacking>;
+
   const AttentionParams& params;
   const AttentionPointers& pointers;
   const LocalParams &k = params.keys, &v = params.values;
   const Window& window = k.window;
-  const int64_t taps = num_taps(window), pitch = round_up(k.out_width);
+  const int64_t taps = num_taps(window), pitch = round_up(k.out_width), half = k.channels / 2;
   const int64_t key_bytes = packed_rows_bytes(k, sizeof(A));
   const int64_t value_bytes = packed_rows_bytes(v, sizeof(A));
   // packed rows of one head or of all of them
   char *key_rows, *value_rows;
-  // a matrix row for each channel, tap, row or column of the window; a column for each output
-  Matrix<A> queries, logits, row_terms, column_terms, mask, grads, grad_logits;
+  // a matrix row for each channel, row or column of the window; a column for each output
+  Matrix<A> queries, grads, row_terms, column_terms, mask;
+  // a row for each tap; a column for each of 16 outputs
+  Matrix<A> logits;
+  // free memory behind that
+  A* free;
+  // rows of the window that meet the map
+  Range window_rows = {};
+  LogitTerms<A> terms = {};
+  int64_t y = 0;
 
-  AttentionRows(const AttentionParams& attention, const AttentionPointers& tensors, void* memory)
+  LogitRows(const AttentionParams& attention, const AttentionPointers& tensors, void* memory)
       : params(attention), pointers(tensors) {
     key_rows = static_cast<char*>(memory);
     value_rows = key_rows + k.cached_groups * key_bytes;
-    PackedRows<T, A>::invalidate(key_rows, k.cached_groups, key_bytes);
-    PackedRows<T, A>::invalidate(value_rows, k.cached_groups, value_bytes);
-    A* data = reinterpret_cast<A*>(value_rows + k.cached_groups * value_bytes);
-    const auto take = [&](int64_t rows) {
-      const Matrix<A> matrix = {data, pitch, rows, k.out_width};
-      data += rows * pitch;
-      return matrix;
-    };
-    queries = take(k.channels);
-    logits = take(taps);
-    row_terms = take(window.kernel_h);
-    column_terms = take(window.kernel_w);
-    mask = take(window.kernel_w);
-    grads = take(v.channels);
-    grad_logits = take(taps);
+    Keys::invalidate(key_rows, k.cached_groups, key_bytes);
+    Keys::invalidate(value_rows, k.cached_groups, value_bytes);
+    free = reinterpret_cast<A*>(value_rows + k.cached_groups * value_bytes);
+    const int64_t query_rows = kPacking == kChannelPairs ? num_pairs(k.channels) : k.channels;
+    queries = take(query_rows, pitch);
+    grads = take(v.channels, pitch);
+    row_terms = take(window.kernel_h, pitch);
+    column_terms = take(window.kernel_w, pitch);
+    mask = take(window.kernel_w, pitch);
+    logits = take(taps, kSimdWidth);
     mask_columns(k, mask);
+    if constexpr (kPacking == kChannelPairs)
+      if (pointers.rows) pack_tables();
   }
 
-  // A row of outputs: its weights, and what is made with them.
-  void run(RowIndex index) {
-    const int64_t image = index.image, head = index.group, y = index.row;
-    const int64_t cached = k.cached_groups > 1 ? head : 0;
-    const T* key = static_cast<const T*>(pointers.key) + image * k.second.b + head * k.second.g;
-    const T* value = static_cast<const T*>(pointers.value) + image * v.first.b + head * v.first.g;
-    PackedRows<T, A> keys(k, k.second, key_rows + cached * key_bytes, key);
-    PackedRows<T, A> values(v, v.first, value_rows + cached * value_bytes, value);
-    pack_row(pointers.query, k.first, index, queries);
-    if (params.relation == kProduct)
-      correlate_row<T, A, kProduct>(keys, queries, logits, y);
-    else
-      correlate_row<T, A, kAbsoluteDifference>(keys, queries, logits, y);
-    const LogitTerms<A> terms = logit_terms(head);
-    if (params.backward) {
-      softmax_row<A>(k, terms, logits, y, nullptr);
-      store_gradients(values, index);
-      return;
-    }
-    A* logsumexp = static_cast<A*>(pointers.logsumexp);
-    const int64_t row = (image * k.groups + head) * k.result_rows + y;
-    if (logsumexp) logsumexp += row * k.out_width;
-    softmax_row(k, terms, logits, y, logsumexp);
-    values.pack_window(y);
-    T* result = static_cast<T*>(pointers.result) + image * v.result.b + head * v.result.g;
-    aggregate_row<T, A, false>(values, logits, result, y);
+  Matrix<A> take(int64_t matrix_rows, int64_t columns) {
+    const Matrix<A> matrix = {free, columns, matrix_rows, columns};
+    free += matrix_rows * columns;
+    return matrix;
+  }
+
+  // The packed keys of one head.
+  Keys keys_of(RowIndex index) const {
+    const T* key =
+        static_cast<const T*>(pointers.key) + index.image * k.second.b + index.group * k.second.g;
+    return Keys(k, k.second, key_rows + slot_of(index) * key_bytes, key);
+  }
+
+  // The packed values of one head.
+  template <typename Values>
+  Values values_of(RowIndex index) const {
+    const T* value =
+        static_cast<const T*>(pointers.value) + index.image * v.first.b + index.group * v.first.g;
+    return Values(v, v.first, value_rows + slot_of(index) * value_bytes, value);
+  }
+
+  // Packs queries and keys for a row of outputs.
+  void begin_row(RowIndex index, Keys& keys) {
+    y = index.row;
+    window_rows = taps_inside(y * window.stride_h - window.padding_h, window.dilation_h, k.height,
+                              window.kernel_h);
+    keys.pack_window(y);
+    pack_row<kPacking>(pointers.query, k.first, index, k.channels, queries);
+    terms = logit_terms(index.group);
+  }
+
+  // Packs a row of one head of a tensor that has the size of the outputs.
+  template <Packing kRowPacking>
+  void pack_row(const void* tensor, const Strides& strides, RowIndex index, int64_t channels,
+                Matrix<A> target) const {
+    const T* source = static_cast<const T*>(tensor) + index.image * strides.b +
+                      index.group * strides.g + index.row * strides.h;
+    const Matrix<A> outputs = {target.data, pitch, target.rows, k.out_width};
+    pack_queries<kRowPacking, T, A>(outputs, source, channels, strides.c, strides.w);
+    zero_columns(outputs, k.out_width);
+  }
+
+  // The row of the map that a row of the window meets.
+  int64_t map_row(int64_t u) const {
+    return y * window.stride_h + u * window.dilation_h - window.padding_h;
+  }
+
+  // Calls `run` with a number of taps, as a type, the first of them, its row and its column, for
+  // all taps in rows that meet the map.
+  template <typename Run>
+  void for_inner_taps(Run run) const {
+    for (int64_t u = window_rows.begin; u < window_rows.end; ++u)
+      for_taps(window.kernel_w,
+               [&](auto count, int64_t t) { run(count, u * window.kernel_w + t, u, t); });
+  }
+
+  // Computes the logits of 16 outputs from x on. Returns the largest of each.
+  Simd<A> compute_logits(const Keys& keys, int64_t x) {
+    Simd<A> maximum = Simd<A>{} - static_cast<A>(__builtin_inf());
+    const Matrix<const A> outputs = Matrix<const A>(queries).from(0, x);
+    for_inner_taps([&](auto count, int64_t tap, int64_t u, int64_t t) {
+      Simd<A> sums[count];
+      for (int n = 0; n < count; ++n) {
+        sums[n] = load_simd<A>(terms.columns + (t + n) * pitch + x);
+        if (terms.rows) sums[n] += load_simd<A>(terms.rows + u * pitch + x);
+        if (terms.bias) sums[n] += terms.bias[tap + n];
+      }
+      add_relations<kRelation, T, A, count>(keys, outputs, map_row(u), x, t, sums);
+      for (int n = 0; n < count; ++n) {
+        store_simd<A>(logits.data + (tap + n) * kSimdWidth, sums[n]);
+        maximum = sums[n] > maximum ? sums[n] : maximum;
+      }
+    });
+    return maximum;
   }
 
  private:
-  // Packs a row of one head of a tensor that has the size of the outputs.
-  void pack_row(const void* tensor, const Strides& strides, RowIndex index, Matrix<A> target) {
-    const T* source = static_cast<const T*>(tensor) + index.image * strides.b +
-                      index.group * strides.g + index.row * strides.h;
-    pack_matrix<T, A>(target, source, strides.c, strides.w);
-    zero_columns(target, k.out_width);
+  // pairs of the tables of all heads
+  T *row_tables = nullptr, *column_tables = nullptr;
+
+  // The groups of a row follow one another if all of them are cached.
+  int64_t slot_of(RowIndex index) const { return k.cached_groups > 1 ? index.group : 0; }
+
+  void pack_tables() {
+    const int64_t length = 2 * num_pairs(half), first = half / 2 * 2;
+    row_tables = reinterpret_cast<T*>(free);
+    column_tables = row_tables + k.groups * window.kernel_h * length;
+    free = reinterpret_cast<A*>(column_tables + k.groups * window.kernel_w * length);
+    for (int64_t head = 0; head < k.groups; ++head) {
+      const int64_t row = head * window.kernel_h, column = head * window.kernel_w;
+      pack_table<T, A>(row_tables + row * length, static_cast<const A*>(pointers.rows) + row * half,
+                       window.kernel_h, half, 0, 0);
+      pack_table<T, A>(column_tables + column * length,
+                       static_cast<const A*>(pointers.columns) + column * half, window.kernel_w,
+                       half, first, half);
+    }
   }
 
   // The terms of relative position are products of tables with the queries: that of the rows of the
@@ -183,42 +209,109 @@ struct AttentionRows {
     const A* bias = static_cast<const A*>(pointers.bias);
     if (bias) bias += head * taps;
     if (!pointers.rows) return {nullptr, mask.data, bias};
-    const int64_t half = k.channels / 2;
-    const A* rows = static_cast<const A*>(pointers.rows) + head * window.kernel_h * half;
-    const A* columns = static_cast<const A*>(pointers.columns) + head * window.kernel_w * half;
-    const Matrix<const A> row_queries = {queries.data, pitch, half, pitch};
-    const Matrix<const A> column_queries = {queries.data + half * pitch, pitch, half, pitch};
-    multiply<A>({rows, half, window.kernel_h, half}, row_queries, nullptr, false,
-                {row_terms.data, pitch, window.kernel_h, pitch});
-    multiply<A>({columns, half, window.kernel_w, half}, column_queries, nullptr, false,
-                {column_terms.data, pitch, window.kernel_w, pitch});
+    if constexpr (kPacking == kChannelPairs)
+      multiply_pair_tables(head);
+    else
+      multiply_tables(head);
     for (int64_t i = 0; i < window.kernel_w * pitch; ++i) column_terms.data[i] += mask.data[i];
     return {row_terms.data, column_terms.data, bias};
   }
 
-  // Stores the weights and the gradients of the logits of a row.
-  void store_gradients(PackedRows<T, A>& values, RowIndex index) {
-    pack_row(pointers.grad, params.grad, index, grads);
-    correlate_row<T, A>(values, grads, grad_logits, index.row);
-    softmax_backward_row<A>(logits, grad_logits);
-    const Strides& strides = params.weight;
-    const int64_t offset =
-        index.image * strides.b + index.group * strides.g + index.row * strides.h;
-    A* weight = static_cast<A*>(pointers.weight) + offset;
-    A* grad = static_cast<A*>(pointers.grad_logits) + offset;
-    unpack_matrix<A, A>(weight, strides.c, strides.w, logits);
-    unpack_matrix<A, A>(grad, strides.c, strides.w, grad_logits);
+  void multiply_tables(int64_t head) {
+    const A* row_table = static_cast<const A*>(pointers.rows) + head * window.kernel_h * half;
+    const A* column_table = static_cast<const A*>(pointers.columns) + head * window.kernel_w * half;
+    const Matrix<const A> row_queries = {queries.data, pitch, half, pitch};
+    const Matrix<const A> column_queries = {queries.data + half * pitch, pitch, half, pitch};
+    multiply<A>({row_table, half, window.kernel_h, half}, row_queries, nullptr, false, row_terms);
+    multiply<A>({column_table, half, window.kernel_w, half}, column_queries, nullptr, false,
+                column_terms);
+  }
+
+  void multiply_pair_tables(int64_t head) {
+    const int64_t pairs = num_pairs(half), length = 2 * pairs;
+    const Matrix<const A> row_queries = {queries.data, pitch, pairs, pitch};
+    const Matrix<const A> column_queries = {queries.data + half / 2 * pitch, pitch, pairs, pitch};
+    multiply_pairs<T, A>(row_tables + head * window.kernel_h * length, length, window.kernel_h,
+                         row_queries, row_terms);
+    multiply_pairs<T, A>(column_tables + head * window.kernel_w * length, length, window.kernel_w,
+                         column_queries, column_terms);
   }
 };
 
+// An output without a tap inside the map has weights of zero. Infinity minus infinity would give
+// NaN.
+template <typename A>
+inline Simd<A> softmax_base(Simd<A> maximum) {
+  const Simd<A> lowest = Simd<A>{} - static_cast<A>(__builtin_inf());
+  return maximum == lowest ? Simd<A>{} : maximum;
+}
+
+// Replaces the logits of 16 outputs by exponentials, of pairs of taps where values are in pairs.
+// Returns their sum.
+template <Relation kRelation, typename T, typename A>
+inline Simd<A> exponentials(const LogitRows<kRelation, T, A>& rows, Simd<A> base) {
+  const int64_t kernel_w = rows.window.kernel_w;
+  Simd<A> sum = {};
+  const auto exponential = [&](const A* logit) {
+    const Simd<A> weight = exp_nonpositive(load_simd<A>(logit) - base);
+    sum += weight;
+    return weight;
+  };
+  for (int64_t u = rows.window_rows.begin; u < rows.window_rows.end; ++u) {
+    const A* logit = rows.logits.data + u * kernel_w * kSimdWidth;
+    // never ahead of the logits that are read
+    A* target = rows.logits.data + u * weight_rows<T>(kernel_w) * kSimdWidth;
+    if constexpr (kDotsPairs<T>) {
+      for (int64_t t = 0; t < kernel_w; t += 2, target += kSimdWidth) {
+        const Simd<A> first = exponential(logit + t * kSimdWidth);
+        const bool has_second = t + 1 < kernel_w;
+        const Simd<A> second = has_second ? exponential(logit + (t + 1) * kSimdWidth) : Simd<A>{};
+        store_simd<A>(target, make_pairs<A>(first, second));
+      }
+    } else {
+      for (int64_t t = 0; t < kernel_w; ++t, target += kSimdWidth)
+        store_simd<A>(target, exponential(logit + t * kSimdWidth));
+    }
+  }
+  return sum;
+}
+
 // Rows [begin, end) of all heads and images. `memory` has params.workspace_bytes.
+template <Relation kRelation, typename T, typename A>
+void run_relation(const AttentionParams& params, const AttentionPointers& pointers, void* memory,
+                  int64_t begin, int64_t end) {
+  const LocalParams &k = params.keys, &v = params.values;
+  LogitRows<kRelation, T, A> rows(params, pointers, memory);
+  for (int64_t item = begin; item < end; ++item) {
+    const RowIndex index = row_index(item, k.result_rows, k.groups, k.cached_groups > 1);
+    auto keys = rows.keys_of(index);
+    auto values = rows.template values_of<AggregateRows<T, A>>(index);
+    rows.begin_row(index, keys);
+    values.pack_window(index.row);
+    T* result =
+        static_cast<T*>(pointers.result) + index.image * v.result.b + index.group * v.result.g;
+    A* logsumexp = static_cast<A*>(pointers.logsumexp);
+    const int64_t row = (index.image * k.groups + index.group) * k.result_rows + index.row;
+    for (int64_t x = 0; x < k.out_width; x += kSimdWidth) {
+      const Simd<A> base = softmax_base<A>(rows.compute_logits(keys, x));
+      const Simd<A> sum = exponentials(rows, base);
+      const Simd<A> factor = sum == 0 ? Simd<A>{} : 1 / sum;
+      aggregate_outputs<T, A, false>(values, rows.logits, result, index.row, x, &factor);
+      if (!logsumexp) continue;
+      const int64_t outputs = int_min(k.out_width - x, kSimdWidth);
+      for (int64_t i = 0; i < outputs; ++i)
+        logsumexp[row * k.out_width + x + i] = base[i] + __builtin_log(sum[i]);
+    }
+  }
+}
+
 template <typename T, typename A>
 void run_attention(const AttentionParams& params, const AttentionPointers& pointers, void* memory,
                    int64_t begin, int64_t end) {
-  const LocalParams& k = params.keys;
-  AttentionRows<T, A> rows(params, pointers, memory);
-  for (int64_t item = begin; item < end; ++item)
-    rows.run(row_index(item, k.result_rows, k.groups, k.cached_groups > 1));
+  if (params.relation == kProduct)
+    run_relation<kProduct, T, A>(params, pointers, memory, begin, end);
+  else
+    run_relation<kAbsoluteDifference, T, A>(params, pointers, memory, begin, end);
 }
 
 }  // namespace mmrednet::MMREDNET_ISA

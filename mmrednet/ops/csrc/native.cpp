@@ -33,6 +33,11 @@ bool equal(const char* first, const char* second) { return std::strcmp(first, se
 // Whether the processor has an instruction set, that is, all that its kernels are compiled for.
 bool is_supported(const char* isa) {
 #if defined(__GNUC__) && defined(__x86_64__)
+  // as in kernels_avx512bf16.cpp
+#if __GNUC__ >= 11
+  if (equal(isa, "avx512bf16"))
+    return is_supported("avx512") && __builtin_cpu_supports("avx512bf16");
+#endif
   if (equal(isa, "avx512"))
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -44,13 +49,14 @@ bool is_supported(const char* isa) {
 
 KernelTable choose_kernels() {
   const char* limit = std::getenv("MMREDNET_CPU_CAPABILITY");
-  TORCH_CHECK_VALUE(
-      limit == nullptr || equal(limit, "avx512") || equal(limit, "avx2") || equal(limit, "plain"),
-      "MMREDNET_CPU_CAPABILITY must be avx512, avx2 or plain, got '", limit, "'");
+  TORCH_CHECK_VALUE(limit == nullptr || equal(limit, "avx512bf16") || equal(limit, "avx512") ||
+                        equal(limit, "avx2") || equal(limit, "plain"),
+                    "MMREDNET_CPU_CAPABILITY must be avx512bf16, avx512, avx2 or plain, got '",
+                    limit, "'");
   // from the widest to the narrowest; those before the limit are skipped
   bool allowed = limit == nullptr;
-  for (const KernelTable& table :
-       {mmrednet_kernels_avx512(), mmrednet_kernels_avx2(), mmrednet_kernels_plain()}) {
+  for (const KernelTable& table : {mmrednet_kernels_avx512bf16(), mmrednet_kernels_avx512(),
+                                   mmrednet_kernels_avx2(), mmrednet_kernels_plain()}) {
     if (table.name == nullptr) continue;
     allowed = allowed || equal(limit, table.name);
     if (allowed && is_supported(table.name)) return table;

@@ -59,4 +59,9 @@ at::Tensor correlate(const at::Tensor& query, const at::Tensor& key, at::IntArra
 at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef size,
                    at::IntArrayRef window);
 
+// Scatters into a tensor, which may be a part of one. All have one dtype, for which there are
+// kernels, and sizes that have been checked.
+void scatter_into(const at::Tensor& result, const at::Tensor& grad, const at::Tensor& weight,
+                  at::IntArrayRef window);
+
 }  // namespace mmrednet

@@ -10,6 +10,7 @@
 #include "matrix.h"
 #include "params.h"
 #include "simd.h"
+#include "simd_pairs.h"
 #include "transpose.h"
 #include "window.h"
 #include "workspace.h"
@@ -30,13 +31,46 @@ inline void pack_padded_row(A* target, int64_t length, int64_t left, const T* so
   for (int64_t i = left + count; i < length; ++i) target[i] = 0;
 }
 
+// Packs the weights of one row of the window: a row for each tap, or for each pair of taps, behind
+// `left` zeros. The second weights of pairs are those that lie `shift` elements further.
+//
+// `to` must have a row for each tap, as the second weights need one until they are joined.
+template <typename T, typename A>
+void pack_weights(Matrix<A> to, int64_t left, int64_t shift, const T* source, int64_t tap_stride,
+                  int64_t output_stride, int64_t outputs) {
+  constexpr int kStep = kDotsPairs<T> ? 2 : 1;
+  for (int64_t t = 0; t < to.rows; t += kStep) {
+    A* row = to.data + t / kStep * to.pitch;
+    pack_padded_row(row, to.pitch, left, source + t * tap_stride, output_stride, outputs);
+    if constexpr (kDotsPairs<T>) {
+      A* second = row + to.pitch;
+      const bool has_second = t + 1 < to.rows;
+      if (has_second)
+        pack_padded_row(second, to.pitch, left, source + (t + 1) * tap_stride, output_stride,
+                        outputs);
+      join_rows<A>(row, to.pitch, second + shift, has_second ? to.pitch - shift : 0);
+    }
+  }
+}
+
+// What an element of a packed row is: one number; two neighbouring channels; or the numbers that
+// two neighbouring taps of the window see.
+enum Packing { kNumbers, kChannelPairs, kTapPairs };
+
+// The packing of maps that are multiplied over the channels, and of those that are summed over
+// taps.
+template <typename T>
+constexpr Packing kChannelPacking = kDotsPairs<T> ? kChannelPairs : kNumbers;
+template <typename T>
+constexpr Packing kTapPacking = kDotsPairs<T> ? kTapPairs : kNumbers;
+
 // A ring buffer of packed rows of one group of a feature map, in the workspace of a thread.
 //
 // A packed row has zeros for what lies outside the map, and is laid out so that each tap of 16
 // neighbouring outputs is one vector load: as it is for stride 1, in phases for larger strides, or
 // by tap (see workspace.h). Neighbouring rows of outputs share most rows of the map, which are then
 // in the buffer already.
-template <typename T, typename A>
+template <typename T, typename A, Packing kPacking = kNumbers>
 struct PackedRows {
   const LocalParams& p;
   const Strides& strides;
@@ -48,6 +82,8 @@ struct PackedRows {
   const T* group;
   // number of slots, elements of a phase (or of a tap), and elements of a row
   int64_t slots, phase, pitch;
+  // matrix rows of a slot
+  int64_t channels;
   bool by_tap;
 
   // Marks the buffers of `count` groups as empty. All bits set is the address of no group, while
@@ -64,6 +100,7 @@ struct PackedRows {
         group(group_data),
         slots(ring_slots(params)),
         pitch(packed_row_length(params)),
+        channels(kPacking == kChannelPairs ? num_pairs(params.channels) : params.channels),
         by_tap(packs_by_tap(params)) {
     phase = by_tap ? round_up(p.out_width) : phase_length(p);
     packed = reinterpret_cast<A*>(cached_row + slots);
@@ -74,9 +111,9 @@ struct PackedRows {
     for (int64_t i = 0; i < slots; ++i) cached_row[i] = -1;
   }
 
-  // The slot of a row: one matrix row for each channel. Rows that are in use at the same time span
-  // at most `slots` rows, so they never share a slot.
-  A* slot(int64_t row) const { return packed + row % slots * p.channels * pitch; }
+  // The slot of a row: one matrix row for each channel or pair of channels. Rows that are in use at
+  // the same time span at most `slots` rows, so they never share a slot.
+  A* slot(int64_t row) const { return packed + row % slots * channels * pitch; }
 
   // A packed row of channel d.
   const A* row(int64_t y, int64_t d) const { return slot(y) + d * pitch; }
@@ -115,47 +152,103 @@ struct PackedRows {
   // Columns of the map that fit a packed row behind the left padding.
   int64_t num_columns() const { return int_min(p.width, pitch - p.window.padding_w); }
 
+  // Copies `count` columns of the map, from x on and `step` apart, to neighbouring columns of a
+  // packed row. Pairs of taps are numbers at first.
+  void copy_columns(A* target, const T* source, int64_t x, int64_t step, int64_t count) const {
+    const Matrix<A> columns = {target, pitch, channels, count};
+    const T* first = source + x * strides.w;
+    // one column needs no step, whose product with a stride could overflow
+    const int64_t column_stride = count > 1 ? step * strides.w : 0;
+    if constexpr (kPacking == kChannelPairs)
+      pack_pairs<T, A>(columns, first, p.channels, strides.c, column_stride);
+    else
+      pack_matrix<T, A>(columns, first, strides.c, column_stride);
+  }
+
   void pack_columns(A* target, const T* source) const {
     const int64_t left = p.window.padding_w, count = num_columns();
-    for (int64_t d = 0; d < p.channels; ++d)
+    for (int64_t d = 0; d < channels; ++d)
       for (int64_t i = 0; i < left; ++i) target[d * pitch + i] = 0;
-    pack_matrix<T, A>({target + left, pitch, p.channels, count}, source, strides.c, strides.w);
-    zero_columns<A>({target, pitch, p.channels, pitch}, left + count);
+    if (count > 0) copy_columns(target + left, source, 0, 1, count);
+    zero_columns<A>({target, pitch, channels, pitch}, left + count);
+    if constexpr (kPacking == kTapPairs) {
+      const int64_t distance = p.window.dilation_w;
+      for (int64_t d = 0; d < channels; ++d) {
+        A* row = target + d * pitch;
+        join_rows<A>(row, pitch, row + distance, pitch - distance);
+      }
+    }
   }
 
   void pack_phases(A* target, const T* source) const {
     const int64_t left = p.window.padding_w, stride = p.window.stride_w;
-    zero_columns<A>({target, pitch, p.channels, pitch}, 0);
-    for (int64_t d = 0; d < p.channels; ++d)
-      for (int64_t x = 0; x < num_columns(); ++x) {
-        const int64_t column = x + left;
-        target[d * pitch + column % stride * phase + column / stride] =
-            load<A>(source[d * strides.c + x * strides.w]);
-      }
+    zero_columns<A>({target, pitch, channels, pitch}, 0);
+    for (int64_t r = 0; r < stride; ++r) {
+      // columns of the padded map that belong to the phase: r + stride * i
+      const int64_t begin = r < left ? ceil_div(left - r, stride) : 0;
+      const int64_t end = int_min(ceil_div(left + num_columns() - r, stride), phase);
+      if (begin < end)
+        copy_columns(target + r * phase + begin, source, r + begin * stride - left, stride,
+                     end - begin);
+    }
+    if constexpr (kPacking == kTapPairs)
+      for (int64_t d = 0; d < channels; ++d) join_phases(target + d * pitch);
+  }
+
+  // The next tap of a column of phase r lies in phase r + dilation, or some columns further in the
+  // phase that this is modulo the stride.
+  void join_phases(A* row) const {
+    const int64_t stride = p.window.stride_w, dilation = p.window.dilation_w;
+    for (int64_t r = 0; r < stride; ++r) {
+      const int64_t next = (r + dilation) % stride, shift = (r + dilation) / stride;
+      const A* second = row + next * phase + shift;
+      // phases before this one are pairs already
+      if (next < r)
+        join_rows<A, true>(row + r * phase, phase, second, phase - shift);
+      else
+        join_rows<A>(row + r * phase, phase, second, phase - shift);
+    }
   }
 
   void pack_taps(A* target, const T* source) const {
     const Window& window = p.window;
-    zero_columns<A>({target, pitch, p.channels, pitch}, 0);
+    zero_columns<A>({target, pitch, channels, pitch}, 0);
     for (int64_t t = 0; t < window.kernel_w; ++t) {
       const Range outputs = outputs_inside(t, window.stride_w, window.dilation_w, window.padding_w,
                                            p.width, p.out_width);
-      for (int64_t d = 0; d < p.channels; ++d)
-        for (int64_t x = outputs.begin; x < outputs.end; ++x) {
-          const int64_t column = x * window.stride_w + t * window.dilation_w - window.padding_w;
-          target[d * pitch + t * phase + x] = load<A>(source[d * strides.c + column * strides.w]);
-        }
+      if (outputs.begin >= outputs.end) continue;
+      const int64_t x = outputs.begin * window.stride_w + t * window.dilation_w - window.padding_w;
+      copy_columns(target + t * phase + outputs.begin, source, x, window.stride_w,
+                   outputs.end - outputs.begin);
     }
+    if constexpr (kPacking == kTapPairs)
+      for (int64_t i = 0; i < channels * window.kernel_w; ++i) {
+        const int64_t d = i / window.kernel_w, t = i % window.kernel_w;
+        A* row = target + d * pitch + t * phase;
+        join_rows<A>(row, phase, row + phase, t + 1 < window.kernel_w ? phase : 0);
+      }
   }
 };
 
+// The map of an aggregate. Where tensors are multiplied in pairs, it is packed in pairs of taps.
+template <typename T, typename A>
+using AggregateRows = PackedRows<T, A, kTapPacking<T>>;
+
+// Matrix rows of the weights of one row of the window: one for each tap or pair of taps.
+template <typename T>
+inline int64_t weight_rows(int64_t kernel_w) {
+  return kDotsPairs<T> ? num_pairs(kernel_w) : kernel_w;
+}
+
 // Sums of 16 outputs of row y, from x on, and of D channels, from d on.
 //
-// `weights` has a row for each tap. Its columns are those of the outputs; or, if kShifted, they are
-// laid out as the packed rows are, and move with the tap (see scatter_row_flipped).
+// `weights` has a row for each tap or pair of taps, and begins at output x. Its columns are those
+// of the outputs; or, if kShifted, they are laid out as the packed rows are, and move with the tap
+// (see scatter_row_flipped).
 template <typename T, typename A, int D, bool kShifted>
-inline void aggregate_tile(const PackedRows<T, A>& rows, Matrix<const A> weights, int64_t y,
+inline void aggregate_tile(const AggregateRows<T, A>& rows, Matrix<const A> weights, int64_t y,
                            int64_t x, int64_t d, A* sums) {
+  constexpr int kStep = kDotsPairs<T> ? 2 : 1;
   const LocalParams& p = rows.p;
   const Window& window = p.window;
   Simd<A> s[D];
@@ -164,44 +257,59 @@ inline void aggregate_tile(const PackedRows<T, A>& rows, Matrix<const A> weights
     const int64_t row = y * window.stride_h + u * window.dilation_h - window.padding_h;
     if (row < 0 || row >= p.height) continue;
     const A* packed_row = rows.row(row, d) + x;
-    for (int64_t t = 0; t < window.kernel_w; ++t) {
+    const A* weight_row = weights.data + u * weight_rows<T>(window.kernel_w) * weights.pitch;
+    for (int64_t t = 0; t < window.kernel_w; t += kStep, weight_row += weights.pitch) {
       const int64_t offset = rows.tap_offset(t);
-      const int64_t tap = u * window.kernel_w + t;
-      const Simd<A> weight =
-          load_simd<A>(weights.data + tap * weights.pitch + x + (kShifted ? offset : 0));
+      const Simd<A> weight = load_simd<A>(weight_row + (kShifted ? offset : 0));
       const A* source = packed_row + offset;
+      // the last of an odd number of taps has no second one, and what lies there may be infinite
+      const bool is_single = kDotsPairs<T> && t + 1 == window.kernel_w;
 #pragma GCC unroll 8
-      for (int n = 0; n < D; ++n) s[n] += weight * load_simd<A>(source + n * rows.pitch);
+      for (int n = 0; n < D; ++n) {
+        const Simd<A> value = load_simd<A>(source + n * rows.pitch);
+        if constexpr (kDotsPairs<T>)
+          s[n] = dot_pairs<A>(s[n], weight, is_single ? first_of_pairs<A>(value) : value);
+        else
+          s[n] += weight * value;
+      }
     }
   }
   std::memcpy(sums, s, sizeof(s));
 }
 
-// Row y of the outputs of one group. `result` is the first element of the group. The rows that the
-// window needs have been packed.
+// Sixteen outputs of row y of one group, from x on, times a factor unless that is null. `result` is
+// the first element of the group.
 template <typename T, typename A, bool kShifted>
-void aggregate_row(const PackedRows<T, A>& rows, Matrix<const A> weights, T* result, int64_t y) {
+void aggregate_outputs(const AggregateRows<T, A>& rows, Matrix<const A> weights, T* result,
+                       int64_t y, int64_t x, const Simd<A>* factor) {
   const LocalParams& p = rows.p;
   const Strides& strides = p.result;
   // Eight independent sums hide the latency of a multiply-add, and each vector of weights is loaded
   // once for eight channels. More would not fit the 16 registers of AVX2.
   A sums[8 * kSimdWidth];
-  for (int64_t x = 0; x < p.out_width; x += kSimdWidth) {
-    const int64_t outputs = int_min(p.out_width - x, kSimdWidth);
-    for (int64_t d = 0; d < p.channels;) {
-      const int64_t remaining = p.channels - d;
-      const int channels = remaining >= 8 ? 8 : remaining >= 4 ? 4 : 1;
-      if (channels == 8)
-        aggregate_tile<T, A, 8, kShifted>(rows, weights, y, x, d, sums);
-      else if (channels == 4)
-        aggregate_tile<T, A, 4, kShifted>(rows, weights, y, x, d, sums);
-      else
-        aggregate_tile<T, A, 1, kShifted>(rows, weights, y, x, d, sums);
-      T* target = result + d * strides.c + y * strides.h + x * strides.w;
-      unpack_matrix<T, A>(target, strides.c, strides.w, {sums, kSimdWidth, channels, outputs});
-      d += channels;
-    }
+  const int64_t outputs = int_min(p.out_width - x, kSimdWidth);
+  for (int64_t d = 0; d < p.channels;) {
+    const int64_t remaining = p.channels - d;
+    const int channels = remaining >= 8 ? 8 : remaining >= 4 ? 4 : 1;
+    if (channels == 8)
+      aggregate_tile<T, A, 8, kShifted>(rows, weights, y, x, d, sums);
+    else if (channels == 4)
+      aggregate_tile<T, A, 4, kShifted>(rows, weights, y, x, d, sums);
+    else
+      aggregate_tile<T, A, 1, kShifted>(rows, weights, y, x, d, sums);
+    for (int n = 0; factor && n < channels; ++n)
+      store_simd<A>(sums + n * kSimdWidth, load_simd<A>(sums + n * kSimdWidth) * *factor);
+    T* target = result + d * strides.c + y * strides.h + x * strides.w;
+    unpack_matrix<T, A>(target, strides.c, strides.w, {sums, kSimdWidth, channels, outputs});
+    d += channels;
   }
+}
+
+// Row y of the outputs of one group. The rows that the window needs have been packed.
+template <typename T, typename A, bool kShifted>
+void aggregate_row(const AggregateRows<T, A>& rows, Matrix<const A> weights, T* result, int64_t y) {
+  for (int64_t x = 0; x < rows.p.out_width; x += kSimdWidth)
+    aggregate_outputs<T, A, kShifted>(rows, weights.from(0, x), result, y, x, nullptr);
 }
 
 }  // namespace mmrednet::MMREDNET_ISA

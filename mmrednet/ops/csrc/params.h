@@ -101,11 +101,13 @@ enum Relation { kProduct, kAbsoluteDifference };
 struct AttentionParams {
   Relation relation;
   LocalParams keys, values;
-  // strides of the gradient of the result, and of attention weights and gradients of logits
-  Strides grad, weight;
   int64_t workspace_bytes;
-  // false: compute result and logsumexp; true: compute weight and grad_logits
-  bool backward;
+  // The rest is for the backward pass. A band of rows of one head of one image is its unit of work,
+  // and has its own sums for the gradients of the tables: results do not depend on the number of
+  // threads.
+  int64_t band_rows, bands;
+  // strides of the gradients of the result and of the query
+  Strides grad, grad_query;
 };
 
 // Tensors without elements may have a null pointer.
@@ -114,12 +116,15 @@ struct AttentionPointers {
   // tables in the accumulator type, or null: rows (heads, kernel_h, channels / 2), columns (heads,
   // kernel_w, channels / 2) and bias (heads, taps)
   const void *rows, *columns, *bias;
-  // gradient of the result, for the backward pass
-  const void* grad;
   // outputs of the forward pass; logsumexp is in the accumulator type, or null
   void *result, *logsumexp;
-  // outputs of the backward pass, both in the accumulator type
-  void *weight, *grad_logits;
+  // gradient of the result, for the backward pass
+  const void* grad;
+  // outputs of the backward pass: the gradient of the query; what is to be scattered to values and
+  // to keys, (heads, taps, outputs) and (heads, planes, taps, outputs), with one plane for products
+  // and one for each channel for absolute differences; and the gradients of rows, columns and bias
+  // in the accumulator type, (heads, bands, table_elements())
+  void *grad_query, *weight, *grad_logits, *table_sums;
 };
 
 }  // namespace mmrednet

@@ -5,6 +5,10 @@
 
 #pragma once
 
+#ifdef MMREDNET_BF16_DOT
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 
@@ -90,7 +94,26 @@ inline void store_simd(A* target, Simd<A> value) {
 // Stores a vector of sums in the dtype of a tensor.
 template <typename T, typename A, int N>
 inline void store_converted(T* target, Vector<A, N> value) {
+#ifdef MMREDNET_BF16_DOT
+  // one instruction, which rounds as store() does; subnormal numbers become zero
+  if constexpr (sizeof(T) == 2 && N == 16) {
+    const auto halves = _mm512_cvtneps_pbh((__m512)value);
+    std::memcpy(target, &halves, sizeof(halves));
+    return;
+  } else if constexpr (sizeof(T) == 2 && N == 8) {
+    const auto halves = _mm256_cvtneps_pbh((__m256)value);
+    std::memcpy(target, &halves, sizeof(halves));
+    return;
+  }
+#endif
   for (int n = 0; n < N; ++n) target[n] = store<T>(static_cast<A>(value[n]));
+}
+
+// Stores as many sums of a vector as there are columns left, in the dtype of a tensor.
+template <typename T, typename A>
+inline void store_columns(T* target, Simd<A> value, int64_t columns) {
+  if (columns >= kSimdWidth) return store_converted<T, A, kSimdWidth>(target, value);
+  for (int64_t n = 0; n < columns; ++n) target[n] = store<T>(static_cast<A>(value[n]));
 }
 
 }  // namespace mmrednet::MMREDNET_ISA

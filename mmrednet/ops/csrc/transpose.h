@@ -11,11 +11,13 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "integers.h"
 #include "isa.h"
 #include "matrix.h"
 #include "simd.h"
+#include "simd_pairs.h"
 
 namespace mmrednet::MMREDNET_ISA {
 
@@ -67,15 +69,18 @@ inline void store_first<float>(float* target, Simd<float> value, int64_t count) 
 }
 #endif
 
-// Transposes up to 16 outputs of N contiguous channels; neighbouring outputs are `stride` apart.
-template <typename T, typename A, int N>
+// Transposes up to 16 outputs of N contiguous channels, or pairs of channels; neighbouring outputs
+// are `stride` apart.
+template <typename T, typename A, int N, bool kPairs = false>
 inline void pack_block(A* target, int64_t pitch, const T* source, int64_t stride, int64_t outputs) {
+  // a pair is copied as it is
+  using Element = std::conditional_t<kPairs, A, T>;
   Simd<A> block[kSimdWidth];
 #pragma GCC unroll 16
   for (int x = 0; x < kSimdWidth; ++x) {
     block[x] = Simd<A>{};
     if (x >= outputs) continue;
-    const auto channels = load_vector<A, N>(source + x * stride);
+    const auto channels = load_vector<A, N>(reinterpret_cast<const Element*>(source + x * stride));
     std::memcpy(&block[x], &channels, sizeof(channels));
   }
   transpose_block<A>(block);
@@ -126,6 +131,41 @@ void pack_matrix(Matrix<A> to, const T* source, int64_t row_stride, int64_t colu
   for (; i < to.rows; ++i)
     for (int64_t j = 0; j < to.columns; ++j)
       to.data[i * to.pitch + j] = load<A>(source[i * row_stride + j * column_stride]);
+}
+
+// The blocks of pack_pairs(), if channels are contiguous in the tensor: the first multiple of 4
+// rows. Returns their number.
+template <typename T, typename A>
+inline int64_t pack_pair_blocks(Matrix<A> to, const T* source, int64_t stride) {
+  for (int64_t j = 0; j < to.columns; j += kSimdWidth) {
+    const int64_t count = int_min(to.columns - j, kSimdWidth);
+    const auto run = [&](auto rows, int64_t i) {
+      pack_block<T, A, rows, true>(to.data + i * to.pitch + j, to.pitch,
+                                   source + j * stride + 2 * i, stride, count);
+    };
+    int64_t i = 0;
+    for (; i + 16 <= to.rows; i += 16) run(std::integral_constant<int, 16>(), i);
+    for (; i + 8 <= to.rows; i += 8) run(std::integral_constant<int, 8>(), i);
+    for (; i + 4 <= to.rows; i += 4) run(std::integral_constant<int, 4>(), i);
+  }
+  return to.rows / 4 * 4;
+}
+
+// Copies the tensor elements (i, j), i < rows, as pack_matrix() does, two rows of them as one row
+// of pairs. The last pair of an odd number of rows ends with zero.
+template <typename T, typename A>
+void pack_pairs(Matrix<A> to, const T* source, int64_t rows, int64_t row_stride,
+                int64_t column_stride) {
+  const Matrix<A> whole = {to.data, to.pitch, rows / 2, to.columns};
+  int64_t i = row_stride == 1 ? pack_pair_blocks<T, A>(whole, source, column_stride) : 0;
+  for (; i < num_pairs(rows); ++i) {
+    const T* first = source + 2 * i * row_stride;
+    const bool is_whole = 2 * i + 1 < rows;
+    for (int64_t j = 0; j < to.columns; ++j) {
+      const T* column = first + j * column_stride;
+      to.data[i * to.pitch + j] = pair_of<A>(column[0], is_whole ? column[row_stride] : T{});
+    }
+  }
 }
 
 // The way back of pack_blocks(), for up to 16 columns.

@@ -110,9 +110,11 @@ static inline bool can_flip(const LocalParams& p) {
 //   correlate          the query and the logits of all taps
 //   scatter, flipped   the weights of all taps, as long as a packed row
 //   scatter            the sums
+// The map of channels-last ones is read in place, and weights of one row may be packed in pairs.
 static inline int64_t workspace_bytes(const LocalParams& p, int64_t element) {
-  if (runs_channels_last(p)) return 0;
   const int64_t taps = num_taps(p.window);
+  // weights in pairs
+  if (runs_channels_last(p)) return (taps + 1) * round_up(int_max(p.width, p.out_width)) * element;
   if (p.primitive == kScatter && can_flip(p)) {
     const LocalParams flipped = flip(p);
     return p.cached_groups * packed_rows_bytes(flipped, element) +
@@ -181,15 +183,27 @@ static inline void set_parts(InvolutionBackwardParams& p, int64_t images, int64_
   p.workspace_bytes = packed_rows_bytes(local, element) + tile_elements * element;
 }
 
+// Elements of the tables of one head: of the embeddings of rows and columns, and of the bias.
+static inline int64_t table_elements(const LocalParams& keys) {
+  const Window& window = keys.window;
+  return (window.kernel_h + window.kernel_w) * (keys.channels / 2) + num_taps(window);
+}
+
 // The workspace of local attention: packed rows of keys and values, and behind them, for one row of
-// outputs, query, logits, the terms of row and column, the mask, the gradient of the result, and
-// the gradients of the logits.
+// outputs, query, gradient of the result, the terms of row and column, and the mask; for 16 of its
+// outputs logits, weights and gradients of both, the gradient of the query and sums for the tables;
+// and the tables in pairs.
 static inline int64_t workspace_bytes(const AttentionParams& p, int64_t element) {
-  const Window& window = p.keys.window;
-  const int64_t rows = p.keys.channels + p.values.channels + 2 * num_taps(window) +
-                       window.kernel_h + 2 * window.kernel_w;
-  const int64_t packed = packed_rows_bytes(p.keys, element) + packed_rows_bytes(p.values, element);
-  return p.keys.cached_groups * packed + rows * round_up(p.keys.out_width) * element;
+  const LocalParams &keys = p.keys, &values = p.values;
+  const Window& window = keys.window;
+  const int64_t rows = keys.channels + values.channels + window.kernel_h + 2 * window.kernel_w;
+  // a pair may need one row or channel more
+  const int64_t vectors = 3 * num_taps(window) + keys.channels + 1 + table_elements(keys);
+  const int64_t tables =
+      keys.groups * (window.kernel_h + window.kernel_w) * (keys.channels / 2 + 1);
+  const int64_t packed = packed_rows_bytes(keys, element) + packed_rows_bytes(values, element);
+  return keys.cached_groups * packed +
+         (rows * round_up(keys.out_width) + vectors * kSimdWidth + tables) * element;
 }
 
 }  // namespace mmrednet
