@@ -68,6 +68,11 @@ def axial_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[st
     return multiply_adds.axial_attention(query, value, terms, inputs[8].toIValue())
 
 
+def depthwise(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    """Count ``mmrednet::depthwise(x, weight, bias, padding, dilation, gelu)``."""
+    return Counter(conv=multiply_adds.depthwise(get_shape(outputs[0]), get_shape(inputs[1])))
+
+
 def integers(value: Any) -> list[int]:
     """Return the items of a traced list of integers."""
     return [item.toIValue() for item in value.node().inputs()]
@@ -81,6 +86,7 @@ HANDLES: dict[str, Handle] = {
     'mmrednet::attention': attention,
     'mmrednet::difference_attention': difference_attention,
     'mmrednet::axial_attention': axial_attention,
+    'mmrednet::depthwise': depthwise,
 }
 
 # every new FlopAnalyzer copies this table; mmengine has no public way to add to it

@@ -74,3 +74,13 @@ def axial_attention(query: Shape, value: Shape, terms: int, value_position: bool
     """
     pairs = query[0] * query[1] * query[3] ** 2
     return Counter(einsum=pairs * (terms * query[2] + (1 + value_position) * value[2]))
+
+
+def depthwise(outputs: Shape, weight: Shape) -> int:
+    """Count a depth-wise convolution: B * C * Ho * Wo * Kh * Kw.
+
+    Args:
+        outputs: Shape (B, C, Ho, Wo).
+        weight: Shape (C, 1, Kh, Kw).
+    """
+    return math.prod(outputs) * math.prod(weight[2:])

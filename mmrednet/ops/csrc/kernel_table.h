@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "depthwise_params.h"
 #include "params.h"
 
 namespace mmrednet {
@@ -30,6 +31,8 @@ struct DtypeKernels {
   KernelGradients kernel_gradients;
   HiddenGradients hidden_gradients;
   AttentionKernel attention;
+  DepthwiseKernel depthwise;
+  DepthwiseGradients depthwise_gradients;
 };
 
 // The kernels for one instruction set. `name` is null where the compiler cannot build them.

@@ -8,6 +8,8 @@
 //   a time, so that vectors run along the width (packed_rows.h, correlate.h).
 // - involution_forward.h, local_attention.h: weights of a tile or a row of outputs are computed
 //   into the workspace of the thread and used at once.
+// - depthwise.h, depthwise_backward.h: rows of 16 channels are packed, so that vectors run along
+//   channels in every layout.
 // - involution_backward.h: sums over all positions are split into parts, which are added in order.
 //
 // One thread computes each output, in a fixed order, and the parts of a sum do not depend on the
@@ -15,6 +17,8 @@
 
 #pragma once
 
+#include "depthwise.h"
+#include "depthwise_backward.h"
 #include "involution_backward.h"
 #include "involution_forward.h"
 #include "isa.h"
@@ -33,7 +37,9 @@ constexpr DtypeKernels dtype_kernels() {
           store_kernels<T, A>,
           run_kernel_gradients<T, A>,
           store_hidden_gradients<T, A>,
-          run_attention<T, A>};
+          run_attention<T, A>,
+          run_depthwise<T, A>,
+          run_depthwise_gradients<T, A>};
 }
 
 inline KernelTable kernel_table(const char* name) {
