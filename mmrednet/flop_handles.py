@@ -86,6 +86,11 @@ def vector_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[s
     return multiply_adds.vector_attention(query, value, weight1, weight2, taps, is_patchwise)
 
 
+def depthwise(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    """Count ``mmrednet::depthwise(x, weight, bias, padding, dilation, gelu)``."""
+    return Counter(conv=multiply_adds.depthwise(get_shape(outputs[0]), get_shape(inputs[1])))
+
+
 def integers(value: Any) -> list[int]:
     """Return the items of a traced list of integers."""
     return [item.toIValue() for item in value.node().inputs()]
@@ -101,6 +106,7 @@ HANDLES: dict[str, Handle] = {
     'mmrednet::axial_attention': axial_attention,
     'mmrednet::axial_moments': axial_moments,
     'mmrednet::vector_attention': vector_attention,
+    'mmrednet::depthwise': depthwise,
 }
 
 # every new FlopAnalyzer copies this table; mmengine has no public way to add to it

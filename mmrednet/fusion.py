@@ -1,4 +1,4 @@
-"""Fold batch norms into the layers before them, an explicit step before deployment."""
+"""Fold norms and scales into the layers beside them, an explicit step before deployment."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-import torch
 from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmengine.hooks import Hook
 from mmengine.model import Sequential
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
+from .backbones.van import VANBlock
+from .backbones.van_folding import FoldedVANBlock, parts_to_fold
 from .layers.axial import AxialAttention1d
+from .layers.depth_wise import DepthWiseConv2d
+from .layers.fixed_norm import is_fixed, scale_and_shift
 from .layers.involution import Involution
-from .layers.plain import BATCH_NORMS, is_plain
+from .layers.plain import is_plain
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -26,7 +29,10 @@ def fuse(model: nn.Module) -> nn.Module:
     :class:`mmrednet.layers.Involution` takes the norm, and the ReLU behind the norm, into its
     kernel. An :class:`mmrednet.layers.AxialAttention1d` takes its norms of queries, keys and values
     and of its result into its projection. Norms and activations that were taken become
-    ``nn.Identity``. Outputs stay the same up to rounding. Calling it again changes nothing.
+    ``nn.Identity``. A block of VAN or MSCAN becomes a
+    :class:`mmrednet.backbones.van_folding.FoldedVANBlock`: its 1x1 convolutions take the norms
+    before them and the scales behind them. Outputs stay the same up to rounding. Calling it again
+    changes nothing.
 
     A layer, a norm or an activation with hooks, a parametrization or a wrapper is left as it is.
     So is one that several modules share.
@@ -51,6 +57,8 @@ def fuse(model: nn.Module) -> nn.Module:
     owners = Counter(id(child) for module in model.modules() for child in module._modules.values())
     shared = {child for child, count in owners.items() if count > 1}
     for module in list(model.modules()):
+        _fold_blocks(module, shared)
+    for module in list(model.modules()):
         _fold_axial(module, shared)
         _fold_activations(module, shared)
         _fold_norms(module, shared)
@@ -64,8 +72,18 @@ def _fold_axial(module: nn.Module, shared: set[int]) -> None:
     norms = [module.bn_qkv, module.bn_output]
     if any(id(child) in shared for child in (module.qkv_transform, *norms)):
         return
-    if all(is_plain(norm, nn.BatchNorm1d, *BATCH_NORMS) and _is_fixed(norm) for norm in norms):
-        module.fold(*map(_scale_and_shift, norms))
+    if all(map(is_fixed, norms)):
+        module.fold(*map(scale_and_shift, norms))
+
+
+def _fold_blocks(module: nn.Module, shared: set[int]) -> None:
+    """Replace blocks of VAN whose norms and scales their convolutions can take."""
+    for name, block in module._modules.items():
+        if not isinstance(block, VANBlock) or not is_plain(block, VANBlock):
+            continue
+        parts = parts_to_fold(block)
+        if parts is not None and shared.isdisjoint(map(id, [block, *parts])):
+            module._modules[name] = FoldedVANBlock(block).eval()
 
 
 def _fold_activations(module: nn.Module, shared: set[int]) -> None:
@@ -75,7 +93,7 @@ def _fold_activations(module: nn.Module, shared: set[int]) -> None:
         if not isinstance(layer, Involution) or not is_plain(act, nn.ReLU):
             continue
         if _can_fold(layer, norm, shared):
-            layer.fold(*_scale_and_shift(norm), relu=True)
+            layer.fold(*scale_and_shift(norm), relu=True)
             module._modules[norm_name] = nn.Identity()
             module._modules[act_name] = nn.Identity()
 
@@ -100,7 +118,7 @@ def _fold_norms(module: nn.Module, shared: set[int]) -> None:
         if not _can_fold(layer, norm, shared):
             continue
         if isinstance(layer, Involution):
-            layer.fold(*_scale_and_shift(norm), relu=False)
+            layer.fold(*scale_and_shift(norm), relu=False)
         else:
             # mmcv pairs children by their order alone, so it is given one pair
             module._modules[layer_name] = fuse_conv_bn(nn.Sequential(layer, norm))[0]
@@ -108,28 +126,14 @@ def _fold_norms(module: nn.Module, shared: set[int]) -> None:
 
 
 def _can_fold(layer: Any, norm: Any, shared: set[int]) -> bool:
-    if not is_plain(layer, nn.Conv2d, Involution) or not is_plain(norm, *BATCH_NORMS):
+    if not is_plain(layer, nn.Conv2d, DepthWiseConv2d, Involution) or not is_fixed(norm):
         return False
     if id(layer) in shared or id(norm) in shared:
         return False
-    is_fixed = _is_fixed(norm)
     if isinstance(layer, Involution):
-        channels, is_free = layer.groups * layer.group_channels, layer.scale is None
-        return is_fixed and is_free and norm.num_features == channels
-    return is_fixed and norm.num_features == layer.out_channels
-
-
-def _is_fixed(norm: Any) -> bool:
-    # a norm without running statistics looks at its batch in eval mode too
-    return not norm.training and norm.running_mean is not None and norm.affine
-
-
-def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
-    """Return the factor and the summand of a batch norm in eval mode, in float32 or wider."""
-    mean, variance = norm.running_mean, norm.running_var
-    dtype = torch.promote_types(variance.dtype, torch.float32)
-    scale = (variance.to(dtype) + norm.eps).rsqrt() * norm.weight.detach()
-    return scale, norm.bias.detach() - mean * scale
+        channels = layer.groups * layer.group_channels
+        return layer.scale is None and norm.num_features == channels
+    return norm.num_features == layer.out_channels
 
 
 class FuseHook(Hook):

@@ -354,8 +354,8 @@ NETWORKS = {
         lambda: AxialResNet(0.25, 26, input_size=64, stem='axial'),
         2 * 11,
     ),
-    'VAN': (lambda: VAN(**SMALL), 8),
-    'MSCAN': (lambda: MSCAN(**SMALL), 8),
+    'VAN': (lambda: VAN(**SMALL), 0),
+    'MSCAN': (lambda: MSCAN(**SMALL), 0),
 }
 
 

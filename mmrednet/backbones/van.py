@@ -15,6 +15,7 @@ from mmengine.model import Sequential
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layers.depth_wise import DepthWiseConv2d, activated, in_fast_layout
 from ..layers.safe_module import SafeModule
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
@@ -81,14 +82,15 @@ class ConvFeedForward(SafeModule):
     def __init__(self, channels: int, hidden: int, act_cfg: dict, drop_rate: float) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(channels, hidden, 1)
-        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.dwconv = DepthWiseConv2d(hidden, (3, 3))
         self.act = build_activation_layer(act_cfg)
         self.fc2 = nn.Conv2d(hidden, channels, 1)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to the same shape."""
-        return self.drop(self.fc2(self.drop(self.act(self.dwconv(self.fc1(x))))))
+        hidden = activated(self.act, self.dwconv, self.fc1(x))
+        return self.drop(self.fc2(self.drop(hidden)))
 
 
 class VANBlock(CheckpointedBlock):
@@ -132,9 +134,13 @@ class VANBlock(CheckpointedBlock):
 
     def compute(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to the same shape."""
-        # the scales have one entry per channel
-        x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.attn(self.norm1(x)))
-        return x + self.drop_path(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
+        x = x + self.scale(self.layer_scale_1, x) * self.attn(self.norm1(x))
+        return x + self.scale(self.layer_scale_2, x) * self.mlp(self.norm2(x))
+
+    def scale(self, layer_scale: Tensor, x: Tensor) -> Tensor:
+        """Return the factors (B, channels, 1, 1) of a branch, zero for images that skip it."""
+        # dropping the factors takes less time and memory than dropping the branch
+        return self.drop_path(layer_scale.expand(len(x), -1)[..., None, None])
 
 
 def _published(embed_dims: Sequence[int], depths: Sequence[int]) -> Architecture:
@@ -259,4 +265,4 @@ class VAN(PyramidBackbone):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, embed_dims[0], ceil(H / 4), ceil(W / 4))."""
-        return self.patch_embed1(x)
+        return self.patch_embed1(in_fast_layout(x))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from ..ops.space_to_batch import dilated_depth_wise
 from .attention import Gate
+from .depth_wise import DepthWiseConv2d
 from .safe_module import SafeModule
 from .spatial import cell_average, spatial_operator
 
@@ -41,35 +40,6 @@ class ConvolutionalAttention(SafeModule):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         return self.pool(self.gate(x) * x)
-
-
-class DepthWiseConv2d(nn.Conv2d):
-    """Depth-wise convolution of stride 1 that keeps the size of its input.
-
-    Args:
-        channels: Number of channels of the input and of the output.
-        kernel_size: Rows and columns of the kernel.
-        dilation: Distance between neighbouring taps.
-    """
-
-    def __init__(self, channels: int, kernel_size: tuple[int, int], dilation: int = 1) -> None:
-        padding = (dilation * (kernel_size[0] - 1) // 2, dilation * (kernel_size[1] - 1) // 2)
-        options: dict[str, Any] = dict(padding=padding, dilation=dilation, groups=channels)
-        super().__init__(channels, channels, kernel_size, **options)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, H, W)."""
-        dilation = self.dilation[0]
-        has_centre = all(size % 2 for size in self.kernel_size)
-        if dilation == 1 or not has_centre or x.device.type != 'cpu' or _is_captured():
-            return super().forward(x)
-        # torch's CPU kernels for dilated depth-wise convolution are slow
-        return dilated_depth_wise(x, self.weight, self.bias, dilation)
-
-
-def _is_captured() -> bool:
-    """Return whether a program is being traced, which should record the convolution itself."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 @spatial_operator

@@ -2,6 +2,7 @@
 
 from .attention import attend, local_attention
 from .axial import axial_attention
+from .depthwise import depthwise_conv2d
 from .difference_attention import local_difference_attention
 from .dispatch import require_kernels
 from .involution import local_involution
@@ -17,6 +18,7 @@ __all__ = [
     'active_kernels',
     'attend',
     'axial_attention',
+    'depthwise_conv2d',
     'local_aggregate',
     'local_attention',
     'local_correlate',

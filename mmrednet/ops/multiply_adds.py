@@ -110,3 +110,13 @@ def vector_attention(
         conv=vectors * (math.prod(weight1) + math.prod(weight2)),
         aggregate=positions * taps * value[1],
     )
+
+
+def depthwise(outputs: Shape, weight: Shape) -> int:
+    """Count a depth-wise convolution: B * C * Ho * Wo * Kh * Kw.
+
+    Args:
+        outputs: Shape (B, C, Ho, Wo).
+        weight: Shape (C, 1, Kh, Kw).
+    """
+    return math.prod(outputs) * math.prod(weight[2:])

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "axial_params.h"
+#include "depthwise_params.h"
 #include "params.h"
 #include "vector_params.h"
 
@@ -41,6 +42,8 @@ struct DtypeKernels {
   AxialKernel axial, axial_backward, axial_moments, axial_moments_backward;
   VectorKernel vector_attention;
   VectorFold vector_fold;
+  DepthwiseKernel depthwise;
+  DepthwiseGradients depthwise_gradients;
 };
 
 // The kernels for one instruction set. `name` is null where the compiler cannot build them.

@@ -10,6 +10,8 @@
 //   into the workspace of the thread and used at once.
 // - axial_forward.h, axial_backward.h, axial_moments.h: attention along lines, 16 lines in a vector.
 // - vector_*.h: vector attention by strips of packed rows, with vectors along the outputs.
+// - depthwise.h, depthwise_backward.h: rows of 16 channels are packed, so that vectors run along
+//   channels in every layout.
 // - involution_backward.h, vector_backward.h: sums over all positions are split into parts, which
 //   are added in order.
 //
@@ -21,6 +23,8 @@
 #include "axial_backward.h"
 #include "axial_forward.h"
 #include "axial_moments.h"
+#include "depthwise.h"
+#include "depthwise_backward.h"
 #include "involution_backward.h"
 #include "involution_forward.h"
 #include "isa.h"
@@ -48,7 +52,9 @@ constexpr DtypeKernels dtype_kernels() {
           run_axial_moments<T, A>,
           run_axial_moments_backward<T, A>,
           run_vector_attention<T, A>,
-          fold_vector_strips<A>};
+          fold_vector_strips<A>,
+          run_depthwise<T, A>,
+          run_depthwise_gradients<T, A>};
 }
 
 // A template, so that a file with kernels of one dtype alone does not compile the others.

@@ -1,0 +1,73 @@
+"""Depth-wise convolution as a module, and with an activation behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import depthwise_conv2d
+from .plain import is_plain
+
+
+class DepthWiseConv2d(nn.Conv2d):
+    """Depth-wise convolution of stride 1 that keeps the size of its input.
+
+    Args:
+        channels: Number of channels of the input and of the output.
+        kernel_size: Rows and columns of the kernel.
+        dilation: Distance between neighbouring taps.
+    """
+
+    def __init__(self, channels: int, kernel_size: tuple[int, int], dilation: int = 1) -> None:
+        padding = (dilation * (kernel_size[0] - 1) // 2, dilation * (kernel_size[1] - 1) // 2)
+        options: dict[str, Any] = dict(padding=padding, dilation=dilation, groups=channels)
+        super().__init__(channels, channels, kernel_size, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        return super().forward(x) if _takes_torch(self, x) else _convolve(self, x, gelu=False)
+
+
+def activated(activation: nn.Module, convolution: nn.Module, x: Tensor) -> Tensor:
+    """Return ``activation(convolution(x))``.
+
+    GELU behind a depth-wise convolution is computed with it, and keeps nothing for the backward
+    pass, unless one of the modules has to be called.
+    """
+    is_gelu = is_plain(activation, nn.GELU) and getattr(activation, 'approximate', '') == 'none'
+    if not is_gelu or not is_plain(convolution, DepthWiseConv2d) or _takes_torch(convolution, x):
+        return activation(convolution(x))
+    return _convolve(convolution, x, gelu=True)
+
+
+def in_fast_layout(image: Tensor) -> Tensor:
+    """Return an image in the layout in which a CPU computes depth-wise and 1x1 convolutions
+    fastest, channels-last. What a network makes of it keeps the layout.
+    """
+    if _is_captured() or image.dim() != 4 or image.device.type != 'cpu':
+        return image
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+def _is_captured() -> bool:
+    """Return whether a program is being traced, which should record what the layers say."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+def _takes_torch(convolution: nn.Module, x: Tensor) -> bool:
+    """Return whether torch's convolution computes a layer, as on other devices than the CPU."""
+    is_supported = x.dim() == 4 and convolution.padding_mode == 'zeros'
+    return _is_captured() or not is_supported or x.device.type != 'cpu'
+
+
+def _convolve(convolution: Any, x: Tensor, *, gelu: bool) -> Tensor:
+    return depthwise_conv2d(
+        x,
+        convolution.weight,
+        convolution.bias,
+        padding=convolution.padding,
+        dilation=convolution.dilation,
+        gelu=gelu,
+    )
