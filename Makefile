@@ -13,7 +13,7 @@ help:
 	@echo 'make demo       train, evaluate and draw a small RedNet detector'
 	@echo 'make demo-seg   train, evaluate and draw a small SegNeXt on synthetic streets'
 	@echo 'make demo-conv  the same with 3x3 convolutions in place of involution'
-	@echo 'make bench      time kernels and backbones on this CPU'
+	@echo 'make bench      time kernels and backbones on this CPU; MARKDOWN=FILE keeps the tables'
 	@echo 'make sanitize   the tests of the CPU kernels under sanitizers'
 	@echo 'make test-matrix  tests with other versions of torch and of the stack'
 	@echo 'make test       the test suite'
@@ -33,14 +33,18 @@ demo: ext
 demo-seg: ext
 	@$(PYTHON) tools/demo.py --config configs/streets/segnext_mscan-narrow_streets.py
 
+# under 15 minutes on two cores: each contest ends within about a minute
+BENCH_BACKBONES = $(PYTHON) tools/benchmarks/benchmark_backbone.py --budget 60 $(if $(MARKDOWN),--markdown $(MARKDOWN))
+
 bench: ext
 	@$(PYTHON) tools/benchmarks/benchmark_ops.py
 	@$(PYTHON) tools/benchmarks/benchmark_ops.py --input 800x1344 --layout channels-last --rounds 3
-	@for shape in '224 224' '480 640'; do $(PYTHON) tools/benchmarks/benchmark_backbone.py --shape $$shape; done
-	@$(PYTHON) tools/benchmarks/benchmark_backbone.py --shape 800 1344 --rounds 3
-	@$(PYTHON) tools/benchmarks/benchmark_backbone.py --batch 2 --train
-	@$(PYTHON) tools/benchmarks/benchmark_backbone.py --backbones 'mmseg MSCAN-small' MSCAN-small VAN-b1
-	@$(PYTHON) tools/benchmarks/benchmark_backbone.py --backbones 'mmseg MSCAN-tiny' MSCAN-tiny
+	@$(BENCH_BACKBONES) --precision float32 bfloat16 --rounds 7
+	@$(BENCH_BACKBONES) --shape 800 1344 --layouts channels-last --precision float32 bfloat16 --rounds 3
+	@$(BENCH_BACKBONES) --shape 224 224 --batch 2 --train --precision float32 autocast --rounds 7
+	@$(BENCH_BACKBONES) --batch 2 --memory
+	@$(BENCH_BACKBONES) --shape 224 224 --rounds 7 --backbones 'mmseg MSCAN-small' MSCAN-small VAN-b1
+	@$(BENCH_BACKBONES) --shape 224 224 --rounds 7 --backbones 'mmseg MSCAN-tiny' MSCAN-tiny
 
 # the kernels' tests under the address and undefined-behaviour sanitizers, in a copy; one allocates too much for them, and
 # what torch compiles is not the kernels

@@ -11,6 +11,7 @@ __version__ = '0.1.0'
 # so that `import mmrednet` loads neither torch nor the OpenMMLab stack
 _FUNCTIONS = {
     'fuse': 'mmrednet.fusion',
+    'keep_memory': 'mmrednet.memory',
     'register_flop_handles': 'mmrednet.analysis',
     'safe_loading': 'mmrednet.checkpoints.safe_loading',
 }

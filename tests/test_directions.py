@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / 'mmrednet'
 # A part may import parts of earlier rows, and itself. Parts of one row do not import each other.
 ORDER = (
-    ('packages', 'spelling'),
+    ('packages', 'spelling', 'memory'),
     ('ops', 'checkpoints'),
     ('flop_handles',),
     ('registry',),

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import DictAction
 
 from mmrednet import fuse, safe_loading
-from mmrednet.engine import check_fit, load_config, scope_of
+from mmrednet.engine import check_fit, keep_memory_on_cpu, load_config, scope_of
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 
@@ -102,6 +102,7 @@ def main():
     if not paths:
         sys.exit(f'img must be a folder with images ({", ".join(IMAGE_ENDINGS)}), got {args.img}')
     args.out_dir.mkdir(parents=True, exist_ok=True)
+    keep_memory_on_cpu(args.device)
     draw = {'mmdet': detect, 'mmseg': segment}[scope_of(cfg)]
     draw(cfg, args, read(paths, args.out_dir))
 

@@ -12,6 +12,7 @@ from mmrednet.engine import (
     apply_train_options,
     build_runner,
     check_pretrained,
+    keep_memory_on_cpu,
     load_config,
 )
 from mmrednet.pretraining import check_batches, use_image_folders
@@ -39,6 +40,7 @@ def main():
     if args.test:
         state = read_checkpoint(args.test).state
         runner = build_runner(cfg)
+        keep_memory_on_cpu()
         # a model of several processes is wrapped
         model = getattr(runner.model, 'module', runner.model)
         model.load_state_dict(state, strict=True)
@@ -49,6 +51,7 @@ def main():
         runner = build_runner(cfg)
         # after the runner has joined the group of processes
         check_batches(cfg)
+        keep_memory_on_cpu()
         runner.train()
 
 

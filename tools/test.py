@@ -16,6 +16,7 @@ from mmrednet.engine import (
     apply_test_options,
     build_runner,
     check_data,
+    keep_memory_on_cpu,
     load_config,
 )
 from mmrednet.fusion import FuseHook
@@ -80,6 +81,7 @@ def main():
         check_images=args.check_images,
     )
     runner = build_runner(cfg)
+    keep_memory_on_cpu()
     runner.register_hook(FitHook())
     if prepare:
         prepare(runner)

@@ -13,6 +13,7 @@ from mmrednet.engine import (
     build_runner,
     check_data,
     check_pretrained,
+    keep_memory_on_cpu,
     load_config,
 )
 
@@ -28,7 +29,9 @@ def main():
     apply_train_options(cfg, amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume)
     check_pretrained(cfg)
     check_data(cfg, strict=args.strict, check_images=args.check_images)
-    build_runner(cfg).train()
+    runner = build_runner(cfg)
+    keep_memory_on_cpu()
+    runner.train()
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ from .class_check import check_classes
 from .data_check import add_check_options, check_data
 from .fit_check import FitHook, check_fit
 from .hosts import HOSTS, allow_checkpoint_globals, build_runner, load_config, read_config, scope_of
+from .kept_memory import keep_memory_on_cpu
 from .label_check import check_labels_when_loaded
 from .options import TrainParser, apply_test_options, apply_train_options
 from .pretrained_check import check_pretrained
@@ -28,6 +29,7 @@ __all__ = [
     'check_fit',
     'check_labels_when_loaded',
     'check_pretrained',
+    'keep_memory_on_cpu',
     'load_config',
     'read_config',
     'scope_of',

@@ -9,19 +9,24 @@ process above what it held before, as a multiple of the inputs and the result.
 
 import argparse
 import ctypes
-import platform
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
 
+from mmrednet import keep_memory
+
+# before the first tensor
+keep_memory()
+
 import torch
 
+from benchmarks import machine
 from benchmarks.baselines import TAPS, UNFOLD, with_window
 from benchmarks.cases import CASES, GROUP_CHANNELS, STAGES, Setting
 from benchmarks.timing import medians
-from mmrednet.ops import active_kernels
+from benchmarks.training_memory import RESET_PEAK, status
 
 INPUTS = ('224', '800x1344')
 LAYOUTS = ('contiguous', 'channels-last')
@@ -39,7 +44,6 @@ COLUMNS = (
     'memory of unfold',
     'memory of ours',
 )
-STATUS = Path('/proc/self/status')
 
 
 def parse_args():
@@ -55,12 +59,6 @@ def parse_args():
     return parser.parse_args()
 
 
-def status(field):
-    """Return a number of the process in bytes."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
-    return 1024 * int(line.split()[1])
-
-
 def peak_memory(function):
     """Return the peak memory of a call above what the process held before.
 
@@ -69,12 +67,16 @@ def peak_memory(function):
     try:
         # return freed memory to the system, and reset its peak
         ctypes.CDLL('libc.so.6').malloc_trim(0)
-        Path('/proc/self/clear_refs').write_text('5')
+        RESET_PEAK.write_text('5')
         before = status('VmRSS')
     except (OSError, AttributeError, StopIteration):
         return None
     function()
-    return status('VmHWM') - before
+    peak = status('VmHWM')
+    # the trimmed heap grows into pages without advice
+    keep_memory.cache_clear()
+    keep_memory()
+    return peak - before
 
 
 def forward(function, tensors):
@@ -150,9 +152,8 @@ def main():
     args = parse_args()
     torch.manual_seed(0)
     print(
-        f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, '
-        f'{args.dtype}, kernel {args.kernel_size}, groups of {GROUP_CHANNELS}, {HEADS} heads; '
-        f'{active_kernels()["cpu"]}\n'
+        f'{machine.describe()}\n{args.dtype}, kernel {args.kernel_size}, groups of '
+        f'{GROUP_CHANNELS}, {HEADS} heads.\n'
     )
     print('|', ' | '.join(COLUMNS), '|')
     print(f'|{"---|" * len(COLUMNS)}')

@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import numpy as np
+
+Name = TypeVar('Name', bound=Hashable)
 
 # rounds that do not count: caches and allocators are cold
 WARM_UP = 2
 
 
-def medians(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def measure_rounds(
+    contestants: Mapping[Name, Callable[[], object]], rounds: int, budget: float | None = None
+) -> dict[Name, list[float]]:
     """Call each contestant once per round, so that other load on the machine falls on all of them.
 
     Args:
         contestants: Functions to time, by name.
         rounds: Number of rounds. Two more come first and do not count.
+        budget: Seconds after which no further round begins. One round counts in any case. Default:
+            no limit.
 
     Returns:
-        The median seconds of each contestant.
+        The seconds of each contestant in each round that counts.
 
     Raises:
         ValueError: There is no round.
     """
     if rounds < 1:
         raise ValueError(f'rounds must be at least 1, got {rounds}.')
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[Name, list[float]] = {name: [] for name in contestants}
+    begin = time.perf_counter()
     for turn in range(rounds + WARM_UP):
         for name, function in contestants.items():
             start = time.perf_counter()
             function()
             if turn >= WARM_UP:
                 times[name].append(time.perf_counter() - start)
+        if budget and turn >= WARM_UP and time.perf_counter() - begin > budget:
+            break
+    return times
+
+
+def medians(
+    contestants: Mapping[Name, Callable[[], object]], rounds: int, budget: float | None = None
+) -> dict[Name, float]:
+    """Return the median seconds of each contestant. See :func:`measure_rounds`."""
+    times = measure_rounds(contestants, rounds, budget)
     return {name: float(np.median(values)) for name, values in times.items()}

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import os
-import platform
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.machine import chip_name
 from benchmarks.timing import WARM_UP, medians
 from torch import Tensor, nn
 
+from mmrednet import keep_memory
 from mmrednet.ops import active_kernels
 
 from .rows import Row
@@ -87,21 +87,17 @@ def _runner(network: nn.Module, image: Tensor, layout: torch.memory_format) -> C
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Return the chip, the threads, the version of torch and the kernels that times depend on."""
+    """Return what times depend on: the chip, threads, torch, kernels and what is kept of memory."""
     if device.startswith('cuda'):
         return dict(
             chip=torch.cuda.get_device_name(device),
             torch=torch.__version__,
             kernels=active_kernels()['other devices'],
         )
-    chip = platform.processor() or platform.machine()
-    cpuinfo = Path('/proc/cpuinfo')
-    if cpuinfo.is_file():
-        match = re.search(r'model name\s*: (.*)', cpuinfo.read_text())
-        chip = match.group(1) if match else chip
     return dict(
-        chip=chip,
+        chip=chip_name(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         kernels=active_kernels()['cpu'],
+        memory=str(keep_memory()),
     )
