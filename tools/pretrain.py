@@ -13,11 +13,13 @@ from mmrednet.engine import (
     build_runner,
     check_pretrained,
     load_config,
+    named_types,
 )
 from mmrednet.pretraining import check_batches, use_image_folders
 
 
 @safe_loading()
+@named_types()
 def main():
     parser = TrainParser(__doc__)
     parser.add_argument(

@@ -17,6 +17,7 @@ from mmrednet.engine import (
     build_runner,
     check_data,
     load_config,
+    named_types,
 )
 from mmrednet.fusion import FuseHook
 
@@ -59,6 +60,7 @@ def parse_args():
 
 
 @safe_loading()
+@named_types()
 def main():
     args = parse_args()
     cfg = load_config(

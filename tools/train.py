@@ -14,10 +14,12 @@ from mmrednet.engine import (
     check_data,
     check_pretrained,
     load_config,
+    named_types,
 )
 
 
 @safe_loading()
+@named_types()
 def main():
     parser = TrainParser(__doc__)
     add_check_options(parser)

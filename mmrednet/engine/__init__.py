@@ -10,6 +10,7 @@ from .data_check import add_check_options, check_data
 from .fit_check import FitHook, check_fit
 from .hosts import HOSTS, allow_checkpoint_globals, build_runner, load_config, read_config, scope_of
 from .label_check import check_labels_when_loaded
+from .name_hints import named_types
 from .options import TrainParser, apply_test_options, apply_train_options
 from .pretrained_check import check_pretrained
 
@@ -29,6 +30,7 @@ __all__ = [
     'check_labels_when_loaded',
     'check_pretrained',
     'load_config',
+    'named_types',
     'read_config',
     'scope_of',
 ]

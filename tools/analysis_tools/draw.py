@@ -13,7 +13,7 @@ from mmengine.config import DictAction
 
 from mmrednet import safe_loading
 from mmrednet.analysis import draw_detections, draw_kernel_maps, draw_segmentations, kernel_maps
-from mmrednet.engine import check_fit, load_config, scope_of
+from mmrednet.engine import check_fit, load_config, named_types, scope_of
 from mmrednet.layers import Involution
 
 
@@ -95,6 +95,7 @@ def draw_kernels(model, item):
 
 
 @safe_loading()
+@named_types()
 def main():
     args = parse_args()
     cfg = load_config(args.config, options=args.cfg_options)
