@@ -15,6 +15,7 @@ from PIL import Image
 from mmrednet.analysis import draw_detections, draw_segmentations
 from mmrednet.analysis.image_network import image_channels
 from mmrednet.analysis.networks import build_network
+from mmrednet.analysis.panels import CAPTION_HEIGHT, COLOURS, GAP, display_image
 
 ROOT = Path(__file__).parents[1]
 SIZES = ((32, 48), (48, 32))
@@ -64,25 +65,34 @@ def detections(folder, count=1, masks=True):
     return items
 
 
+def colours_of(picture):
+    return {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
+
+
 class TestSegmentations:
     def test_sizes(self, tmp_path):
         picture = draw_segmentations(MODEL, segmentations(tmp_path), [0, 1])
-        # rows of 64 and 96 pixels, and a legend
-        assert picture.shape[1] == 3 * 96
-        assert 160 < picture.shape[0] < 260
+        # rows of 64 and 96 pixels with captions and gaps, and a legend of one line
+        assert picture.shape == (64 + 96 + 2 * (CAPTION_HEIGHT + GAP) + 26, 3 * 96 + 2 * GAP, 3)
         # beside the narrower image it is white
-        assert (picture[70:160, 64:96] == 255).all()
-        # rows of the labels: the car is blue, the road red, what is ignored black
-        assert picture[10, 96 + 90].tolist() == [0, 0, 255]
-        assert picture[18, 96 + 90].tolist() == [0, 0, 0]
-        assert picture[40, 96 + 90].tolist() == [255, 0, 0]
+        assert (picture[110:200, 64:96] == 255).all()
+        # the labels: the car is blue, the road red, what is ignored black
+        truth = picture[CAPTION_HEIGHT : CAPTION_HEIGHT + 64, 96 + GAP : 2 * 96 + GAP]
+        assert truth[10, 90].tolist() == [0, 0, 255]
+        assert truth[18, 90].tolist() == [0, 0, 0]
+        assert truth[40, 90].tolist() == [255, 0, 0]
 
     def test_a_legend_of_the_classes_that_occur(self, tmp_path):
         picture = draw_segmentations(MODEL, segmentations(tmp_path), [0])
-        colours = {tuple(pixel) for pixel in picture[64:].reshape(-1, 3).tolist()}
+        colours = colours_of(picture[64 + CAPTION_HEIGHT + GAP :])
         assert {(255, 0, 0), (0, 0, 255), (0, 0, 0)} <= colours
         # no tree occurs
         assert (0, 255, 0) not in colours
+
+    def test_captions(self, tmp_path):
+        picture = draw_segmentations(MODEL, segmentations(tmp_path), [0])
+        for left in (0, 96 + GAP, 2 * (96 + GAP)):
+            assert (picture[:CAPTION_HEIGHT, left : left + 96] < 128).any()
 
     def test_no_images(self):
         for draw in (draw_segmentations, draw_detections):
@@ -95,21 +105,83 @@ class TestDetections:
     @pytest.mark.parametrize('masks', [False, True])
     def test_any_number_and_size(self, tmp_path, indices, masks):
         picture = draw_detections(MODEL, detections(tmp_path, masks=masks), indices)
-        heights = [3 * SIZES[index][0] for index in indices]
-        assert picture.shape[0] == sum(
-            max(heights[start : start + 2]) for start in range(0, len(heights), 2)
-        )
+        heights = [3 * SIZES[index][0] + CAPTION_HEIGHT + GAP for index in indices]
+        rows = [max(heights[start : start + 2]) for start in range(0, len(heights), 2)]
+        assert picture.shape[0] == sum(rows) + 26
 
-    def test_masks_and_titles_are_drawn(self, tmp_path):
+    def test_boxes_and_masks(self, tmp_path):
         plain = draw_detections(MODEL, detections(tmp_path, masks=False), [0])
         masked = draw_detections(MODEL, detections(tmp_path), [0])
-        # inside the object, which is three times as large
-        assert plain[75, 36].sum() < masked[75, 36].sum()
-        for left in (0, 144):
-            assert (masked[4:24, left : left + 60] > 150).any()
+        for left in (0, 3 * 48 + GAP):
+            # on the left side of the box, and inside the object, three times as large
+            side, inside = [20 + 66, left + 12], [20 + 66, left + 36]
+            assert plain[tuple(side)].tolist() == masked[tuple(side)].tolist() == [255, 0, 0]
+            assert plain[tuple(inside)].tolist() == [0, 0, 0]
+            assert masked[tuple(inside)].tolist() == [127, 0, 0]
+
+    def test_a_legend_of_the_classes_that_occur(self, tmp_path):
+        picture = draw_detections(MODEL, detections(tmp_path), [0])
+        colours = colours_of(picture[96 + CAPTION_HEIGHT + GAP :])
+        assert (255, 0, 0) in colours
+        assert (0, 255, 0) not in colours
+
+    def test_classes_without_colours_get_distinct_ones(self, tmp_path):
+        meta = dict(META, palette=[(9, 9, 9)] * 80)
+        model = SimpleNamespace(dataset_meta=meta, test_step=MODEL.test_step)
+        picture = draw_detections(model, detections(tmp_path), [0])
+        assert COLOURS[0] in colours_of(picture)
+        assert len(set(COLOURS)) == len(COLOURS)
+
+    def test_a_box_beyond_the_image(self, tmp_path):
+        items = detections(tmp_path, masks=False)
+        items[0]['data_samples'].pred_instances.bboxes = torch.tensor([[-9.0, 14.0, 90.0, 90.0]])
+        picture = draw_detections(MODEL, items, [0])
+        assert picture.shape == (96 + CAPTION_HEIGHT + GAP + 26, 2 * 144 + GAP, 3)
+        # its right side is at the border of the image
+        assert picture[20 + 66, -1].tolist() == [255, 0, 0]
 
     def test_nothing_found(self, tmp_path):
-        assert draw_detections(MODEL, detections(tmp_path, count=0), [0]).shape == (96, 288, 3)
+        picture = draw_detections(MODEL, detections(tmp_path, count=0), [0])
+        assert picture.shape == (96 + CAPTION_HEIGHT + GAP, 2 * 144 + GAP, 3)
+
+    def test_scores_below_the_threshold(self, tmp_path):
+        items = detections(tmp_path, masks=False)
+        items[0]['data_samples'].pred_instances.scores = torch.tensor([0.4])
+        picture = draw_detections(MODEL, items, [0])
+        assert picture[20 + 66, 12].tolist() == [255, 0, 0]
+        assert picture[20 + 66, 3 * 48 + GAP + 12].tolist() == [0, 0, 0]
+
+    def test_without_ground_truth(self, tmp_path):
+        items = detections(tmp_path, masks=False)
+        items[0]['data_samples'].gt_instances = InstanceData()
+        picture = draw_detections(MODEL, items, [0])
+        assert picture[20 + 66, 12].tolist() == [0, 0, 0]
+        assert picture[20 + 66, 3 * 48 + GAP + 12].tolist() == [255, 0, 0]
+
+    def test_a_model_without_boxes(self, tmp_path):
+        items = detections(tmp_path)
+        del items[0]['data_samples'].pred_instances
+        with pytest.raises(ValueError, match='model must predict boxes, SimpleNamespace gives'):
+            draw_detections(MODEL, items, [0])
+
+
+class TestImages:
+    @pytest.mark.parametrize('channels', [1, 2, 4, 6])
+    def test_of_other_channels(self, channels):
+        inputs = torch.zeros(channels, 4, 6)
+        inputs[0, :, 3:] = 7
+        sample = SimpleNamespace(img_path=['a.tif', 'b.tif'], ori_shape=(8, 12))
+        image = display_image(dict(inputs=inputs, data_samples=sample))
+        assert image.shape == (8, 12, 3)
+        # the first channel is red, or grey if there are fewer than three
+        assert image[0, -1].tolist() == ([255, 0, 0] if channels >= 3 else [255] * 3)
+        assert image[0, 0].tolist() == [0, 0, 0]
+
+    def test_a_file_that_is_no_picture(self, tmp_path):
+        np.save(tmp_path / 'a.npy', np.zeros((4, 4, 6)))
+        sample = SimpleNamespace(img_path=str(tmp_path / 'a.npy'), ori_shape=(4, 4))
+        image = display_image(dict(inputs=torch.ones(6, 4, 4), data_samples=sample))
+        assert image.shape == (4, 4, 3)
 
 
 @pytest.mark.parametrize('channels', [1, 4, 6])

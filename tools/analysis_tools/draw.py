@@ -13,6 +13,7 @@ from mmengine.config import DictAction
 
 from mmrednet import safe_loading
 from mmrednet.analysis import draw_detections, draw_kernel_maps, draw_segmentations, kernel_maps
+from mmrednet.analysis.panels import display_image
 from mmrednet.engine import check_fit, load_config, named_types, scope_of
 from mmrednet.layers import Involution
 
@@ -91,7 +92,8 @@ def draw_kernels(model, item):
     batch = model.data_preprocessor(dict(inputs=[item['inputs']], data_samples=[sample]))
     maps = kernel_maps(model.backbone, batch['inputs'])
     panels = {stage: maps[name.removeprefix('backbone.')] for stage, name in stages.items()}
-    return draw_kernel_maps(cv2.imread(sample.img_path), panels)
+    # OpenCV's order of colours
+    return draw_kernel_maps(display_image(item)[..., ::-1], panels)
 
 
 @safe_loading()
