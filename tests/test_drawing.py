@@ -1,5 +1,6 @@
 """Pictures of images of all sizes, and tools on images of all channels."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
 from PIL import Image
+from test_training import CONFIG, data, options  # noqa: F401
 
 from mmrednet.analysis import draw_detections, draw_segmentations
 from mmrednet.analysis.image_network import image_channels
 from mmrednet.analysis.networks import build_network
 from mmrednet.analysis.panels import CAPTION_HEIGHT, COLOURS, GAP, display_image
+from mmrednet.engine import load_config
 
 ROOT = Path(__file__).parents[1]
 SIZES = ((32, 48), (48, 32))
@@ -36,8 +40,8 @@ def segmentations(folder):
         labels = torch.zeros(1, height, width, dtype=torch.long)
         labels[:, :8] = 2
         labels[:, 8:10] = 255
-        data = SimpleNamespace(data=labels)
-        sample = SimpleNamespace(img_path=path, gt_sem_seg=data, pred_sem_seg=data)
+        label_data = SimpleNamespace(data=labels)
+        sample = SimpleNamespace(img_path=path, gt_sem_seg=label_data, pred_sem_seg=label_data)
         sample.cpu = lambda sample=sample: sample
         items.append(dict(inputs=None, data_samples=sample))
     return items
@@ -194,9 +198,9 @@ def test_channels_of_the_image(channels):
 @pytest.mark.parametrize('channels', [1, 4])
 def test_get_flops_of_other_channels(channels):
     command = [sys.executable, 'tools/analysis_tools/get_flops.py', 'mmrednet.RedNet']
-    options = ['--cfg-options', 'model.depth=26', f'model.in_channels={channels}']
+    choices = ['--cfg-options', 'model.depth=26', f'model.in_channels={channels}']
     result = subprocess.run(
-        [*command, '--classes', '5', '--shape', '32', '32', *options],
+        [*command, '--classes', '5', '--shape', '32', '32', *choices],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -230,3 +234,34 @@ def test_a_single_prior_of_a_level():
     # what the single position gives is there once
     score = outputs[0][1].sigmoid().item()
     assert int(((result.scores - score).abs() < 1e-6).sum()) == 1
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_draw_with_other_channels(channels, data, options, tmp_path, monkeypatch):  # noqa: F811
+    images = tmp_path / 'images'
+    images.mkdir()
+    for path in (data / 'val').iterdir():
+        Image.open(path).convert({1: 'L', 4: 'RGBA'}[channels]).save(images / path.name)
+    color_type = {1: 'grayscale', 4: 'unchanged'}[channels]
+    changes = [
+        *options,
+        f'test_dataloader.dataset.data_prefix.img={images}',
+        f'test_dataloader.dataset.pipeline.0.color_type={color_type}',
+        f'model.backbone.in_channels={channels}',
+        # mmengine knows one value or three
+        'model.data_preprocessor.mean=[0]',
+        'model.data_preprocessor.std=[1]',
+        'model.data_preprocessor.bgr_to_rgb=False',
+    ]
+    out = tmp_path / 'out'
+    command = ['draw.py', CONFIG, tmp_path / 'w.pth', '--out-dir', out, '--images', 0, *changes]
+    monkeypatch.setattr(sys, 'argv', [str(word) for word in command])
+    script = runpy.run_path(str(ROOT / 'tools/analysis_tools/draw.py'))
+    args = script['parse_args']()
+    cfg = load_config(args.config, options=args.cfg_options)
+    with MODELS.switch_scope_and_registry('mmdet') as registry:
+        torch.save(dict(state_dict=registry.build(cfg.model).state_dict()), tmp_path / 'w.pth')
+    script['main']()
+    assert sorted(path.name for path in out.iterdir()) == ['detections.png', 'kernels.png']
+    # two panels of 64 x 64, three times as large
+    assert Image.open(out / 'detections.png').width == 2 * 3 * 64 + GAP

@@ -11,6 +11,7 @@ from mmrednet.engine import (
     TrainParser,
     apply_train_options,
     build_runner,
+    check_data,
     check_pretrained,
     load_config,
     named_types,
@@ -38,6 +39,7 @@ def main():
         args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
     )
     use_image_folders(cfg, args.data)
+    check_data(cfg)
     if args.test:
         state = read_checkpoint(args.test).state
         runner = build_runner(cfg)

@@ -14,7 +14,7 @@ from mmengine.config import DictAction
 from mmrednet import safe_loading
 from mmrednet.analysis import draw_detections, draw_kernel_maps, draw_segmentations, kernel_maps
 from mmrednet.analysis.panels import display_image
-from mmrednet.engine import check_fit, load_config, named_types, scope_of
+from mmrednet.engine import check_data, check_fit, load_config, named_types, scope_of
 from mmrednet.layers import Involution
 
 
@@ -101,6 +101,7 @@ def draw_kernels(model, item):
 def main():
     args = parse_args()
     cfg = load_config(args.config, options=args.cfg_options)
+    check_data(cfg, loaders=['test_dataloader'])
     open_model, draw, name = FRAMEWORKS[scope_of(cfg)]
     model, dataset = open_model(cfg, args)
     check_fit(model, args.checkpoint)
