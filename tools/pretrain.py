@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmrednet import safe_loading
 from mmrednet.checkpoints import read_checkpoint
 from mmrednet.engine import (
+    FitHook,
     TrainParser,
     apply_train_options,
     build_runner,
@@ -53,6 +54,7 @@ def main():
         runner = build_runner(cfg)
         # after the runner has joined the group of processes
         check_batches(cfg)
+        runner.register_hook(FitHook(training=True))
         runner.train()
 
 

@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmrednet import safe_loading
 from mmrednet.engine import (
+    FitHook,
     TrainParser,
     add_check_options,
     apply_train_options,
@@ -30,7 +31,9 @@ def main():
     apply_train_options(cfg, amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume)
     check_pretrained(cfg)
     check_data(cfg, strict=args.strict, check_images=args.check_images)
-    build_runner(cfg).train()
+    runner = build_runner(cfg)
+    runner.register_hook(FitHook(training=True))
+    runner.train()
 
 
 if __name__ == '__main__':
