@@ -42,8 +42,9 @@ def test_heat_is_laid_over_the_image():
     heat = torch.zeros(1, 2, 4, 8)
     heat[..., 4:] = 1
     picture = draw_kernel_maps(image, {'layer1': heat}, height=64)
-    assert picture.shape == (64, 256, 3)
+    # two panels with captions and a gap, and a legend of one line
+    assert picture.shape == (64 + 20 + 4 + 26, 2 * 128 + 4, 3)
     # blue (channel 0 of BGR) where the kernels sum to little, red where they sum to much
-    left, right = picture[40:, 128:168].mean((0, 1)), picture[40:, 216:].mean((0, 1))
+    left, right = picture[20:84, 132:172].mean((0, 1)), picture[20:84, 220:].mean((0, 1))
     assert left[0] > left[2] + 30
     assert right[2] > right[0] + 30

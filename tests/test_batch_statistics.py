@@ -11,6 +11,7 @@ from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 from mmrednet.layers import AxialAttention1d
+from mmrednet.layers.batch_statistics import combined, moments
 
 
 def attention_and_lines(dtype=torch.float64, lines=7, **options):
@@ -48,6 +49,33 @@ def test_the_variance_of_large_logits_is_that_of_batch_norm():
         layer.bn_similarity.running_var, rounded.running_var, rtol=1e-6, atol=0
     )
     assert relative.max() < 1e-5
+
+
+@pytest.mark.parametrize('momentum', [0.1, None])
+def test_an_empty_batch_changes_no_statistics(momentum):
+    layer = AxialAttention1d(8, 8, num_heads=2, table_size=4).train()
+    layer.bn_similarity.momentum = momentum
+    reference = nn.BatchNorm2d(6, momentum=momentum)
+    for height in (3, 0, 3):
+        x = torch.randn(height, 8, 4, 5, requires_grad=True)
+        before = [value.clone() for value in statistics_of(layer.bn_similarity)]
+        layer(x).sum().backward()
+        after = statistics_of(layer.bn_similarity)
+        reference(torch.zeros(height, 6, 4, 4))
+        # an empty batch counts, as for torch's norm
+        assert after[2] == reference.num_batches_tracked
+        assert torch.equal(after[0], before[0]) == (height == 0)
+        assert torch.equal(after[1], before[1]) == (height == 0)
+        assert all(value.isfinite().all() for value in after)
+
+
+def test_a_process_without_samples_has_no_share():
+    full, empty = torch.randn(5, 4, 3, 3), torch.randn(0, 4, 3, 3)
+    mean, variance, count = combined([moments(empty), moments(full)])
+    torch.testing.assert_close(mean, full.mean((0, 2, 3)))
+    torch.testing.assert_close(variance, full.var((0, 2, 3), correction=0))
+    assert count == 45
+    assert all(value.isfinite().all() for value in combined([moments(empty)]))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import json
 import logging
 import time
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from mmengine.logging import MMLogger
 from PIL import Image
 
 from mmrednet.engine import check_classes, check_data, check_labels_when_loaded
+from mmrednet.engine.key_check import check_keys
 
 CAT, DOG = dict(id=1, name='cat'), dict(id=2, name='dog')
 LOADING = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
@@ -249,6 +252,8 @@ class TestKeys:
             ('val_evaluater', 'val_evaluator'),
             ('optim_wraper', 'optim_wrapper'),
             ('default_hook', 'default_hooks'),
+            ('trian_cfg', 'train_cfg'),
+            ('evn_cfg', 'env_cfg'),
         ],
     )
     def test_a_misspelt_section(self, wrong, right):
@@ -258,6 +263,32 @@ class TestKeys:
     def test_variables_may_have_any_name(self):
         names = ('train_pipeline', 'test_pipeline', 'train_dataset', 'val_dataset', 'albu_train')
         check_data(Config(dict.fromkeys(names, dict()) | {'default_scope': 'mmdet'}))
+
+    @pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+    def test_stock_configs_raise_no_alarm(self, scope):
+        folder = Path(find_spec(scope).origin).parent / '.mim/configs'
+        paths = sorted(path for path in folder.rglob('*.py') if '_base_' not in path.parts)
+        # these have a variable that is much like a section
+        lookalikes = [path for path in paths if 'gn-ws-all' in path.name][:1]
+        sample = [*paths[::60], *lookalikes]
+        assert len(sample) > 10
+        for path in sample:
+            check_keys(Config.fromfile(path))
+
+
+class TestPickles:
+    @pytest.mark.parametrize('name', ['ann_file', 'proposal_file'])
+    @pytest.mark.parametrize('loader', ['train_dataloader', 'test_dataloader'])
+    def test_data_sets(self, tmp_path, name, loader):
+        cfg = detection(tmp_path, loader=loader, **{name: 'a.pkl'})
+        with pytest.raises(ValueError, match=f"^{loader}.dataset.{name} must be no pickle.*'a.pkl"):
+            check_data(cfg)
+
+    def test_evaluators(self, tmp_path):
+        cfg = detection(tmp_path, loader='val_dataloader')
+        cfg.val_evaluator = dict(type='CocoMetric', ann_file='a.pickle')
+        with pytest.raises(ValueError, match='^val_evaluator.ann_file must be no pickle'):
+            check_data(cfg)
 
 
 def segmentation(folder, *masks, classes=('background', 'object'), loader='train_dataloader'):

@@ -249,10 +249,18 @@ class TestSafeLoading:
         assert load_file(tmp_path / 'w.pth')['x'].size == 0
 
 
-def test_a_checkpoint_of_another_network(options, tmp_path, monkeypatch):  # noqa: F811
-    torch.save(dict(state_dict={'conv.weight': torch.ones(1)}, meta={}), tmp_path / 'w.pth')
-    command = ['test.py', CONFIG, tmp_path / 'w.pth', '--work-dir', tmp_path / 'work', *options]
+@pytest.mark.parametrize('door', ['test', 'resume', 'load_from'])
+def test_a_checkpoint_of_another_network(door, options, tmp_path, monkeypatch):  # noqa: F811
+    path = tmp_path / 'w.pth'
+    content = dict(state_dict={'conv.weight': torch.ones(1)}, meta=dict(epoch=1, iter=1))
+    torch.save(dict(content, message_hub={}, optimizer={}), path)
+    command = {
+        'test': ['test.py', CONFIG, path, *options],
+        'resume': ['train.py', CONFIG, '--resume', path, *options],
+        'load_from': ['train.py', CONFIG, *options, f'load_from={path}'],
+    }[door]
+    command[2:2] = ['--work-dir', tmp_path / 'work']
     monkeypatch.setattr(sys, 'argv', [str(word) for word in command])
-    main = runpy.run_path(str(ROOT / 'tools/test.py'))['main']
+    main = runpy.run_path(str(ROOT / 'tools' / command[0]))['main']
     with pytest.raises(CheckpointError, match='is of another network than this RetinaNet: 0 of'):
         main()

@@ -1,5 +1,6 @@
 """Pictures of images of all sizes, and tools on images of all channels."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
 from PIL import Image
+from test_training import CONFIG, data, options  # noqa: F401
 
 from mmrednet.analysis import draw_detections, draw_segmentations
 from mmrednet.analysis.image_network import image_channels
 from mmrednet.analysis.networks import build_network
+from mmrednet.analysis.panels import CAPTION_HEIGHT, COLOURS, GAP, display_image
+from mmrednet.engine import load_config
 
 ROOT = Path(__file__).parents[1]
 SIZES = ((32, 48), (48, 32))
@@ -35,8 +40,8 @@ def segmentations(folder):
         labels = torch.zeros(1, height, width, dtype=torch.long)
         labels[:, :8] = 2
         labels[:, 8:10] = 255
-        data = SimpleNamespace(data=labels)
-        sample = SimpleNamespace(img_path=path, gt_sem_seg=data, pred_sem_seg=data)
+        label_data = SimpleNamespace(data=labels)
+        sample = SimpleNamespace(img_path=path, gt_sem_seg=label_data, pred_sem_seg=label_data)
         sample.cpu = lambda sample=sample: sample
         items.append(dict(inputs=None, data_samples=sample))
     return items
@@ -64,25 +69,34 @@ def detections(folder, count=1, masks=True):
     return items
 
 
+def colours_of(picture):
+    return {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
+
+
 class TestSegmentations:
     def test_sizes(self, tmp_path):
         picture = draw_segmentations(MODEL, segmentations(tmp_path), [0, 1])
-        # rows of 64 and 96 pixels, and a legend
-        assert picture.shape[1] == 3 * 96
-        assert 160 < picture.shape[0] < 260
+        # rows of 64 and 96 pixels with captions and gaps, and a legend of one line
+        assert picture.shape == (64 + 96 + 2 * (CAPTION_HEIGHT + GAP) + 26, 3 * 96 + 2 * GAP, 3)
         # beside the narrower image it is white
-        assert (picture[70:160, 64:96] == 255).all()
-        # rows of the labels: the car is blue, the road red, what is ignored black
-        assert picture[10, 96 + 90].tolist() == [0, 0, 255]
-        assert picture[18, 96 + 90].tolist() == [0, 0, 0]
-        assert picture[40, 96 + 90].tolist() == [255, 0, 0]
+        assert (picture[110:200, 64:96] == 255).all()
+        # the labels: the car is blue, the road red, what is ignored black
+        truth = picture[CAPTION_HEIGHT : CAPTION_HEIGHT + 64, 96 + GAP : 2 * 96 + GAP]
+        assert truth[10, 90].tolist() == [0, 0, 255]
+        assert truth[18, 90].tolist() == [0, 0, 0]
+        assert truth[40, 90].tolist() == [255, 0, 0]
 
     def test_a_legend_of_the_classes_that_occur(self, tmp_path):
         picture = draw_segmentations(MODEL, segmentations(tmp_path), [0])
-        colours = {tuple(pixel) for pixel in picture[64:].reshape(-1, 3).tolist()}
+        colours = colours_of(picture[64 + CAPTION_HEIGHT + GAP :])
         assert {(255, 0, 0), (0, 0, 255), (0, 0, 0)} <= colours
         # no tree occurs
         assert (0, 255, 0) not in colours
+
+    def test_captions(self, tmp_path):
+        picture = draw_segmentations(MODEL, segmentations(tmp_path), [0])
+        for left in (0, 96 + GAP, 2 * (96 + GAP)):
+            assert (picture[:CAPTION_HEIGHT, left : left + 96] < 128).any()
 
     def test_no_images(self):
         for draw in (draw_segmentations, draw_detections):
@@ -95,21 +109,83 @@ class TestDetections:
     @pytest.mark.parametrize('masks', [False, True])
     def test_any_number_and_size(self, tmp_path, indices, masks):
         picture = draw_detections(MODEL, detections(tmp_path, masks=masks), indices)
-        heights = [3 * SIZES[index][0] for index in indices]
-        assert picture.shape[0] == sum(
-            max(heights[start : start + 2]) for start in range(0, len(heights), 2)
-        )
+        heights = [3 * SIZES[index][0] + CAPTION_HEIGHT + GAP for index in indices]
+        rows = [max(heights[start : start + 2]) for start in range(0, len(heights), 2)]
+        assert picture.shape[0] == sum(rows) + 26
 
-    def test_masks_and_titles_are_drawn(self, tmp_path):
+    def test_boxes_and_masks(self, tmp_path):
         plain = draw_detections(MODEL, detections(tmp_path, masks=False), [0])
         masked = draw_detections(MODEL, detections(tmp_path), [0])
-        # inside the object, which is three times as large
-        assert plain[75, 36].sum() < masked[75, 36].sum()
-        for left in (0, 144):
-            assert (masked[4:24, left : left + 60] > 150).any()
+        for left in (0, 3 * 48 + GAP):
+            # on the left side of the box, and inside the object, three times as large
+            side, inside = [20 + 66, left + 12], [20 + 66, left + 36]
+            assert plain[tuple(side)].tolist() == masked[tuple(side)].tolist() == [255, 0, 0]
+            assert plain[tuple(inside)].tolist() == [0, 0, 0]
+            assert masked[tuple(inside)].tolist() == [127, 0, 0]
+
+    def test_a_legend_of_the_classes_that_occur(self, tmp_path):
+        picture = draw_detections(MODEL, detections(tmp_path), [0])
+        colours = colours_of(picture[96 + CAPTION_HEIGHT + GAP :])
+        assert (255, 0, 0) in colours
+        assert (0, 255, 0) not in colours
+
+    def test_classes_without_colours_get_distinct_ones(self, tmp_path):
+        meta = dict(META, palette=[(9, 9, 9)] * 80)
+        model = SimpleNamespace(dataset_meta=meta, test_step=MODEL.test_step)
+        picture = draw_detections(model, detections(tmp_path), [0])
+        assert COLOURS[0] in colours_of(picture)
+        assert len(set(COLOURS)) == len(COLOURS)
+
+    def test_a_box_beyond_the_image(self, tmp_path):
+        items = detections(tmp_path, masks=False)
+        items[0]['data_samples'].pred_instances.bboxes = torch.tensor([[-9.0, 14.0, 90.0, 90.0]])
+        picture = draw_detections(MODEL, items, [0])
+        assert picture.shape == (96 + CAPTION_HEIGHT + GAP + 26, 2 * 144 + GAP, 3)
+        # its right side is at the border of the image
+        assert picture[20 + 66, -1].tolist() == [255, 0, 0]
 
     def test_nothing_found(self, tmp_path):
-        assert draw_detections(MODEL, detections(tmp_path, count=0), [0]).shape == (96, 288, 3)
+        picture = draw_detections(MODEL, detections(tmp_path, count=0), [0])
+        assert picture.shape == (96 + CAPTION_HEIGHT + GAP, 2 * 144 + GAP, 3)
+
+    def test_scores_below_the_threshold(self, tmp_path):
+        items = detections(tmp_path, masks=False)
+        items[0]['data_samples'].pred_instances.scores = torch.tensor([0.4])
+        picture = draw_detections(MODEL, items, [0])
+        assert picture[20 + 66, 12].tolist() == [255, 0, 0]
+        assert picture[20 + 66, 3 * 48 + GAP + 12].tolist() == [0, 0, 0]
+
+    def test_without_ground_truth(self, tmp_path):
+        items = detections(tmp_path, masks=False)
+        items[0]['data_samples'].gt_instances = InstanceData()
+        picture = draw_detections(MODEL, items, [0])
+        assert picture[20 + 66, 12].tolist() == [0, 0, 0]
+        assert picture[20 + 66, 3 * 48 + GAP + 12].tolist() == [255, 0, 0]
+
+    def test_a_model_without_boxes(self, tmp_path):
+        items = detections(tmp_path)
+        del items[0]['data_samples'].pred_instances
+        with pytest.raises(ValueError, match='model must predict boxes, SimpleNamespace gives'):
+            draw_detections(MODEL, items, [0])
+
+
+class TestImages:
+    @pytest.mark.parametrize('channels', [1, 2, 4, 6])
+    def test_of_other_channels(self, channels):
+        inputs = torch.zeros(channels, 4, 6)
+        inputs[0, :, 3:] = 7
+        sample = SimpleNamespace(img_path=['a.tif', 'b.tif'], ori_shape=(8, 12))
+        image = display_image(dict(inputs=inputs, data_samples=sample))
+        assert image.shape == (8, 12, 3)
+        # the first channel is red, or grey if there are fewer than three
+        assert image[0, -1].tolist() == ([255, 0, 0] if channels >= 3 else [255] * 3)
+        assert image[0, 0].tolist() == [0, 0, 0]
+
+    def test_a_file_that_is_no_picture(self, tmp_path):
+        np.save(tmp_path / 'a.npy', np.zeros((4, 4, 6)))
+        sample = SimpleNamespace(img_path=str(tmp_path / 'a.npy'), ori_shape=(4, 4))
+        image = display_image(dict(inputs=torch.ones(6, 4, 4), data_samples=sample))
+        assert image.shape == (4, 4, 3)
 
 
 @pytest.mark.parametrize('channels', [1, 4, 6])
@@ -122,9 +198,9 @@ def test_channels_of_the_image(channels):
 @pytest.mark.parametrize('channels', [1, 4])
 def test_get_flops_of_other_channels(channels):
     command = [sys.executable, 'tools/analysis_tools/get_flops.py', 'mmrednet.RedNet']
-    options = ['--cfg-options', 'model.depth=26', f'model.in_channels={channels}']
+    choices = ['--cfg-options', 'model.depth=26', f'model.in_channels={channels}']
     result = subprocess.run(
-        [*command, '--classes', '5', '--shape', '32', '32', *options],
+        [*command, '--classes', '5', '--shape', '32', '32', *choices],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -158,3 +234,34 @@ def test_a_single_prior_of_a_level():
     # what the single position gives is there once
     score = outputs[0][1].sigmoid().item()
     assert int(((result.scores - score).abs() < 1e-6).sum()) == 1
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_draw_with_other_channels(channels, data, options, tmp_path, monkeypatch):  # noqa: F811
+    images = tmp_path / 'images'
+    images.mkdir()
+    for path in (data / 'val').iterdir():
+        Image.open(path).convert({1: 'L', 4: 'RGBA'}[channels]).save(images / path.name)
+    color_type = {1: 'grayscale', 4: 'unchanged'}[channels]
+    changes = [
+        *options,
+        f'test_dataloader.dataset.data_prefix.img={images}',
+        f'test_dataloader.dataset.pipeline.0.color_type={color_type}',
+        f'model.backbone.in_channels={channels}',
+        # mmengine knows one value or three
+        'model.data_preprocessor.mean=[0]',
+        'model.data_preprocessor.std=[1]',
+        'model.data_preprocessor.bgr_to_rgb=False',
+    ]
+    out = tmp_path / 'out'
+    command = ['draw.py', CONFIG, tmp_path / 'w.pth', '--out-dir', out, '--images', 0, *changes]
+    monkeypatch.setattr(sys, 'argv', [str(word) for word in command])
+    script = runpy.run_path(str(ROOT / 'tools/analysis_tools/draw.py'))
+    args = script['parse_args']()
+    cfg = load_config(args.config, options=args.cfg_options)
+    with MODELS.switch_scope_and_registry('mmdet') as registry:
+        torch.save(dict(state_dict=registry.build(cfg.model).state_dict()), tmp_path / 'w.pth')
+    script['main']()
+    assert sorted(path.name for path in out.iterdir()) == ['detections.png', 'kernels.png']
+    # two panels of 64 x 64, three times as large
+    assert Image.open(out / 'detections.png').width == 2 * 3 * 64 + GAP

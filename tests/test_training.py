@@ -128,6 +128,16 @@ def test_resuming_is_bit_for_bit(trained, options, tmp_path):
         assert torch.equal(resumed[name], value), name
 
 
+def test_mixed_precision_on_a_cpu(options, tmp_path):
+    short = ['train_cfg.max_epochs=1']
+    run('train.py', CONFIG, '--amp', '--work-dir', tmp_path, *options, *short)
+    assert all(entry['loss'] < 100 for entry in scalars(tmp_path) if 'loss' in entry)
+    weights = state(tmp_path, 1)
+    assert all(value.isfinite().all() for value in weights.values())
+    # parameters stay in float32
+    assert weights['backbone.layer4.0.conv3.weight'].dtype == torch.float32
+
+
 def test_our_checkpoints_need_no_unpickling(trained):
     from mmrednet.engine import allow_checkpoint_globals
 

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import DictAction
 
 from mmrednet import fuse, safe_loading
-from mmrednet.engine import check_fit, keep_memory_on_cpu, load_config, scope_of
+from mmrednet.engine import check_fit, keep_memory_on_cpu, load_config, named_types, scope_of
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 
@@ -92,6 +92,7 @@ def read(paths, out_dir):
 
 
 @safe_loading()
+@named_types()
 def main():
     args = parse_args()
     cfg = load_config(args.config, options=args.cfg_options)

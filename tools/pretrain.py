@@ -8,17 +8,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmrednet import safe_loading
 from mmrednet.checkpoints import read_checkpoint
 from mmrednet.engine import (
+    FitHook,
     TrainParser,
     apply_train_options,
     build_runner,
+    check_data,
     check_pretrained,
     keep_memory_on_cpu,
     load_config,
+    named_types,
 )
 from mmrednet.pretraining import check_batches, use_image_folders
 
 
 @safe_loading()
+@named_types()
 def main():
     parser = TrainParser(__doc__)
     parser.add_argument(
@@ -37,6 +41,7 @@ def main():
         args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
     )
     use_image_folders(cfg, args.data)
+    check_data(cfg)
     if args.test:
         state = read_checkpoint(args.test).state
         runner = build_runner(cfg)
@@ -51,6 +56,7 @@ def main():
         runner = build_runner(cfg)
         # after the runner has joined the group of processes
         check_batches(cfg)
+        runner.register_hook(FitHook(training=True))
         keep_memory_on_cpu()
         runner.train()
 

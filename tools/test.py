@@ -18,6 +18,7 @@ from mmrednet.engine import (
     check_data,
     keep_memory_on_cpu,
     load_config,
+    named_types,
 )
 from mmrednet.fusion import FuseHook
 
@@ -60,6 +61,7 @@ def parse_args():
 
 
 @safe_loading()
+@named_types()
 def main():
     args = parse_args()
     cfg = load_config(

@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmrednet import safe_loading
 from mmrednet.engine import (
+    FitHook,
     TrainParser,
     add_check_options,
     apply_train_options,
@@ -15,10 +16,12 @@ from mmrednet.engine import (
     check_pretrained,
     keep_memory_on_cpu,
     load_config,
+    named_types,
 )
 
 
 @safe_loading()
+@named_types()
 def main():
     parser = TrainParser(__doc__)
     add_check_options(parser)
@@ -30,6 +33,7 @@ def main():
     check_pretrained(cfg)
     check_data(cfg, strict=args.strict, check_images=args.check_images)
     runner = build_runner(cfg)
+    runner.register_hook(FitHook(training=True))
     keep_memory_on_cpu()
     runner.train()
 

@@ -9,11 +9,12 @@ from .attention_maps import attention_layers, attention_maps
 from .class_activation import class_activation
 from .counting import count_network
 from .drawing import draw_detections, draw_kernel_maps, draw_segmentations, kernel_maps
-from .model_image import model_image
+from .model_image import ModelImage, model_image
 from .networks import build_network
 from .operator_handles import register_flop_handles
 
 __all__ = [
+    'ModelImage',
     'attention_layers',
     'attention_maps',
     'build_network',

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import cv2
-import mmcv
 import numpy as np
 import torch
-from mmengine.registry import VISUALIZERS
 from torch import Tensor, nn
 
 from ..layers import Involution
+from .panels import COLOURS, captioned, display_image, grid, with_legend, with_objects
 
 
 def kernel_maps(model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
@@ -66,14 +65,14 @@ def draw_kernel_maps(
     Args:
         image: Image (H, W, 3), uint8, BGR.
         maps: Result of :func:`kernel_maps` for this image. The first of the batch is drawn.
-        height: Height of the picture in pixels. Default: 256.
+        height: Height of the panels in pixels. Default: 256.
 
     Returns:
-        (height, about height * W / H * (1 + len(maps)), 3), uint8, BGR.
+        (about height, about height * W / H * (1 + len(maps)), 3), uint8, BGR.
     """
     size = (round(image.shape[1] * height / image.shape[0]), height)
     base = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-    panels = [_titled(base, 'image')]
+    panels = [captioned(base, 'image')]
     for name, values in maps.items():
         heat = values[0].float().mean(0).cpu().numpy()
         # a constant map has no range to divide by
@@ -82,8 +81,10 @@ def draw_kernel_maps(
         # cubic interpolation leaves the range of its input
         heat = cv2.resize(heat, size, interpolation=cv2.INTER_CUBIC).clip(0, 1)
         colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_JET)
-        panels.append(_titled(cv2.addWeighted(base, 0.5, colours, 0.5, 0), name))
-    return np.concatenate(panels, 1)
+        panels.append(captioned(cv2.addWeighted(base, 0.5, colours, 0.5, 0), name))
+    least, greatest = cv2.applyColorMap(np.uint8([[0, 255]]), cv2.COLORMAP_JET)[0].tolist()
+    entries = [('least sum', tuple(least)), ('greatest', tuple(greatest))]
+    return with_legend(grid(panels, len(panels)), entries)
 
 
 def draw_detections(
@@ -95,7 +96,8 @@ def draw_detections(
     columns: int = 2,
     score_thr: float = 0.5,
 ) -> np.ndarray:
-    """Draw images with the ground truth on the left and the detections on the right.
+    """Draw images with the ground truth on the left and the detections on the right, and below them
+    a legend of the classes.
 
     Args:
         model: Detector of mmdet, with ``dataset_meta`` set.
@@ -111,31 +113,65 @@ def draw_detections(
         (H, W, 3), uint8, RGB.
 
     Raises:
-        ValueError: There are no indices.
+        ValueError: There are no indices, or the model predicts no boxes.
     """
     _check_indices(indices)
-    # mmdet's visualizer draws both halves; only the registry imports mmdet
-    visualizer = VISUALIZERS.get('mmdet.DetLocalVisualizer')(line_width=2)
-    visualizer.dataset_meta = model.dataset_meta
+    classes = model.dataset_meta['classes']
+    palette = _palette(model.dataset_meta.get('palette'), len(classes))
     panels = []
+    labels: set[int] = set()
     for index in indices:
-        sample = _predict(model, dataset[index])
-        image = mmcv.imrescale(mmcv.imread(sample.img_path, channel_order='rgb'), float(scale))
-        height, width = image.shape[:2]
-        for instances in (sample.gt_instances, sample.pred_instances):
-            boxes = instances.bboxes
-            instances.bboxes = getattr(boxes, 'tensor', boxes) * scale
-            if 'masks' in instances:
-                instances.masks = _enlarged_masks(instances.masks, height, width)
-        visualizer.add_datasample(f'image {index}', image, sample, pred_score_thr=score_thr)
-        drawn = visualizer.get_image()
-        # a detector without ground truth or predictions has one half
-        titles = [f'image {index}: truth', 'prediction'][: drawn.shape[1] // width]
-        for number, title in enumerate(titles):
-            half = slice(number * width, (number + 1) * width)
-            drawn[:, half] = _titled(drawn[:, half], title)
-        panels.append(drawn)
-    return _grid(panels, min(columns, len(panels)))
+        item = dataset[index]
+        sample = _predict(model, item)
+        if 'pred_instances' not in sample:
+            raise ValueError(
+                f'model must predict boxes, {type(model).__name__} gives {sample.keys()}.'
+            )
+        image = cv2.resize(display_image(item), None, fx=scale, fy=scale)
+        confident = sample.pred_instances[sample.pred_instances.scores >= score_thr]
+        truth = sample.get('gt_instances', {})
+        halves = {
+            f'image {index}: {"truth" if "bboxes" in truth else "no truth"}': truth,
+            'prediction': confident,
+        }
+        for caption, instances in halves.items():
+            if 'bboxes' in instances:
+                labels.update(instances.labels.tolist())
+            panel = _with_instances(image, instances, classes, palette, scale)
+            panels.append(captioned(panel, caption))
+    entries = [(classes[label], palette[label]) for label in sorted(labels)]
+    return with_legend(grid(panels, 2 * columns), entries)
+
+
+def _with_instances(
+    image: np.ndarray,
+    instances: Any,
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    scale: int,
+) -> np.ndarray:
+    """Return an enlarged image with instances of mmdet, whose boxes fit the image before."""
+    if 'bboxes' not in instances:
+        return image
+    boxes = getattr(instances.bboxes, 'tensor', instances.bboxes) * scale
+    labels = instances.labels.tolist()
+    texts = [classes[label] for label in labels]
+    if 'scores' in instances:
+        scores = instances.scores.tolist()
+        texts = [f'{text} {score:.2f}' for text, score in zip(texts, scores, strict=True)]
+    masks = None
+    if 'masks' in instances:
+        masks = _enlarged_masks(instances.masks, *image.shape[:2])
+    colours = [palette[label] for label in labels]
+    return with_objects(image, boxes.cpu().numpy(), texts, colours, masks)
+
+
+def _palette(palette: Any, count: int) -> list[tuple[int, int, int]]:
+    """Return the colours of the classes, distinct ones if the data set states none for them."""
+    # data sets with classes of their own inherit COCO's colours; mmdet knows names such as 'random'
+    if not palette or isinstance(palette, str) or len(palette) != count:
+        palette = [COLOURS[index % len(COLOURS)] for index in range(count)]
+    return [tuple(colour) for colour in palette]
 
 
 def _enlarged_masks(masks: Any, height: int, width: int) -> np.ndarray:
@@ -171,33 +207,31 @@ def draw_segmentations(
         ValueError: There are no indices.
     """
     _check_indices(indices)
-    colours = model.dataset_meta['palette']
+    classes = model.dataset_meta['classes']
     # labels are bytes; those without a colour, such as 255 for ignored pixels, are black
     palette = np.zeros((256, 3), np.uint8)
-    palette[: len(colours)] = colours
+    palette[: len(classes)] = _palette(model.dataset_meta.get('palette'), len(classes))
     panels = []
     labels: set[int] = set()
     for index in indices:
-        sample = _predict(model, dataset[index])
+        item = dataset[index]
+        sample = _predict(model, item)
         truth = sample.gt_sem_seg.data[0].numpy()
         prediction = sample.pred_sem_seg.data[0].numpy()
         labels.update(np.unique(truth).tolist(), np.unique(prediction).tolist())
         row = {
-            f'image {index}': mmcv.imread(sample.img_path, channel_order='rgb'),
+            f'image {index}': display_image(item),
             'truth': palette[truth],
             'prediction': palette[prediction],
         }
-        for title, panel in row.items():
+        for caption, panel in row.items():
             enlarged = cv2.resize(panel, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
-            panels.append(_titled(enlarged, title))
-    picture = _grid(panels, 3)
-    classes = model.dataset_meta['classes']
+            panels.append(captioned(enlarged, caption))
     names = {label: name for label, name in enumerate(classes) if label in labels}
     if labels - set(names):
         names[255] = 'ignored'
-    entries = [(name, palette[label]) for label, name in names.items()]
-    legend = _legend(entries, picture.shape[1])
-    return np.concatenate([picture, legend])
+    entries = [(name, tuple(palette[label].tolist())) for label, name in names.items()]
+    return with_legend(grid(panels, 3), entries)
 
 
 def _check_indices(indices: Sequence[int]) -> None:
@@ -205,63 +239,8 @@ def _check_indices(indices: Sequence[int]) -> None:
         raise ValueError('indices must name at least one image, got none.')
 
 
-def _grid(panels: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Return panels (h, w, 3) of any sizes in rows, filled up with white."""
-    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    widths = [max(panel.shape[1] for panel in panels[column::columns]) for column in range(columns)]
-    strips = []
-    for row in rows:
-        height = max(panel.shape[0] for panel in row)
-        strip = np.full((height, sum(widths), 3), 255, np.uint8)
-        left = 0
-        for panel, width in zip(row, widths, strict=False):
-            strip[: panel.shape[0], left : left + panel.shape[1]] = panel
-            left += width
-        strips.append(strip)
-    return np.concatenate(strips)
-
-
-def _legend(entries: Sequence[tuple[str, np.ndarray]], width: int) -> np.ndarray:
-    """Return a white strip (h, width, 3) with a square of its colour before each name."""
-    font, line, square = cv2.FONT_HERSHEY_SIMPLEX, 22, 14
-    positions = []
-    left, top = 6, 4
-    for name, _ in entries:
-        extent = square + 10 + cv2.getTextSize(name, font, 0.45, 1)[0][0] + 10
-        # a name that does not fit begins a line
-        if left > 6 and left + extent > width:
-            left, top = 6, top + line
-        positions.append((left, top))
-        left += extent
-    strip = np.full((top + line, width, 3), 255, np.uint8)
-    for (name, colour), (left, top) in zip(entries, positions, strict=True):
-        strip[top : top + square, left : left + square] = colour
-        place = (left + square + 6, top + square - 2)
-        cv2.putText(strip, name, place, font, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return strip
-
-
 def _predict(model: Any, item: dict[str, Any]) -> Any:
     """Return the data sample of one item of a data set, with the model's predictions."""
     batch = dict(inputs=[item['inputs']], data_samples=[item['data_samples']])
     with torch.no_grad():
         return model.test_step(batch)[0].cpu()
-
-
-def _titled(panel: np.ndarray, title: str) -> np.ndarray:
-    """Return a copy of (H, W, 3), uint8, with a title in its upper left corner."""
-    panel = panel.copy()
-    # white on a wider black line can be read on any background
-    for grey, thickness in ((0, 3), (255, 1)):
-        colour = (grey, grey, grey)
-        cv2.putText(
-            panel,
-            title,
-            (6, 18),
-            cv2.FONT_HERSHEY_SIMPLEX,
-            0.45,
-            colour,
-            thickness,
-            cv2.LINE_AA,
-        )
-    return panel

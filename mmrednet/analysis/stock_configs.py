@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,27 +129,48 @@ def failure(model: dict, scope: str) -> str | None:
     return None
 
 
-def forward_failure(model: dict, scope: str, size: int = 128) -> str | None:
+def forward_failure(model: dict, scope: str, size: int = 64) -> str | None:
     """Return why a model cannot compute an image on the CPU, in one line; None if it can.
 
     Args:
         model: Config of the model.
         scope: 'mmdet' or 'mmseg'.
-        size: Height and width of the image. Default: 128.
+        size: Height and width of the image. Default: 64.
     """
     try:
         network = build(model, scope, 'cpu').eval()
         with torch.no_grad():
-            ImageNetwork(network)(torch.zeros(1, 3, size, size))
+            # a few proposals run all layers that a thousand do
+            ImageNetwork(network, proposals=4)(torch.zeros(1, 3, size, size))
     except Exception as error:  # noqa: BLE001
         return f'{type(error).__name__}: {" ".join(str(error).split())}'
     return None
 
 
-def heads_of(model: dict) -> tuple[Any, ...]:
-    """Return the types of a model and its heads; configs with the same ones differ in details."""
-    types = [model.get('type')]
-    for name in ('decode_head', 'bbox_head', 'rpn_head', 'roi_head', 'panoptic_head', 'mask_head'):
-        head = model.get(name)
-        types.append(head.get('type') if isinstance(head, dict) else None)
-    return tuple(types)
+def head_types(model: dict) -> set[str]:
+    """Return the types of the heads of a model, also inside of others; its own type without any."""
+    types = _inner_heads(model)
+    return types or {str(model.get('type'))}
+
+
+def _inner_heads(cfg: Any, name: str = '') -> set[str]:
+    types = set()
+    if isinstance(cfg, dict):
+        if name.endswith('head') and 'type' in cfg:
+            types.add(str(cfg['type']))
+        for key, value in cfg.items():
+            types |= _inner_heads(value, key)
+    elif isinstance(cfg, list | tuple):
+        for item in cfg:
+            types |= _inner_heads(item, name)
+    return types
+
+
+def one_of_each_head(configs: Iterable[StockConfig]) -> Iterator[StockConfig]:
+    """Yield the configs with a head that none before has."""
+    covered: set[str] = set()
+    for config in configs:
+        types = head_types(config.model)
+        if not types <= covered:
+            covered |= types
+            yield config

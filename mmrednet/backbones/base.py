@@ -12,12 +12,30 @@ from typing_extensions import Self
 
 from ..checkpoints.formats import legacy_renames, rename
 from ..layers.safe_module import SafeModule
-from ..spelling import unknown_argument
 from .pretrained_init import SafelyPretrained
 from .recomputation import recomputed
 
 # what training scripts put before a backbone's own names
 WRAPPER_PREFIXES = ('module.', 'backbone.')
+# arguments of stock ResNets, and why they have no meaning for backbones that are no ResNets
+RESNET_ARGUMENTS = {
+    'depth': 'the size is chosen by arch',
+    'stem_channels': 'the stem has the channels of the first stage',
+    'base_channels': 'the widths are chosen by arch',
+    'num_stages': 'the number of stages is fixed',
+    'strides': 'the strides of the stages are fixed',
+    'dilations': 'the stages have no dilation',
+    'style': 'there are no bottlenecks whose stride could move',
+    'contract_dilation': 'the stages have no dilation',
+    'dcn': 'there is no 3x3 convolution that could deform; give spatial_cfg',
+    'stage_with_dcn': 'there is no 3x3 convolution that could deform; give spatial_cfg',
+    'plugins': 'there are no bottlenecks for plugins',
+    'deep_stem': 'the stem is the published one',
+    'avg_down': 'there are no bottlenecks with a shortcut of their own',
+    'conv_cfg': 'the convolutions are the published ones',
+    'zero_init_residual': 'there are no bottlenecks whose last norm could start at zero',
+    'multi_grid': 'the stages have no dilation',
+}
 
 
 class CheckpointedBlock(SafeModule):
@@ -68,6 +86,8 @@ class PyramidBackbone(SafelyPretrained):
             ``init_cfg`` and ``pretrained`` are given.
     """
 
+    foreign_arguments = RESNET_ARGUMENTS
+
     def __init__(
         self,
         *,
@@ -77,10 +97,7 @@ class PyramidBackbone(SafelyPretrained):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
         pretrained: str | None = None,
-        **unknown: Any,
     ) -> None:
-        for name in unknown:
-            raise unknown_argument(type(self), name)
         super().__init__(pretrained_cfg(init_cfg, pretrained))
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages

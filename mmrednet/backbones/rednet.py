@@ -9,9 +9,9 @@ from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
-from ..layers.spatial import SpatialConfig
+from ..layers.spatial import SpatialConfig, build_spatial
 from ..registry import MODELS
-from .resnet import SpatialResNet, build_operator
+from .resnet import SpatialResNet
 
 
 @MODELS.register_module()
@@ -47,7 +47,7 @@ class RedNet(SpatialResNet):
         involution = dict(type='Involution', kernel_size=self.stem_kernel_size)
         self.stem = Sequential(
             ConvModule(self.in_channels, half, 3, stride=2, padding=1, **configs),
-            build_operator(involution, half, norm_cfg=norm_cfg),
+            build_spatial(involution, half, norm_cfg=norm_cfg),
             build_norm_layer(norm_cfg, half)[1],
             nn.ReLU(inplace=True),
             ConvModule(half, channels, 3, padding=1, **configs),

@@ -72,7 +72,7 @@ class Bottleneck(CheckpointedBlock):
             options = dict(stride=spatial_stride, padding=dilation, dilation=dilation, bias=False)
             self.conv2 = build_conv_layer(conv_cfg, width, width, 3, **options)
         else:
-            self.conv2 = build_operator(
+            self.conv2 = build_spatial(
                 spatial_cfg, width, stride=spatial_stride, dilation=dilation, norm_cfg=norm_cfg
             )
         self.bn2 = build_norm_layer(norm_cfg, width)[1]
@@ -124,43 +124,6 @@ class Bottleneck(CheckpointedBlock):
         return self.relu(out.add_(identity))
 
 
-def build_operator(
-    spatial_cfg: dict, channels: int, *, norm_cfg: dict, **options: Any
-) -> nn.Module:
-    """Build an operator, see :func:`mmrednet.layers.build_spatial`.
-
-    The norms inside an operator have fewer channels than those around it. Where the groups of a
-    GroupNorm do not divide them, their number is halved until it does, which is logged.
-
-    Raises:
-        ValueError: No number of groups fits.
-    """
-    fitted = dict(norm_cfg)
-    while True:
-        try:
-            layer = build_spatial(spatial_cfg, channels, norm_cfg=fitted, **options)
-        except ValueError as error:
-            groups = fitted.get('num_groups', 1)
-            # torch's error names no layer
-            if 'num_groups' not in str(error):
-                raise
-            if groups < 2:
-                raise ValueError(
-                    f'norm_cfg={norm_cfg} does not fit the norms inside {spatial_cfg["type"]} of '
-                    f'{channels} channels: {error}.'
-                ) from error
-            fitted['num_groups'] = groups // 2
-            continue
-        if fitted != norm_cfg:
-            print_log(
-                f'{spatial_cfg["type"]} of {channels} channels has norms of '
-                f'{fitted["num_groups"]} groups inside, because {norm_cfg} does not divide their '
-                'channels.',
-                'current',
-            )
-        return layer
-
-
 @MODELS.register_module()
 class SpatialResNet(PyramidBackbone):
     """ResNet whose 3x3 convolutions may be any spatial operator.
@@ -175,6 +138,7 @@ class SpatialResNet(PyramidBackbone):
         in_channels: Number of channels of the image.
         base_channels: Number of channels inside the blocks of the first stage. It doubles from
             stage to stage, and a stage returns four times as many.
+        stem_channels: Number of output channels of the stem, if it differs from ``base_channels``.
         operator_channels: Number of channels of the operators of the first stage, if it differs
             from ``base_channels``.
         num_stages: Number of stages, from 1 to 4.
@@ -188,10 +152,12 @@ class SpatialResNet(PyramidBackbone):
             network with a stem of its own keeps that.
         avg_down: True if shortcuts pool before their convolution in place of a stride.
         conv_cfg: Config of the convolutions, not of those inside the operators.
-        norm_cfg: Config of all norms, those inside the operators included.
+        norm_cfg: Config of all norms, those inside the operators included. Operators have fewer
+            channels inside: where the groups of a GroupNorm do not divide these, their number is
+            halved until it does, which is logged. An operator's own ``norm_cfg`` is not changed.
         zero_init_residual: True if the last norm of each block starts at zero.
         dcn: Config of a deformable convolution (``type`` 'DCN' or 'DCNv2') that replaces the
-            operator, as for mmdet's ResNet.
+            operator, as for mmdet's ResNet. The stages whose operator it replaces are logged.
         stage_with_dcn: One bool per stage, True where ``dcn`` replaces the operator.
         plugins: Layers in every block, as for mmdet's ResNet: dicts with ``cfg``, ``position``
             ('after_conv1', 'after_conv2' or 'after_conv3') and optionally ``stages``, one bool per
@@ -216,6 +182,7 @@ class SpatialResNet(PyramidBackbone):
         *,
         in_channels: int = 3,
         base_channels: int = 64,
+        stem_channels: int | None = None,
         operator_channels: int | None = None,
         num_stages: int = 4,
         strides: Sequence[int] = (1, 2, 2, 2),
@@ -244,23 +211,24 @@ class SpatialResNet(PyramidBackbone):
             ],
             **kwargs,
         )
-        if depth not in self.block_counts:
-            raise ValueError(f'depth must be one of {sorted(self.block_counts)}, got {depth}.')
+        self._check_sizes(depth, num_stages, strides=strides, dilations=dilations)
         if style not in ('pytorch', 'caffe'):
             raise ValueError(f"style must be 'pytorch' or 'caffe', got {style!r}.")
-        if not 1 <= num_stages <= 4:
-            raise ValueError(f'num_stages must be from 1 to 4, got {num_stages}.')
+        _check_groups(
+            norm_cfg,
+            base_channels=base_channels,
+            stem_channels=stem_channels,
+            operator_channels=operator_channels,
+        )
+        _check_plugins(plugins or (), num_stages)
         spatial_cfgs = per_stage(spatial_cfg, num_stages)
-        _check_per_stage(num_stages, strides=strides, dilations=dilations)
         if dcn is not None:
             _check_per_stage(num_stages, stage_with_dcn=stage_with_dcn)
             spatial_cfgs = _with_dcn(spatial_cfgs, dcn, stage_with_dcn)
-        self.check_stages(num_stages)
-        _check_plugins(plugins or (), num_stages)
         self.in_channels, self.norm_cfg = in_channels, norm_cfg
         self.conv_cfg, self.deep_stem = conv_cfg, deep_stem
-        self.make_stem(base_channels)
-        channels = base_channels
+        channels = stem_channels or base_channels
+        self.make_stem(channels)
         for index in range(num_stages):
             # channels double from stage to stage
             block = dict(
@@ -275,17 +243,27 @@ class SpatialResNet(PyramidBackbone):
                 plugins=_plugins_of_stage(plugins or (), index),
                 with_cp=self.with_cp,
             )
-            count = self.block_counts[depth][index]
-            grid = [dilations[index]] * count
-            if contract_dilation and dilations[index] > 1:
-                grid[0] = dilations[index] // 2
-            if multi_grid is not None and index == num_stages - 1:
-                grid = list(multi_grid)
-                _check_grid(grid, count)
+            grid = _block_dilations(
+                dilations[index],
+                self.block_counts[depth][index],
+                contract=contract_dilation,
+                grid=multi_grid if index == num_stages - 1 else None,
+            )
             stage = _make_stage(grid, channels, strides[index], block)
             self.add_stage({f'layer{index + 1}': stage})
             channels = 4 * base_channels << index
         self._freeze()
+
+    def _check_sizes(self, depth: int, num_stages: int, **per_stage: Sequence[int]) -> None:
+        """Raise a ValueError if there is no such network, or an argument has another number of
+        entries than there are stages.
+        """
+        if depth not in self.block_counts:
+            raise ValueError(f'depth must be one of {sorted(self.block_counts)}, got {depth}.')
+        if not 1 <= num_stages <= 4:
+            raise ValueError(f'num_stages must be from 1 to 4, got {num_stages}.')
+        _check_per_stage(num_stages, **per_stage)
+        self.check_stages(num_stages)
 
     def make_stem(self, channels: int) -> None:
         """Build the stem with this many output channels: 7x7 convolution and pooling, each of
@@ -332,11 +310,22 @@ def _make_stage(dilations: Sequence[int], in_channels: int, stride: int, block: 
     return Sequential(*blocks)
 
 
-def _check_grid(grid: Sequence[int], count: int) -> None:
-    if len(grid) != count:
-        raise ValueError(
-            f'multi_grid must have one entry per block of the last stage, {count}, got {grid}.'
-        )
+def _block_dilations(
+    dilation: int, count: int, *, contract: bool, grid: Sequence[int] | None
+) -> list[int]:
+    """Return the dilation of each block of a stage.
+
+    Raises:
+        ValueError: ``grid`` has another number of entries than there are blocks.
+    """
+    if grid is not None:
+        if len(grid) != count:
+            raise ValueError(
+                f'multi_grid must have one entry per block of the last stage, {count}, got {grid}.'
+            )
+        return list(grid)
+    first = dilation // 2 if contract and dilation > 1 else dilation
+    return [first] + [dilation] * (count - 1)
 
 
 def _with_dcn(
@@ -353,7 +342,13 @@ def _with_dcn(
         operator['deform_groups'] = operator.pop('deformable_groups')
     # an adapter for stock ResNets holds the operator itself
     operator = operator.get('spatial_cfg', operator)
-    pairs = zip(spatial_cfgs, stage_with_dcn, strict=True)
+    pairs = list(zip(spatial_cfgs, stage_with_dcn, strict=True))
+    replaced = [str(i) for i, (cfg, deforms) in enumerate(pairs, 1) if deforms and cfg is not None]
+    if replaced:
+        print_log(
+            f'dcn={dcn} replaces the operators of spatial_cfg in the stages {", ".join(replaced)}.',
+            'current',
+        )
     return [operator if deforms else cfg for cfg, deforms in pairs]
 
 
@@ -365,6 +360,18 @@ def _check_per_stage(stages: int, **arguments: Sequence[int]) -> None:
     for name, values in arguments.items():
         if len(values) != stages:
             raise ValueError(f'{name} must have one entry per stage, {stages}, got {values}.')
+
+
+def _check_groups(norm_cfg: dict, **channels: int | None) -> None:
+    """Raise a ValueError if the groups of a GroupNorm do not divide the channels of an argument."""
+    groups = norm_cfg.get('num_groups')
+    for name, count in channels.items():
+        if groups and count and count % groups:
+            below, above = count // groups * groups, -(-count // groups) * groups
+            raise ValueError(
+                f'{name} must be divisible by the number of groups of {norm_cfg=}, got '
+                f'{name}={count}; {below or above} and {above} are.'
+            )
 
 
 def _check_plugins(plugins: Sequence[dict], stages: int) -> None:

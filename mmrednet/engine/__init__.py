@@ -11,6 +11,7 @@ from .fit_check import FitHook, check_fit
 from .hosts import HOSTS, allow_checkpoint_globals, build_runner, load_config, read_config, scope_of
 from .kept_memory import keep_memory_on_cpu
 from .label_check import check_labels_when_loaded
+from .name_hints import named_types
 from .options import TrainParser, apply_test_options, apply_train_options
 from .pretrained_check import check_pretrained
 
@@ -31,6 +32,7 @@ __all__ = [
     'check_pretrained',
     'keep_memory_on_cpu',
     'load_config',
+    'named_types',
     'read_config',
     'scope_of',
 ]

@@ -7,6 +7,7 @@ one. Outdated checkpoints are removed after that, and ``last_checkpoint`` is upd
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from mmengine.dist import all_gather_object, get_rank, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..registry import HOOKS
@@ -109,6 +111,13 @@ class ResumableCheckpointHook(CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """Prepare the folder of checkpoints, and the seeds of the samples."""
         super().before_train(runner)
+        if isinstance(runner.train_loop, EpochBasedTrainLoop) and not self.by_epoch:
+            print_log(
+                'default_hooks.checkpoint.by_epoch=False writes checkpoints within epochs. A run '
+                'that continues from one repeats its epoch from the beginning.',
+                'current',
+                level=logging.WARNING,
+            )
         self._atomic = (
             self.file_client_args is None
             and self.backend_args is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
@@ -18,6 +18,24 @@ from .image_check import check_images as check_image_files
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 CLASS_HEADS = ('bbox_head', 'mask_head', 'decode_head')
+
+
+class AnnotationFile(NamedTuple):
+    """An annotation file in COCO format, and the data set that reads it.
+
+    Args:
+        path: Path of the file.
+        content: Its content.
+        key: Key of the data set in the config.
+        dataset: Config of the data set.
+        scope: Default scope of the config.
+    """
+
+    path: Path
+    content: dict
+    key: str
+    dataset: dict
+    scope: str | None
 
 
 def check_classes(
@@ -48,53 +66,54 @@ def check_classes(
             head has another number of classes than the training data.
     """
     findings = Findings(strict=strict)
-    scope = cfg.get('default_scope')
     files: dict[Path, dict | None] = {}
+    # loaders that share a file and its images are checked once
     checked: set[tuple] = set()
     for loader in loaders:
         for key, dataset in datasets_of(cfg.get(loader), loader):
             if folders:
                 check_folders(key, dataset)
             path = _annotation_path(dataset)
-            if path is None:
+            content = None if path is None else _read_once(files, key, path)
+            if path is None or content is None:
                 continue
-            content = _read_once(files, key, path)
-            classes = classes_of(key, dataset, scope).get('classes')
-            if not classes or content is None:
+            classes = classes_of(key, dataset, cfg.get('default_scope')).get('classes')
+            if not classes:
                 continue
-            # loaders that share a file and its images are checked once
-            place = path, str(dataset.get('data_prefix')), tuple(classes)
-            if place not in checked:
-                _check_file(key, path, content, classes, dataset, scope, findings)
-            if place not in checked and _is_coco(dataset, scope):
-                check_entries(path, content, classes, findings)
-                if 'images' in content and not findings.errors:
-                    every = check_images
-                    check_image_files(path, content['images'], dataset, findings, every=every)
-            checked.add(place)
+            identity = path, str(dataset.get('data_prefix')), tuple(classes)
+            if identity not in checked:
+                checked.add(identity)
+                file = AnnotationFile(path, content, key, dataset, cfg.get('default_scope'))
+                _check_file(file, classes, findings, every_image=check_images)
             _check_evaluators(cfg, loader, content, classes, files)
     findings.report()
     _check_heads(cfg)
 
 
 def _check_file(
-    key: str,
-    path: Path,
-    content: dict,
-    classes: list[str],
-    dataset: dict,
-    scope: str | None,
-    findings: Findings,
+    file: AnnotationFile, classes: list[str], findings: Findings, *, every_image: bool
 ) -> None:
-    """Check the categories of a file, alone and against the classes of a data set."""
-    check_categories(path, content)
-    present = _category_names(content, dataset, scope)
-    _check_names(key, path, classes, present)
-    _check_order(f'{key}.metainfo.classes', path, classes, present)
+    """Check the categories of a file, alone and against the classes of its data set, and what else
+    mmdet's CocoDataset reads.
+    """
+    _check_file_classes(file, classes, findings)
+    if not _is_coco(file.dataset, file.scope):
+        return
+    check_entries(file.path, file.content, classes, findings)
+    if 'images' in file.content and not findings.errors:
+        images = file.content['images']
+        check_image_files(file.path, images, file.dataset, findings, every=every_image)
+
+
+def _check_file_classes(file: AnnotationFile, classes: list[str], findings: Findings) -> None:
+    check_categories(file.path, file.content)
+    present = _category_names(file.content, file.dataset, file.scope)
+    _check_names(file.key, file.path, classes, present)
+    _check_order(f'{file.key}.metainfo.classes', file.path, classes, present)
     if set(present) - set(classes):
         findings.warn(
-            path,
-            f'{key}.metainfo.classes uses {classes}, a part of the classes in {path}: '
+            file.path,
+            f'{file.key}.metainfo.classes uses {classes}, a part of the classes in {file.path}: '
             f'{present}. Objects of the others count as background.',
         )
 

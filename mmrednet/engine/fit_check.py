@@ -19,16 +19,19 @@ from ..checkpoints.matching import OPTIONAL_KEYS
 MIN_SHARE = 0.5
 
 
-def load_matching(network: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+def load_matching(
+    network: nn.Module, state: Mapping[str, Tensor], path: str, min_share: float = MIN_SHARE
+) -> None:
     """Load the tensors that fit a network, and log how many do.
 
     Args:
         network: Whole network.
         state: Tensors of a checkpoint by key.
         path: Path of the checkpoint, for messages.
+        min_share: Share of the network's tensors that must be in the file. Default: half of them.
 
     Raises:
-        CheckpointError: Less than half of the network's tensors are in the file.
+        CheckpointError: Less than this share of the network's tensors is in the file, or none.
     """
     shapes = {key: value.shape for key, value in network.state_dict().items()}
     # what training on several processes puts before keys
@@ -48,7 +51,7 @@ def load_matching(network: nn.Module, state: Mapping[str, Tensor], path: str) ->
         f'{matched} of {len(needed)} tensors matched; {len(missing)} not filled, of them '
         f'{len(mismatched)} by shape mismatches; {len(keys.unexpected_keys)} unexpected'
     )
-    if matched < MIN_SHARE * len(needed):
+    if matched < min_share * len(needed) or not matched:
         raise CheckpointError(
             f'{path} is of another network than this {type(network).__name__}: {counts}.\n'
             f'missing: {missing[:5]}\nunexpected: {keys.unexpected_keys[:5]}\n'
@@ -74,7 +77,15 @@ def check_fit(network: nn.Module, path: str) -> None:
 
 
 class FitHook(Hook):
-    """Checks that the checkpoint of a test is one of the network that is tested."""
+    """Checks that the checkpoint of a test or of a resumed run is one of its network.
+
+    Args:
+        training: True if a checkpoint that is not resumed starts a training. It may then be of a
+            part of the network. Default: False.
+    """
+
+    def __init__(self, *, training: bool = False) -> None:
+        self.training = training
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Count the tensors that match.
@@ -85,4 +96,6 @@ class FitHook(Hook):
         network = runner.model
         while is_model_wrapper(network) or isinstance(network, BaseTTAModel):
             network = network.module
-        load_matching(network, checkpoint.get('state_dict', checkpoint), runner._load_from)
+        min_share = 0 if self.training and not runner._resume else MIN_SHARE
+        state = checkpoint.get('state_dict', checkpoint)
+        load_matching(network, state, runner._load_from, min_share)

@@ -21,6 +21,8 @@ OTHER_KEYS = (
 )
 # shorter keys are too easily a name of the user's own
 SHORTEST = 7
+# conv_cfg, a usual variable, is two letters apart from env_cfg
+SHORTEST_WITH_TWO_ERRORS = 10
 
 
 def check_keys(cfg: Config) -> None:
@@ -38,11 +40,24 @@ def check_keys(cfg: Config) -> None:
         if key in names or len(key) < SHORTEST or not isinstance(value, dict | list):
             continue
         for name in names:
-            if _letters_apart(key, name) <= 2:
+            allowed = 2 if len(name) >= SHORTEST_WITH_TWO_ERRORS else 1
+            if _letters_apart(key, name) <= allowed or _is_swapped(key, name):
                 raise ValueError(
                     f'{key!r} is no section of a config and would be ignored; did you mean '
                     f'{name!r}? Rename it if it is a variable of your own.'
                 )
+
+
+def _is_swapped(left: str, right: str) -> bool:
+    """Return whether two neighbouring letters of one word are swapped in the other."""
+    if len(left) != len(right):
+        return False
+    pairs = list(zip(left, right, strict=True))
+    different = [index for index, (one, other) in enumerate(pairs) if one != other]
+    if len(different) != 2 or different[1] - different[0] != 1:
+        return False
+    first, second = different
+    return pairs[first] == pairs[second][::-1]
 
 
 def _letters_apart(left: str, right: str) -> int:

@@ -168,11 +168,7 @@ def apply_test_options(
         return None
     if scope_of(cfg) == 'mmdet':
         return _dump_detections(out)
-    evaluators = cfg.test_evaluator
-    if not isinstance(evaluators, list):
-        evaluators = [evaluators]
-    for evaluator in evaluators:
-        evaluator.update(output_dir=out, keep_results=True)
+    _dump_labels(cfg, out)
     return None
 
 
@@ -222,3 +218,10 @@ def _dump_detections(out: str) -> Callable:
     from mmdet.evaluation import DumpDetResults
 
     return lambda runner: runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
+
+
+def _dump_labels(cfg: Config, out: str) -> None:
+    """Let the evaluators of a segmenter write all label maps to a folder."""
+    evaluators = cfg.test_evaluator
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        evaluator.update(output_dir=out, keep_results=True)

@@ -25,7 +25,11 @@ class Moments(NamedTuple):
 
 
 def moments(x: Tensor) -> Moments:
-    """Return the statistics of the channels of a tensor (n, C, H, W)."""
+    """Return the statistics of the channels of a tensor (n, C, H, W); zeros if it is empty."""
+    if not x[:, 0].numel():
+        # the mean of nothing is NaN, which would stay in the running statistics for ever
+        zeros = x.new_zeros(x.shape[1])
+        return Moments(zeros, zeros, zeros.new_zeros((), dtype=torch.float64))
     # not the mean of squares minus the square of the mean, whose digits cancel
     variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
     return Moments(mean, variance, mean.new_tensor(x[:, 0].numel(), dtype=torch.float64))
@@ -35,7 +39,7 @@ def combined(parts: Sequence[Moments]) -> Moments:
     """Return the statistics of several parts together (Chan et al., 1979)."""
     means, variances, counts = (torch.stack(column) for column in zip(*parts, strict=True))
     count = counts.sum()
-    shares = (counts / count).to(means.dtype)[:, None]
+    shares = (counts / count.clamp_min(1)).to(means.dtype)[:, None]
     mean = (shares * means).sum(0)
     return Moments(mean, (shares * (variances + (means - mean).square())).sum(0), count)
 
@@ -53,7 +57,7 @@ def synchronised(part: Moments, norm: Any) -> Moments:
         return part
     group = norm.process_group
     count = _Sum.apply(part.elements, group)
-    share = (part.elements / count).to(part.mean.dtype)
+    share = (part.elements / count.clamp_min(1)).to(part.mean.dtype)
     mean = _Sum.apply(share * part.mean, group)
     variance = _Sum.apply(share * (part.variance + (part.mean - mean).square()), group)
     return Moments(mean, variance, count)
@@ -89,6 +93,8 @@ def update_running(norm: Any, mean: Tensor, variance: Tensor, count: Tensor) -> 
         norm.num_batches_tracked += 1
         # without a momentum, torch keeps the mean over all batches
         momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        # an empty batch says nothing
+        momentum = (count > 0).to(norm.running_mean.dtype) * momentum
         unbiased = variance * (count / (count - 1).clamp_min(1)).to(variance.dtype)
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
         norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)

@@ -134,6 +134,12 @@ class DeformableConv(SafeModule):
                 "torch.func: mmcv's operator is known to backward() and torch.autograd.grad alone. "
                 'Call these, for one sample after another if each needs its own gradient.'
             )
+        # before torch 2.7 there is no way to know
+        if getattr(torch.compiler, 'is_exporting', bool)():
+            raise RuntimeError(
+                f"{type(self).__name__} cannot be exported: mmcv's operator has no rules for "
+                'torch.export. Export a network with another operator; torch.compile runs this one.'
+            )
         dtype = torch.promote_types(x.dtype, torch.float32)
         with full_precision(x.device.type):
             # on a CPU the operators read memory as if it were contiguous

@@ -13,14 +13,21 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from mmcv.cnn import build_conv_layer
+from mmengine.logging import print_log
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
 from ..registry import MODELS
 from ..spelling import nearest
 from .attention import Attention
+from .safe_module import NamingMeta
 
 SpatialConfig = dict | None
+
+
+class GroupsError(ValueError):
+    """The groups of a GroupNorm do not divide the channels inside an operator."""
+
 
 # every registered operator by its name
 OPERATORS: dict[str, type[nn.Module]] = {}
@@ -110,12 +117,14 @@ def build_spatial(
         stride: Distance between neighbouring outputs.
         dilation: Distance between neighbouring taps.
         norm_cfg: Norm of the surrounding network. Operators with norms use it unless ``cfg`` has
-            a ``norm_cfg`` of its own.
+            a ``norm_cfg`` of its own. Where the groups of a GroupNorm do not divide the channels
+            inside the operator, their number is halved until it does, which is logged.
         bias: True if the 3x3 convolution has a bias; operators ignore it.
 
     Raises:
         TypeError: ``cfg`` is not a dict with a ``type``.
         KeyError: No operator is registered under that type.
+        ValueError: No number of groups of a GroupNorm fits, or another argument is wrong.
     """
     if cfg is None:
         options = dict(stride=stride, padding=dilation, dilation=dilation, bias=bias)
@@ -123,9 +132,54 @@ def build_spatial(
     layer = _operator_class(cfg)
     arguments = dict(cfg, type=layer, channels=channels, stride=stride, dilation=dilation)
     # operators without norms have no such argument
-    if norm_cfg is not None and 'norm_cfg' in inspect.signature(layer).parameters:
-        arguments.setdefault('norm_cfg', norm_cfg)
-    return MODELS.build(arguments)
+    if norm_cfg is None or 'norm_cfg' not in inspect.signature(layer).parameters:
+        return MODELS.build(arguments)
+    if 'norm_cfg' in cfg:
+        return _build_with_norm(arguments)
+    return _build_with_fitted_norm(arguments, norm_cfg)
+
+
+def _build_with_norm(arguments: dict) -> nn.Module:
+    """Build an operator with norms.
+
+    Raises:
+        GroupsError: The groups of a GroupNorm do not divide the channels.
+    """
+    try:
+        return MODELS.build(arguments)
+    except ValueError as error:
+        # torch's error names no layer
+        if 'num_groups' not in str(error):
+            raise
+        raise GroupsError(
+            f'norm_cfg={dict(arguments["norm_cfg"])} does not fit the norms inside '
+            f'{arguments["type"].__name__} of {arguments["channels"]} channels: {error}.'
+        ) from error
+
+
+def _build_with_fitted_norm(arguments: dict, norm_cfg: dict) -> nn.Module:
+    """Build an operator whose norm is that of the network around it, with the groups that fit.
+
+    Raises:
+        GroupsError: No number of groups fits.
+    """
+    fitted = dict(norm_cfg)
+    while True:
+        try:
+            layer = _build_with_norm(dict(arguments, norm_cfg=fitted))
+        except GroupsError:
+            if fitted.get('num_groups', 1) < 2:
+                raise
+            fitted['num_groups'] //= 2
+            continue
+        if fitted != norm_cfg:
+            print_log(
+                f'{type(layer).__name__} of {arguments["channels"]} channels has norms of '
+                f'{fitted["num_groups"]} groups inside, because the channels there are not '
+                f'divisible by those of {norm_cfg}.',
+                'current',
+            )
+        return layer
 
 
 def _operator_class(cfg: dict) -> Any:
@@ -151,7 +205,7 @@ def _operator_class(cfg: dict) -> Any:
 
 
 @spatial_operator
-class OperatorChain(Sequential):
+class OperatorChain(Sequential, metaclass=NamingMeta):
     """Apply operators one after another, such as attention along rows and then along columns.
 
     Args:

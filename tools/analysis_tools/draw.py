@@ -18,18 +18,18 @@ from mmengine.config import DictAction
 
 from mmrednet import safe_loading
 from mmrednet.analysis import (
+    ModelImage,
     attention_maps,
     class_activation,
     draw_attention_maps,
     draw_detections,
-    draw_kernel_maps,
     draw_segmentations,
-    kernel_maps,
     model_image,
 )
 from mmrednet.analysis.attention_views import ROLLOUT, VIEWS
 from mmrednet.analysis.class_activation import METHODS
-from mmrednet.engine import check_fit, load_config, scope_of
+from mmrednet.analysis.panels import display_image
+from mmrednet.engine import check_data, check_fit, load_config, named_types, scope_of
 from mmrednet.layers import Involution
 
 
@@ -139,11 +139,13 @@ def draw_kernels(model, item):
     stages = last_involution_of_each_stage(model)
     if not stages:
         return None
-    sample = item['data_samples']
-    batch = model.data_preprocessor(dict(inputs=[item['inputs']], data_samples=[sample]))
-    maps = kernel_maps(model.backbone, batch['inputs'])
-    panels = {stage: maps[name.removeprefix('backbone.')] for stage, name in stages.items()}
-    return draw_kernel_maps(cv2.imread(sample.img_path), panels)
+    batch = dict(inputs=[item['inputs']], data_samples=[item['data_samples']])
+    prepared = model.data_preprocessor(batch)
+    sample = prepared['data_samples'][0]
+    image = ModelImage(display_image(item), prepared['inputs'], sample.img_shape[:2], sample)
+    layers = list(stages.values())
+    maps = attention_maps(model, image, layers=layers, view='kernel-sum', heads='mean')
+    return draw_attention_maps(image, maps)
 
 
 def view_photo(model, photo, args):
@@ -172,6 +174,7 @@ def draw_photos(model, args):
 
 
 @safe_loading()
+@named_types()
 def main():
     args = parse_args()
     cfg = load_config(args.config, options=args.cfg_options)
@@ -184,6 +187,7 @@ def main():
     if args.photos:
         draw_photos(model, args)
         return
+    check_data(cfg, loaders=['test_dataloader'])
     dataset = build_test_set(cfg)
     args.out.mkdir(parents=True, exist_ok=True)
     picture = draw(model, dataset, args.images, scale=args.scale)
@@ -191,7 +195,7 @@ def main():
     write(args.out / name, picture[..., ::-1])
     kernels = draw_kernels(model, dataset[args.images[0]])
     if kernels is not None:
-        write(args.out / 'kernels.png', kernels)
+        write(args.out / 'kernels.png', kernels[..., ::-1])
 
 
 if __name__ == '__main__':

@@ -1,7 +1,8 @@
 """Build every ResNet-50 config of the installed mmdet and mmseg with backbones of mmrednet.
 
 The backbone's type is replaced, as a user does it, and nothing else. Models are built on the meta
-device, which takes a few minutes for all configs and no memory.
+device, which takes a few minutes for all configs and no memory. With --forward one config of each
+head also computes an image on the CPU.
 """
 
 import argparse
@@ -21,11 +22,14 @@ from mmrednet.analysis.stock_configs import (
     BACKBONES,
     failure,
     forward_failure,
-    heads_of,
+    one_of_each_head,
     stock_configs,
     with_backbone,
 )
 from mmrednet.engine import HOSTS
+
+# height and width of an image: the first is fast, some heads need the second
+SIZES = (64, 192)
 
 
 def parse_args():
@@ -43,22 +47,21 @@ def parse_args():
 
 
 def sweep_heads(scope, backbones, match):
-    """Return the errors of one config of each model and head, {backbone: {config: error}}.
+    """Return the errors of one config of each head, {backbone: {config: error}}.
 
-    A config that cannot compute an image with its own ResNet is left out.
+    A config that cannot compute an image of any size with its own ResNet is left out.
     """
     import_module(f'{scope}.utils').register_all_modules(init_default_scope=True)
-    samples = {}
-    for config in stock_configs(scope):
-        if match in str(config.path):
-            samples.setdefault(heads_of(config.model), config)
+    configs = (config for config in stock_configs(scope) if match in str(config.path))
     errors = {name: {} for name in backbones}
-    for config in samples.values():
-        if forward_failure(config.model, scope):
+    for config in one_of_each_head(configs):
+        runs = (size for size in SIZES if forward_failure(config.model, scope, size) is None)
+        size = next(runs, None)
+        if size is None:
             continue
         for name in backbones:
             model = with_backbone(config.model, f'mmrednet.{name}')
-            errors[name][config.name] = forward_failure(model, scope)
+            errors[name][config.name] = forward_failure(model, scope, size)
     return errors
 
 
