@@ -68,7 +68,8 @@ def average_precision(
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = dict(
-            images=[dict(id=number) for number in range(1, len(images) + 1)],
+            # pycocotools asks for a size that run lengths do not need
+            images=[dict(id=number, height=0, width=0) for number in range(1, len(images) + 1)],
             categories=[dict(id=category) for category in things],
             annotations=truths,
         )
