@@ -54,6 +54,7 @@ MODELS = NamingRegistry(
         'mmrednet.backbones',
         'mmrednet.necks',
         'mmrednet.heads',
+        'mmrednet.panoptic',
         'mmrednet.pretraining',
     ],
 )
