@@ -83,6 +83,7 @@ MODELS = NamingRegistry(
         'mmrednet.backbones',
         'mmrednet.necks',
         'mmrednet.heads',
+        'mmrednet.panoptic',
         'mmrednet.pretraining',
     ],
 )
