@@ -15,6 +15,7 @@ from .coco_check import check_categories, check_entries
 from .findings import Findings
 from .image_check import check_folders
 from .image_check import check_images as check_image_files
+from .segment_check import check_segments, is_panoptic
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 CLASS_HEADS = ('bbox_head', 'mask_head', 'decode_head')
@@ -66,6 +67,8 @@ def check_classes(
             place = path, str(dataset.get('data_prefix')), tuple(classes)
             if place not in checked:
                 _check_file(key, path, content, classes, dataset, scope, findings)
+            if place not in checked and is_panoptic(content):
+                check_segments(path, content, findings)
             if place not in checked and _is_coco(dataset, scope):
                 check_entries(path, content, classes, findings)
                 if 'images' in content and not findings.errors:
