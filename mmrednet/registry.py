@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import OPTIMIZERS as ROOT_OPTIMIZERS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import VISUALIZERS as ROOT_VISUALIZERS
 from mmengine.registry import Registry
@@ -123,4 +124,7 @@ VISUALIZERS = NamingRegistry(
     parent=ROOT_VISUALIZERS,
     scope='mmrednet',
     locations=['mmrednet.analysis.panoptic_visualizer'],
+)
+OPTIMIZERS = NamingRegistry(
+    'optimizer', parent=ROOT_OPTIMIZERS, scope='mmrednet', locations=['mmrednet.engine.lookahead']
 )

@@ -44,7 +44,7 @@ def local_maxima(heat: Tensor, threshold: float, kernel_size: int) -> Tensor:
 
 def keep_best(scores: Tensor, top_k: int) -> Tensor:
     """Return which maxima are kept: the ``top_k`` best, of equal ones the first."""
-    limit = scores.topk(min(top_k, len(scores))).values[-1]
+    limit = scores.topk(min(top_k, scores.shape[0])).values[-1]
     is_above, is_equal = scores > limit, scores == limit
     room = top_k - is_above.sum()
     return (is_above | (is_equal & (is_equal.cumsum(0) <= room))) & (scores > SUPPRESSED)
@@ -59,7 +59,7 @@ def keep_detectron2(scores: Tensor, top_k: int) -> Tensor:
 
 def keep_bowenc0221(scores: Tensor, top_k: int) -> Tensor:
     """Return which maxima are kept: those above the best but ``top_k``."""
-    return keep_detectron2(scores, min(top_k, len(scores)))
+    return keep_detectron2(scores, min(top_k, scores.shape[0]))
 
 
 def keep_deeplab2(scores: Tensor, top_k: int) -> Tensor:
@@ -93,7 +93,7 @@ def find_centers(
     """
     scores = local_maxima(heat, threshold, kernel_size).flatten()
     is_kept = TOP_K_RULES[rule](scores, top_k)
-    count = len(scores)
+    count = scores.shape[0]
     # the first elements have the highest keys, so that the result is in row order
     keys = (count - torch.arange(count, device=heat.device)) * is_kept
     best = keys.topk(min(top_k, count)).values

@@ -68,6 +68,8 @@ class PanopticDeepLab(SafeModule, BaseDetector):
         test_cfg: Arguments of :class:`PanopticMerger`, and ``rescale_offsets``: False if offsets
             stay as they are where predictions are resized to the original image, as in detectron2.
             Default of that: True.
+        stride: Stride of the coarsest feature map. Images are padded to a multiple of it, and one
+            more where corners are aligned, so that all maps are. Default: 16.
         train_cfg: Not used; mmdet's configs may have it.
         data_preprocessor: Config of the data preprocessor.
         init_cfg: Initialisation, see mmengine's BaseModule.
@@ -96,6 +98,7 @@ class PanopticDeepLab(SafeModule, BaseDetector):
         targets: dict | None = None,
         losses: dict | None = None,
         test_cfg: dict | None = None,
+        stride: int = 16,
         train_cfg: dict | None = None,
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | list[dict] | None = None,
@@ -114,7 +117,7 @@ class PanopticDeepLab(SafeModule, BaseDetector):
             losses=losses,
             test_cfg=test_cfg,
         )
-        self.num_classes = num_classes
+        self.num_classes, self.stride = num_classes, stride
         self.backbone = MMDET_MODELS.build(backbone)
         self.neck = None if neck is None else MMDET_MODELS.build(neck)
         self._build_branches(parts)
@@ -160,10 +163,17 @@ class PanopticDeepLab(SafeModule, BaseDetector):
         self, batch_inputs: Tensor, batch_data_samples: Sequence[BaseDataElement]
     ) -> dict[str, Tensor]:
         """Return the losses of a batch."""
+        batch_inputs = self._pad(batch_inputs)
         size = batch_inputs.shape[2:]
         targets = [self._targets(sample, size) for sample in batch_data_samples]
         batch = Targets(*(torch.stack(values) for values in zip(*targets, strict=True)))
         return self.criterion(self.upsample(self._forward(batch_inputs), size), batch)
+
+    def _pad(self, images: Tensor) -> Tensor:
+        """Return images padded at the bottom and on the right by the mean of normalised ones."""
+        extra = int(self.upsample.align_corners)
+        height, width = (-(length - extra) % self.stride for length in images.shape[2:])
+        return nn.functional.pad(images, (0, width, 0, height))
 
     def _targets(self, sample: BaseDataElement, size: Sequence[int]) -> Targets:
         ids = sample.gt_panoptic_seg.sem_seg[0]
@@ -196,6 +206,7 @@ class PanopticDeepLab(SafeModule, BaseDetector):
         rescale: bool = True,
     ) -> list[ImageMaps]:
         """Return what the panoptic map of each image is made of."""
+        batch_inputs = self._pad(batch_inputs)
         predictions = self._forward(batch_inputs)
         size = batch_inputs.shape[2:]
         maps = []

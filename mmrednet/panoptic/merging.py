@@ -63,7 +63,7 @@ def mass_heat(heat: Tensor, centers: Tensor, index: Tensor, area: Tensor) -> Ten
     height, width = index.shape
     rows = torch.arange(height, device=index.device)[:, None].expand(height, width)
     columns = torch.arange(width, device=index.device).expand(height, width)
-    count = len(centers)
+    count = centers.shape[0]
     row = add_up(rows, index, count + 1)[:count] // area.clamp(min=1)
     column = add_up(columns, index, count + 1)[:count] // area.clamp(min=1)
     return heat[row, column]
@@ -192,15 +192,15 @@ class PanopticMerger(nn.Module):
         index = self.group(centers, exists, offset, members)
         voters = index
         if foreground is not None and self.things_vote:
-            voters = index.masked_fill(~is_thing, len(centers))
-        category, area = self.vote(voters, semantic, len(centers))
+            voters = index.masked_fill(~is_thing, centers.shape[0])
+        category, area = self.vote(voters, semantic, centers.shape[0])
         # stuff has the pixels outside all instances, and those of no segment are void
-        slot = self.add_stuff(index, voters, semantic, len(centers))
+        slot = self.add_stuff(index, voters, semantic, centers.shape[0])
         number = self.number(voters, category, area)
         classes = torch.arange(self.num_classes, device=semantic.device)
         category = torch.cat([category, classes])
         number = torch.cat([number, torch.zeros_like(classes)])
-        counts = add_up(torch.ones_like(slot), slot, len(category) + 1)[:-1]
+        counts = add_up(torch.ones_like(slot), slot, category.shape[0] + 1)[:-1]
         score = self.score(probability, heat, centers, slot, category, counts)
         return PanopticMap(slot, category, number, counts, score)
 
@@ -224,7 +224,7 @@ class PanopticMerger(nn.Module):
         points = torch.stack([offset[0] + rows[:, None], offset[1] + columns])
         positions = centers.to(offset.dtype).masked_fill(~exists[:, None], torch.inf)
         index = nearest_center(points, positions, members & exists.any())
-        return index.masked_fill(~(members & exists.any()), len(centers))
+        return index.masked_fill(~(members & exists.any()), centers.shape[0])
 
     def vote(self, index: Tensor, semantic: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return class and area (K,) of the instances."""
@@ -246,10 +246,10 @@ class PanopticMerger(nn.Module):
 
     def number(self, index: Tensor, category: Tensor, area: Tensor) -> Tensor:
         """Return the number of each instance (K,) in its class, from 1."""
-        order = torch.arange(len(category), device=index.device)
+        order = torch.arange(category.shape[0], device=index.device)
         if self.by_appearance:
             position = torch.arange(index.numel(), device=index.device)
-            first = position.new_full((len(category) + 1,), index.numel())
+            first = position.new_full((category.shape[0] + 1,), index.numel())
             order = first.scatter_reduce(0, index.flatten(), position, 'amin')[:-1]
         is_same = (category == category[:, None]) & (area > 0)
         return (is_same & (order < order[:, None])).sum(1) + 1
@@ -266,9 +266,9 @@ class PanopticMerger(nn.Module):
         """Return the scores (K + C,): stuff has the mean probability of its class alone."""
         class_of_pixel = torch.cat([category, category.new_zeros(1)])[slot]
         values = probability.gather(0, class_of_pixel[None])[0].double()
-        steps = add_up((values * PROBABILITY_STEPS).round().long(), slot, len(area) + 1)[:-1]
+        steps = add_up((values * PROBABILITY_STEPS).round().long(), slot, area.shape[0] + 1)[:-1]
         mean = steps.double() / PROBABILITY_STEPS / area.clamp(min=1)
-        count = len(centers)
+        count = centers.shape[0]
         things = mean[:count] if self.has_probability else torch.ones_like(mean[:count])
         if self.heat_of is not None:
             index = slot.clamp(max=count)

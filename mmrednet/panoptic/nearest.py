@@ -103,8 +103,9 @@ def compare(rows: Tensor, columns: Tensor, centers: Tensor) -> Tensor:
     """
     nearest = torch.full_like(rows, torch.inf)
     index = torch.zeros_like(rows, dtype=torch.int64)
-    for candidate, (row, column) in enumerate(zip(*centers, strict=True)):
-        distance = torch.addcmul((rows - row) ** 2, columns - column, columns - column)
+    for candidate, center in enumerate(centers.unbind(1)):
+        height, width = rows - center[0], columns - center[1]
+        distance = torch.addcmul(height * height, width, width)
         is_nearer = distance < nearest
         nearest = torch.minimum(nearest, distance)
         index = index.masked_fill(is_nearer, candidate)
