@@ -2,27 +2,24 @@
 landscapes.
 """
 
-_base_ = ['../_base_/panoptic/datasets/shapes.py', 'mmdet::_base_/default_runtime.py']
+_base_ = [
+    '../_base_/panoptic/models/panoptic_deeplab.py',
+    '../_base_/panoptic/datasets/shapes.py',
+    '../_base_/panoptic/default_runtime.py',
+]
 
-size = (128, 128)
 iterations, batch_size = 1000, 4
 channels = 64  # of both decoders (256 and 128 in the published networks)
 
+branch = dict(channels=channels, low_channels=(16, 32))
 model = dict(
-    type='mmrednet.PanopticDeepLab',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=16,
-    ),
+    data_preprocessor=dict(pad_size_divisor=16),
     backbone=dict(
         type='mmrednet.AxialResNet',
         arch=0.25,
         depth=26,
         output_stride=16,
-        input_size=size[0],
+        input_size=128,
         num_heads=4,
         out_indices=(0, 1, 3),
     ),
@@ -32,16 +29,15 @@ model = dict(
         in_channels=[64, 128, 512],
         context='projection',
         context_channels=channels,
-        channels=channels,
-        low_channels=(16, 32),
-        norm_cfg=dict(type='BN'),
+        # statistics of a short run
+        norm_cfg=dict(type='BN', momentum=0.1),
     ),
-    semantic_decoder=dict(channels=channels, low_channels=(16, 32)),
-    instance_decoder=dict(channels=channels, low_channels=(16, 32)),
+    semantic_decoder=branch,
+    instance_decoder=branch,
     # objects are an eighth as large as in the published data sets
     targets=dict(sigma=5, small_area=400),
     losses=dict(hardest=1.0),
-    test_cfg=dict(stuff_area=64, top_k=30),
+    test_cfg=dict(nms_kernel=13, stuff_area=64, top_k=30),
 )
 
 train_dataloader = dict(batch_size=batch_size)
@@ -62,7 +58,18 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 default_hooks = dict(
     logger=dict(interval=100),
-    checkpoint=dict(by_epoch=False, interval=iterations, max_keep_ckpts=1),
+    checkpoint=dict(interval=iterations, max_keep_ckpts=1, save_best=None),
 )
-log_processor = dict(by_epoch=False)
+env_cfg = dict(dist_cfg=dict(backend='gloo'))
 randomness = dict(seed=0)
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)],
+            [dict(type='mmrednet.LoadPanopticMap', num_things=5)],
+            [dict(type='mmrednet.PackPanopticInputs')],
+        ],
+    ),
+]
