@@ -56,19 +56,7 @@ class PanopticVisualizer(Visualizer):
             pred_score_thr: Not used: a panoptic map has one segment at each pixel. Default: 0.3.
             step: Iteration for the backends. Default: 0.
         """
-        image = mmcv.imrescale(image, max(1.0, MIN_WIDTH / image.shape[1]))
-        labels: set[int] = set()
-        panels = {'image': image}
-        if data_sample is not None:
-            sample = data_sample.cpu()
-            panels, labels = panoptic_panels(
-                image, sample, self.dataset_meta, truth=draw_gt, prediction=draw_pred
-            )
-        titles = [titled(panel, title) for title, panel in panels.items()]
-        picture = grid(titles, len(titles))
-        if labels:
-            strip = panoptic_legend(labels, self.dataset_meta, picture.shape[1])
-            picture = np.concatenate([picture, strip])
+        picture = self._picture(image, data_sample, draw_gt, draw_pred)
         self.set_image(picture)
         if show:
             self.show(picture, win_name=name, wait_time=wait_time)
@@ -76,3 +64,19 @@ class PanopticVisualizer(Visualizer):
             mmcv.imwrite(picture[..., ::-1], out_file)
         elif not show:
             self.add_image(name, picture, step)
+
+    def _picture(self, image: np.ndarray, sample: Any, truth: bool, prediction: bool) -> np.ndarray:
+        """Return the panels of a data sample side by side, and the legend below them."""
+        image = mmcv.imrescale(image, max(1.0, MIN_WIDTH / image.shape[1]))
+        labels: set[int] = set()
+        panels = {'image': image}
+        if sample is not None:
+            panels, labels = panoptic_panels(
+                image, sample.cpu(), self.dataset_meta, truth=truth, prediction=prediction
+            )
+        titles = [titled(panel, title) for title, panel in panels.items()]
+        picture = grid(titles, len(titles))
+        if not labels:
+            return picture
+        strip = panoptic_legend(labels, self.dataset_meta, picture.shape[1])
+        return np.concatenate([picture, strip])
