@@ -7,6 +7,8 @@ from benchmarks.benchmark_panoptic import CLASSES, SETTINGS, THINGS, VOID, direc
 
 from mmrednet.panoptic.merging import PanopticMerger
 
+ARGUMENTS = ['--shape', '128', '256', '--centers', '12', '--no-network']
+
 
 @pytest.mark.parametrize('noise', [0.0, 2.0, 40.0])
 def test_both_forms_give_the_same_map(noise):
@@ -18,7 +20,7 @@ def test_both_forms_give_the_same_map(noise):
 
 
 def test_the_table(capsys):
-    benchmark_panoptic.main('--shape 128 256 --centers 12 --rounds 1 --no-network'.split())
+    benchmark_panoptic.main([*ARGUMENTS, '--rounds', '1'])
     text = capsys.readouterr().out
     assert '128 x 256, 12 instances' in text
     assert '| mmrednet |' in text
@@ -28,4 +30,4 @@ def test_the_table(capsys):
 def test_forms_that_differ_are_not_timed(monkeypatch):
     monkeypatch.setattr(benchmark_panoptic, 'direct', lambda *maps: maps[1])
     with pytest.raises(SystemExit, match='different maps'):
-        benchmark_panoptic.main('--shape 128 256 --centers 12 --no-network'.split())
+        benchmark_panoptic.main(ARGUMENTS)
