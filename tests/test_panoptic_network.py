@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from mmrednet.backbones import AxialResNet
+from mmrednet.layers import AxialAttention1d
 from mmrednet.panoptic.detector import PanopticDeepLab
 
 THINGS = range(11, 19)
@@ -120,3 +122,26 @@ def test_published_parameters(row):
     for name, count in row['parts'].items():
         if name in parts:
             assert parts[name] == count
+
+
+def test_the_backbone_of_axial_deeplab():
+    """Three convolutions, a last stage without stride or dilation, and tables of one size."""
+    backbone = AxialResNet(
+        's', stem='inception', output_stride=16, span=65, table_size=255, out_indices=(0, 1, 3)
+    )
+    convs = [module for module in backbone.stem.modules() if isinstance(module, nn.Conv2d)]
+    assert [(conv.out_channels, conv.kernel_size[0], conv.stride[0]) for conv in convs] == [
+        (32, 3, 2),
+        (32, 3, 1),
+        (64, 3, 1),
+    ]
+    tables = [module for module in backbone.modules() if isinstance(module, AxialAttention1d)]
+    assert {module.relative.shape[1] for module in tables} == {509}
+    assert {module.span for module in tables} == {65}
+    backbone.eval()
+    with torch.no_grad():
+        maps = backbone(torch.zeros(1, 3, 65, 97))
+    assert [tuple(x.shape[1:]) for x in maps] == [(128, 17, 25), (256, 9, 13), (1024, 5, 7)]
+    assert list(backbone.stem_modules()) == [backbone.stem]
+    with pytest.raises(ValueError, match=r"stem must be one of \['conv', 'inception', 'axial'\]"):
+        AxialResNet('s', stem='deep')

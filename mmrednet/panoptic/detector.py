@@ -18,7 +18,7 @@ from .decoder import PanopticDecoder
 from .formats import rename
 from .heads import PanopticHead
 from .losses import PanopticLoss, Predictions
-from .merging import PanopticMap, PanopticMerger
+from .merging import PanopticMap, PanopticMerger, most_probable
 from .resizing import Upsampling, resize, scale_offset
 from .targets import PanopticTargets, Targets
 from .variants import arguments
@@ -231,7 +231,7 @@ class PanopticDeepLab(SafeModule, BaseDetector):
 
     def add_prediction(self, sample: BaseDataElement, maps: ImageMaps) -> PanopticMap:
         """Add the panoptic map to the data sample of its image, and return it."""
-        semantic = maps.probability.argmax(0)
+        semantic = most_probable(maps.probability)
         result = self.merger(*maps, semantic=semantic)
         sample.pred_panoptic_seg = PixelData(sem_seg=result.ids(self.num_classes)[None])
         sample.pred_sem_seg = PixelData(sem_seg=semantic[None])

@@ -185,7 +185,7 @@ class PanopticMerger(nn.Module):
             foreground: Mask (H, W) of the pixels that belong to instances. Default: those of
                 things.
         """
-        semantic = probability.argmax(0) if semantic is None else semantic
+        semantic = most_probable(probability) if semantic is None else semantic
         is_thing = self.is_thing[semantic]
         members = is_thing if foreground is None else foreground
         centers, exists = self.find_centers(heat)
@@ -274,6 +274,19 @@ class PanopticMerger(nn.Module):
             index = slot.clamp(max=count)
             things = things * self.heat_of(heat, centers, index, area[:count]).double()
         return torch.cat([things, mean[count:]])
+
+
+def most_probable(probability: Tensor) -> Tensor:
+    """Return the first class with the highest probability (H, W)."""
+    # torch's argmax over the first axis is slow on CPUs
+    if probability.is_cuda or is_traced():
+        return probability.argmax(0)
+    best = probability[0].clone()
+    index = torch.zeros_like(best, dtype=torch.int16)
+    for category, values in enumerate(probability[1:], start=1):
+        index.masked_fill_(values > best, category)
+        torch.maximum(best, values, out=best)
+    return index.long()
 
 
 def add_up(values: Tensor, index: Tensor, count: int) -> Tensor:

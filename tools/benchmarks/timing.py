@@ -11,12 +11,17 @@ import numpy as np
 WARM_UP = 2
 
 
-def medians(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def medians(
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Call each contestant once per round, so that other load on the machine falls on all of them.
 
     Args:
         contestants: Functions to time, by name.
         rounds: Number of rounds. Two more come first and do not count.
+        clock: Function that returns seconds. Default: the wall clock.
 
     Returns:
         The median seconds of each contestant.
@@ -29,8 +34,8 @@ def medians(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dic
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + WARM_UP):
         for name, function in contestants.items():
-            start = time.perf_counter()
+            start = clock()
             function()
             if turn >= WARM_UP:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: float(np.median(values)) for name, values in times.items()}
