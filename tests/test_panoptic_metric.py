@@ -284,6 +284,16 @@ def test_the_official_script_on_written_files(tmp_path):
 
 
 class TestParts:
+    @pytest.mark.parametrize(('column', 'false_positives'), [(0, 1), (4, 0)])
+    def test_the_last_crowd_of_a_class_counts(self, column, false_positives):
+        truth = np.repeat([[1, 1, 1, 1, 2, 2, 2, 2]], 4, 0)
+        truths = [dict(id=number, category=1, iscrowd=1) for number in (1, 2)]
+        prediction = np.zeros((4, 8), np.int64)
+        prediction[:, column : column + 4] = 5
+        statistics = statistics_of([truth, prediction], truths, [dict(id=5, category=1)])
+        entry = statistics[1]
+        assert (entry.tp, entry.fp, entry.fn) == (0, false_positives, 0)
+
     def test_instances_are_the_masks(self):
         from pycocotools import mask as coco_mask
 
