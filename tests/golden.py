@@ -19,10 +19,11 @@ FOLDER = Path(__file__).parent / 'data' / 'golden'
 
 def load(name):
     """Return the description of a case and its arrays (empty for models)."""
-    case = json.loads((FOLDER / f'{name}.json').read_text())
+    path = FOLDER / f'{name}.json'
+    case = json.loads(path.read_text())
     arrays = {}
     if 'arrays' in case:
-        with np.load(FOLDER / case['arrays'], allow_pickle=False) as file:
+        with np.load(path.parent / case['arrays'], allow_pickle=False) as file:
             arrays = {key: torch.from_numpy(file[key]) for key in file.files}
     return case, arrays
 

@@ -160,7 +160,10 @@ def deeplab2(state):
             # epsilon is 1e-3 there
             value = value - (1e-3 - 1e-5)
         *path, last = key.split('.')
-        if path[0] in ('conv1', 'bn1'):
+        if path[0] == 'stem':
+            layer = ('_conv1_bn_act', '_conv2_bn_act', '_conv3_bn')[int(path[1])]
+            place = f'_stem/{layer}/{dict(conv="_conv", bn="_batch_norm")[path[2]]}'
+        elif path[0] in ('conv1', 'bn1'):
             place = '_stem/_conv' if path[0] == 'conv1' else '_stem/_batch_norm'
         else:
             kind, inner = (

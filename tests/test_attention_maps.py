@@ -19,7 +19,7 @@ from mmrednet.analysis import (
 )
 from mmrednet.analysis.attention_views import Grid, distance, entropy, query, spread, views_of
 from mmrednet.backbones import RedNet, SASAResNet, SpatialResNet
-from mmrednet.layers import AttentionStem, build_spatial
+from mmrednet.layers import AttentionStem, Involution, build_spatial
 from mmrednet.layers.attention import AxisWeights, TapWeights
 from mmrednet.ops import Window
 
@@ -326,6 +326,18 @@ class TestMaps:
         layer.train()
         torch.testing.assert_close(maps[1].values, expected.detach())
 
+    def test_kernel_sums_of_involutions(self):
+        first, second = Involution(16), Involution(16, kernel_size=3, stride=2, group_channels=4)
+        model = nn.Sequential(first, nn.ReLU(), second).double().eval()
+        x = torch.randn(1, 16, 7, 6, dtype=torch.float64)
+        maps = {item.layer: item.values for item in attention_maps(model, x)}
+        assert list(maps) == ['0', '2']
+        torch.testing.assert_close(maps['0'], first.generate(first.conv1(x)).sum(2).detach())
+        expected = second.generate(second.conv1(second.pool(first(x).relu()))).sum(2)
+        torch.testing.assert_close(maps['2'], expected.detach())
+        assert maps['2'].shape == (1, 4, 4, 3)
+        assert not first._forward_pre_hooks
+
     def test_heads(self, network):
         x = torch.randn(1, 3, 64, 64)
         each = attention_maps(network, x, layers='layer3.0.conv2')[0].values
@@ -337,7 +349,6 @@ class TestMaps:
         import gc
         import weakref
 
-        from mmrednet.layers import Involution
 
         alive, original = [], Involution.attention
 

@@ -366,6 +366,28 @@ def test_variables_of_deeplab2(tmp_path):
         convert_file(tmp_path / 'broken.npz', tmp_path / 'no.pth', shapes=shapes_of(model))
 
 
+def test_the_stem_of_axial_deeplab(tmp_path):
+    """Names of deeplab2 go round, and its tables have one size."""
+    cfg = dict(type='mmrednet.AxialResNet', arch='s', depth=26, stem='inception', table_size=9)
+    model = build_backbone(cfg)
+    state = {
+        key.replace('.height_block.', '.hight_block.'): golden.fill(key, value.shape)
+        for key, value in model.state_dict().items()
+    }
+    write_checkpoint(tmp_path / 'variables.npz', published.deeplab2(state))
+    conversion = convert_file(
+        tmp_path / 'variables.npz', tmp_path / 'ours.pth', shapes=shapes_of(model)
+    )
+    assert (conversion.format, conversion.match.mismatched) == ('axial-deeplab2', {})
+    ours = read_checkpoint(tmp_path / 'ours.pth').state
+    for key in model.state_dict():
+        if not key.endswith('num_batches_tracked'):
+            expected = state[key.replace('.height_block.', '.hight_block.')]
+            torch.testing.assert_close(ours[key].double(), expected)
+    network = convert_file(tmp_path / 'variables.npz', tmp_path / 'inferred.pth').network
+    assert (network['arch'], network['depth'], network['stem']) == ('s', 26, 'inception')
+
+
 @pytest.mark.parametrize('length', [5, 21])
 def test_tables_of_positions_keep_the_function_at_their_own_length(length):
     from mmrednet.backbones.axial_formats import resize_tables

@@ -1,4 +1,4 @@
-"""Pictures of what a network sees: kernels of involution, detections and segmentations."""
+"""Pictures of detections and segmentations beside the ground truth."""
 
 from __future__ import annotations
 
@@ -7,84 +7,17 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from ..layers import Involution
-from .panels import COLOURS, captioned, display_image, grid, with_legend, with_objects
-
-
-def kernel_maps(model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
-    """Run a model and return the sum of each position's kernel for each of its involutions.
-
-    Figure 3 of the paper (Li et al., CVPR 2021) shows these sums:
-
-        map[b, g, y, x] = sum over j of  W[b, g, j, y, x]
-
-    Args:
-        model: Module with at least one involution.
-        inputs: Inputs of its forward.
-
-    Returns:
-        The name of each involution, in the order of use, and its map (B, G, Ho, Wo).
-
-    Raises:
-        ValueError: The model has no involution.
-    """
-    maps: dict[str, Tensor] = {}
-    hooks = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, Involution):
-
-            def store(
-                _: nn.Module, __: tuple, hidden: Tensor, name: str = name, layer: Involution = layer
-            ) -> None:
-                maps[name] = layer.generate(hidden.detach()).sum(2)
-
-            hooks.append(layer.conv1.register_forward_hook(store))
-    if not hooks:
-        raise ValueError(
-            f'model must have at least one Involution, {type(model).__name__} has none.'
-        )
-    try:
-        with torch.no_grad():
-            model(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return maps
-
-
-def draw_kernel_maps(
-    image: np.ndarray, maps: dict[str, Tensor], *, height: int = 256
-) -> np.ndarray:
-    """Draw the image and, beside it, each map on top of the image.
-
-    Each map is averaged over its groups and scaled to its own range, from blue to red.
-
-    Args:
-        image: Image (H, W, 3), uint8, BGR.
-        maps: Result of :func:`kernel_maps` for this image. The first of the batch is drawn.
-        height: Height of the panels in pixels. Default: 256.
-
-    Returns:
-        (about height, about height * W / H * (1 + len(maps)), 3), uint8, BGR.
-    """
-    size = (round(image.shape[1] * height / image.shape[0]), height)
-    base = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-    panels = [captioned(base, 'image')]
-    for name, values in maps.items():
-        heat = values[0].float().mean(0).cpu().numpy()
-        # a constant map has no range to divide by
-        span = max(float(heat.max() - heat.min()), 1e-12)
-        heat = (heat - heat.min()) / span
-        # cubic interpolation leaves the range of its input
-        heat = cv2.resize(heat, size, interpolation=cv2.INTER_CUBIC).clip(0, 1)
-        colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_JET)
-        panels.append(captioned(cv2.addWeighted(base, 0.5, colours, 0.5, 0), name))
-    least, greatest = cv2.applyColorMap(np.uint8([[0, 255]]), cv2.COLORMAP_JET)[0].tolist()
-    entries = [('least sum', tuple(least)), ('greatest', tuple(greatest))]
-    return with_legend(grid(panels, len(panels)), entries)
+from .panels import (
+    COLOURS,
+    captioned,
+    check_indices,
+    display_image,
+    grid,
+    predict_item,
+    with_legend,
+    with_objects,
+)
 
 
 def draw_detections(
@@ -115,14 +48,14 @@ def draw_detections(
     Raises:
         ValueError: There are no indices, or the model predicts no boxes.
     """
-    _check_indices(indices)
+    check_indices(indices)
     classes = model.dataset_meta['classes']
     palette = _palette(model.dataset_meta.get('palette'), len(classes))
     panels = []
     labels: set[int] = set()
     for index in indices:
         item = dataset[index]
-        sample = _predict(model, item)
+        sample = predict_item(model, item)
         if 'pred_instances' not in sample:
             raise ValueError(
                 f'model must predict boxes, {type(model).__name__} gives {sample.keys()}.'
@@ -206,7 +139,7 @@ def draw_segmentations(
     Raises:
         ValueError: There are no indices.
     """
-    _check_indices(indices)
+    check_indices(indices)
     classes = model.dataset_meta['classes']
     # labels are bytes; those without a colour, such as 255 for ignored pixels, are black
     palette = np.zeros((256, 3), np.uint8)
@@ -215,7 +148,7 @@ def draw_segmentations(
     labels: set[int] = set()
     for index in indices:
         item = dataset[index]
-        sample = _predict(model, item)
+        sample = predict_item(model, item)
         truth = sample.gt_sem_seg.data[0].numpy()
         prediction = sample.pred_sem_seg.data[0].numpy()
         labels.update(np.unique(truth).tolist(), np.unique(prediction).tolist())
@@ -232,15 +165,3 @@ def draw_segmentations(
         names[255] = 'ignored'
     entries = [(name, tuple(palette[label].tolist())) for label, name in names.items()]
     return with_legend(grid(panels, 3), entries)
-
-
-def _check_indices(indices: Sequence[int]) -> None:
-    if not len(indices):
-        raise ValueError('indices must name at least one image, got none.')
-
-
-def _predict(model: Any, item: dict[str, Any]) -> Any:
-    """Return the data sample of one item of a data set, with the model's predictions."""
-    batch = dict(inputs=[item['inputs']], data_samples=[item['data_samples']])
-    with torch.no_grad():
-        return model.test_step(batch)[0].cpu()

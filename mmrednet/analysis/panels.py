@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import mmcv
 import numpy as np
+import torch
 
 FONT, FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 # pixels between panels, and of the strip above a panel
@@ -25,6 +26,23 @@ COLOURS = (
     (210, 245, 60),
     (250, 190, 212),
 )
+
+
+def check_indices(indices: Sequence[int]) -> None:
+    """Check that there are images to draw.
+
+    Raises:
+        ValueError: There are no indices.
+    """
+    if not len(indices):
+        raise ValueError('indices must name at least one image, got none.')
+
+
+def predict_item(model: Any, item: dict[str, Any]) -> Any:
+    """Return the data sample of one item of a data set, with the model's predictions."""
+    batch = dict(inputs=[item['inputs']], data_samples=[item['data_samples']])
+    with torch.no_grad():
+        return model.test_step(batch)[0].cpu()
 
 
 def display_image(item: dict[str, Any]) -> np.ndarray:

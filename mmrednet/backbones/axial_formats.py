@@ -16,16 +16,18 @@ from .block_counts import depth_of
 
 def infer_config(_: Format, state: State) -> dict[str, Any]:
     """Return the arguments of the AxialResNet that these tensors fill."""
-    # the convolution of the stem has 64 channels times the factor of all widths
-    factor = len(state['conv1.weight']) / 64
+    # the first convolution of a stem has 64 channels times the factor of all widths
+    is_inception = 'stem.0.conv.weight' in state
+    factor = len(state['stem.0.conv.weight' if is_inception else 'conv1.weight']) / 64
     names = [name for name, value in AxialResNet.archs.items() if value == factor]
     # a table has 2 * length - 1 positions, and the first stage attends to maps of stride 4
     length = (state['layer1.0.height_block.relative'].shape[1] + 1) // 2
-    return dict(
+    config = dict(
         arch=names[0] if names else factor,
         depth=depth_of(state, AxialResNet.block_counts, 'AxialResNet'),
         input_size=4 * length,
     )
+    return config | dict(stem='inception') if is_inception else config
 
 
 def resize_tables(state: State, shapes: Shapes) -> State:
@@ -83,7 +85,17 @@ DEEPLAB2_BLOCKS = {
     'attention/height_axis': 'height_block',
     'attention/width_axis': 'width_block',
 }
-DEEPLAB2_STEM = {'stem/conv': 'conv1', 'stem/batch_norm': 'bn1'}
+# the 7x7 stem, and that of three convolutions
+DEEPLAB2_STEM = {
+    'stem/conv': 'conv1',
+    'stem/batch_norm': 'bn1',
+    'stem/conv1_bn_act/conv': 'stem.0.conv',
+    'stem/conv1_bn_act/batch_norm': 'stem.0.bn',
+    'stem/conv2_bn_act/conv': 'stem.1.conv',
+    'stem/conv2_bn_act/batch_norm': 'stem.1.bn',
+    'stem/conv3_bn/conv': 'stem.2.conv',
+    'stem/conv3_bn/batch_norm': 'stem.2.bn',
+}
 DEEPLAB2_NORMS = {
     'batch_norm_qkv': 'bn_qkv',
     'batch_norm_similarity': 'bn_similarity',
@@ -104,7 +116,7 @@ TRAINING_VARIABLES = re.compile(
 
 
 def _load_deeplab2(state: State, _: Shapes | None) -> State:
-    """Name and arrange the variables of deeplab2's axial blocks and 7x7 stem; others keep their
+    """Name and arrange the variables of deeplab2's axial blocks and stems; others keep their
     names.
     """
     variables = {
@@ -185,7 +197,7 @@ def _own_key(path: str) -> str:
     """Return our key of a variable, or its path if it has none."""
     *parts, last = path.split('/')
     variable = KERAS_VARIABLES.get(last, last)
-    stem = DEEPLAB2_STEM.get('/'.join(parts[:2]))
+    stem = DEEPLAB2_STEM.get('/'.join(parts))
     if stem is not None:
         return f'{stem}.{variable}'
     block = re.fullmatch(r'stage(\d+)/block(\d+)/(.+?)/(.+)', path)

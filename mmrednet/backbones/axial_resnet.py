@@ -46,7 +46,7 @@ class AxialBlock(CheckpointedBlock):
         out_channels = width * self.expansion
         self.conv_down = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = build_norm_layer(norm_cfg, width)[1]
-        options = dict(table_size=table_size, **attention)
+        options = dict(dict(table_size=table_size), **attention)
         self.height_block = AxialAttention1d(width, width, axis='height', **options)
         self.width_block = AxialAttention1d(width, width, axis='width', **options)
         self.pool = cell_average(stride)
@@ -80,12 +80,15 @@ class AxialResNet(PyramidBackbone):
         arch: Size: 's', 'm', 'l' or 'xl', which multiply all widths by 0.5, 0.75, 1 or 2; or a
             factor.
         depth: Number of layers: 26 or 50.
-        stem: Kind of stem: 'conv' (7x7 convolution) or 'axial' (three axial blocks, the first of
-            stride 2). Both are followed by a pooling of stride 2.
+        stem: Kind of stem: 'conv' (7x7 convolution), 'inception' (three 3x3 convolutions, the first
+            of stride 2, as in Axial-DeepLab) or 'axial' (three axial blocks, the first of stride
+            2). All are followed by a pooling of stride 2.
         output_stride: Stride of the last stage: 32, or 16 without a stride in the stage itself.
         input_size: Size of the images for which the tables of relative positions are made, 224 in
             the published files. Positions are told apart up to the length of a stage's feature
             map; further ones count as the furthest.
+        table_size: Size of all tables in place of those for ``input_size``, such as deeplab2's 255.
+            Default: None.
         span: Width of the attention, see :class:`mmrednet.layers.AxialAttention1d`. None attends to
             the whole axis.
         num_heads: Number of heads of every attention.
@@ -108,6 +111,7 @@ class AxialResNet(PyramidBackbone):
         stem: str = 'conv',
         output_stride: int = 32,
         input_size: int = 224,
+        table_size: int | None = None,
         span: int | None = None,
         num_heads: int = 8,
         in_channels: int = 3,
@@ -120,7 +124,7 @@ class AxialResNet(PyramidBackbone):
             raise ValueError(f'arch must be one of {list(self.archs)} or a number, got {arch!r}.')
         choices: dict[str, tuple[Any, list]] = dict(
             depth=(depth, sorted(self.block_counts)),
-            stem=(stem, ['conv', 'axial']),
+            stem=(stem, ['conv', 'inception', 'axial']),
             output_stride=(output_stride, [16, 32]),
         )
         for name, (value, values) in choices.items():
@@ -133,7 +137,9 @@ class AxialResNet(PyramidBackbone):
             norm_cfg=norm_cfg,
             with_cp=self.with_cp,
         )
-        channels = int(64 * factor)
+        if table_size is not None:
+            block['attention']['table_size'] = table_size
+        channels = int((128 if stem == 'inception' else 64) * factor)
         size = self.make_stem(stem, in_channels, channels, input_size, block)
         # the stem has a stride of 4
         strides = (1, 2, 2, 1 if output_stride == 16 else 2)
@@ -156,6 +162,14 @@ class AxialResNet(PyramidBackbone):
         if stem == 'conv':
             self.conv1 = nn.Conv2d(in_channels, channels, 7, 2, 3, bias=False)
             self.bn1 = build_norm_layer(block['norm_cfg'], channels)[1]
+        elif stem == 'inception':
+            half_channels = channels // 2
+            options = dict(padding=1, norm_cfg=block['norm_cfg'])
+            self.stem = Sequential(
+                ConvModule(in_channels, half_channels, 3, 2, **options),
+                ConvModule(half_channels, half_channels, 3, **options),
+                ConvModule(half_channels, channels, 3, **options),
+            )
         else:
             # blocks double their width, and attention needs an even number of channels per head
             even = 2 * block['attention']['num_heads']

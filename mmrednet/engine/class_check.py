@@ -15,6 +15,7 @@ from .coco_check import check_categories, check_entries
 from .findings import Findings
 from .image_check import check_folders
 from .image_check import check_images as check_image_files
+from .segment_check import check_segments, is_panoptic
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 CLASS_HEADS = ('bbox_head', 'mask_head', 'decode_head')
@@ -97,6 +98,8 @@ def _check_file(
     mmdet's CocoDataset reads.
     """
     _check_file_classes(file, classes, findings)
+    if is_panoptic(file.content):
+        check_segments(file.path, file.content, findings)
     if not _is_coco(file.dataset, file.scope):
         return
     check_entries(file.path, file.content, classes, findings)

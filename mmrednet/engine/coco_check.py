@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .findings import Findings
+from .segment_check import is_panoptic
 
 IMAGE_KEYS = ('id', 'file_name', 'width', 'height')
 ANNOTATION_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
@@ -36,8 +37,8 @@ def check_entries(path: Path, content: dict, classes: Sequence[str], findings: F
     if annotations is None:
         # files of test images have none
         return
-    if annotations and isinstance(annotations[0], dict) and 'segments_info' in annotations[0]:
-        # panoptic segments have no boxes
+    if is_panoptic(content):
+        # segments are not told by boxes
         return
     annotations = _complete(path, 'annotations', annotations, ANNOTATION_KEYS, findings)
     if findings.errors:

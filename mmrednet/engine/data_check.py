@@ -11,6 +11,7 @@ from mmengine.config import Config
 from .class_check import LOADERS, check_classes, datasets_of
 from .key_check import check_keys
 from .label_check import check_labels_when_loaded
+from .panoptic_check import check_panoptic
 
 # arguments of data sets and metrics that name a file of data
 FILE_ARGUMENTS = ('ann_file', 'proposal_file')
@@ -34,7 +35,7 @@ def check_data(
     strict: bool = False,
     check_images: bool = False,
 ) -> None:
-    """Check that a config, its annotation files, images and label images agree.
+    """Check that a config, its annotation files, images, label images and id maps agree.
 
     Args:
         cfg: Config for mmdet or mmseg. The loading of label images is changed in place, see
@@ -55,6 +56,7 @@ def check_data(
     options: dict[str, Any] = dict(loaders=loaders, strict=strict, check_images=check_images)
     check_classes(cfg, folders=True, **options)
     check_labels_when_loaded(cfg, **options)
+    check_panoptic(cfg, **options)
 
 
 def _check_no_pickles(cfg: Config, loader: str) -> None:

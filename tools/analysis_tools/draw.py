@@ -1,4 +1,4 @@
-"""Draw what a detector or a segmenter sees.
+"""Draw what a detector, a segmenter or a panoptic detector sees.
 
 Without photographs: predictions beside the ground truth for images of the test set, and the kernels
 of involutions. With photographs: what the operators of chosen layers apply to each of them.
@@ -23,6 +23,7 @@ from mmrednet.analysis import (
     class_activation,
     draw_attention_maps,
     draw_detections,
+    draw_panoptics,
     draw_segmentations,
     model_image,
 )
@@ -118,15 +119,24 @@ def open_segmenter(cfg, args):
     return init_model(cfg, args.checkpoint, device=args.device)
 
 
-# framework: function that opens a model, function that draws its predictions, name of the picture
-FRAMEWORKS = {
+# task: function that opens a model, function that draws its predictions, name of the picture
+TASKS = {
     'mmdet': (open_detector, draw_detections, 'detections.png'),
     'mmseg': (open_segmenter, draw_segmentations, 'segmentations.png'),
+    'panoptic': (open_detector, draw_panoptics, 'panoptics.png'),
 }
 
 
 def build_test_set(cfg):
     return import_module(f'{scope_of(cfg)}.registry').DATASETS.build(cfg.test_dataloader.dataset)
+
+
+def task_of(cfg):
+    """Return the task of a config: 'panoptic', or the name of its framework."""
+    steps = cfg.test_dataloader.dataset.get('pipeline') or []
+    if any(str(step['type']).endswith('PackPanopticInputs') for step in steps):
+        return 'panoptic'
+    return scope_of(cfg)
 
 
 def write(path, image):
@@ -178,7 +188,7 @@ def draw_photos(model, args):
 def main():
     args = parse_args()
     cfg = load_config(args.config, options=args.cfg_options)
-    open_model, draw, name = FRAMEWORKS[scope_of(cfg)]
+    open_model, draw, name = TASKS[task_of(cfg)]
     model = open_model(cfg, args)
     if args.checkpoint is None:
         print('without a checkpoint the weights are random')

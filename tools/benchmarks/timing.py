@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,7 +15,10 @@ WARM_UP = 2
 
 
 def measure_rounds(
-    contestants: Mapping[Name, Callable[[], object]], rounds: int, budget: float | None = None
+    contestants: Mapping[Name, Callable[[], object]],
+    rounds: int,
+    budget: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Name, list[float]]:
     """Call each contestant once per round, so that other load on the machine falls on all of them.
 
@@ -24,6 +27,7 @@ def measure_rounds(
         rounds: Number of rounds. Two more come first and do not count.
         budget: Seconds after which no further round begins. One round counts in any case. Default:
             no limit.
+        clock: Function that returns seconds. Default: the wall clock.
 
     Returns:
         The seconds of each contestant in each round that counts.
@@ -37,18 +41,18 @@ def measure_rounds(
     begin = time.perf_counter()
     for turn in range(rounds + WARM_UP):
         for name, function in contestants.items():
-            start = time.perf_counter()
+            start = clock()
             function()
             if turn >= WARM_UP:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
         if budget and turn >= WARM_UP and time.perf_counter() - begin > budget:
             break
     return times
 
 
 def medians(
-    contestants: Mapping[Name, Callable[[], object]], rounds: int, budget: float | None = None
+    contestants: Mapping[Name, Callable[[], object]], rounds: int, budget: float | None = None, **options: Any
 ) -> dict[Name, float]:
     """Return the median seconds of each contestant. See :func:`measure_rounds`."""
-    times = measure_rounds(contestants, rounds, budget)
+    times = measure_rounds(contestants, rounds, budget, **options)
     return {name: float(np.median(values)) for name, values in times.items()}

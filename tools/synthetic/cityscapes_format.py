@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
 from PIL import Image
 
 from .streets import Street, draw_polygons
@@ -41,6 +44,8 @@ LABELS = {
     'sky': Label(23, 10),
     'person': Label(24, 11, True),
     'car': Label(26, 13, True),
+    # objects that are not told apart have the id of their class without a number
+    'persongroup': Label(24, 11),
 }
 
 
@@ -71,6 +76,18 @@ def write_cityscapes(
             Image.fromarray(values.astype(dtype)).save(truth / f'{name}_gtFine_{suffix}.png')
         polygons = truth / f'{name}_gtFine_polygons.json'
         polygons.write_text(json.dumps(_polygons_of(street)))
+
+
+def write_cityscapes_panoptic(folder: Path, split: str) -> None:
+    """Write ``gtFine/cityscapes_panoptic_split.json`` and its maps by the official script.
+
+    Args:
+        folder: Folder of a data set of :func:`write_cityscapes`.
+        split: Name of the split.
+    """
+    # a progress bar and paths
+    with contextlib.redirect_stdout(io.StringIO()):
+        convert2panoptic(str(folder / 'gtFine'), setNames=[split])
 
 
 def _polygons_of(street: Street) -> dict[str, Any]:

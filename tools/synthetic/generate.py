@@ -1,5 +1,5 @@
-"""Write synthetic data from a seed: shapes in COCO format, one shape per image, or streets in
-Cityscapes format.
+"""Write synthetic data from a seed: shapes in COCO format, one shape per image, streets in
+Cityscapes format, or either with panoptic annotations.
 """
 
 import argparse
@@ -11,11 +11,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
 
 from synthetic import (
     CLASSES,
+    make_panoptic_scene,
     make_scene,
     make_street,
     scene_generator,
     write_cityscapes,
+    write_cityscapes_panoptic,
     write_coco,
+    write_coco_panoptic,
     write_image_folder,
 )
 
@@ -24,6 +27,8 @@ DEFAULTS = {
     'coco': (Path('data/shapes'), (128, 128)),
     'cityscapes': (Path('data/streets'), (128, 256)),
     'folder': (Path('data/single_shapes'), (64, 64)),
+    'coco-panoptic': (Path('data/panoptic_shapes'), (128, 128)),
+    'cityscapes-panoptic': (Path('data/panoptic_streets'), (128, 256)),
 }
 
 
@@ -35,12 +40,13 @@ def parse_args():
         '--format',
         choices=list(DEFAULTS),
         default='coco',
-        help='coco: shapes; cityscapes: streets; folder: one shape per image, a folder per class',
+        help='coco: shapes; cityscapes: streets; folder: one shape per image, a folder per class; '
+        'coco-panoptic: shapes in landscapes; cityscapes-panoptic: streets with groups of persons',
     )
     parser.add_argument(
         '--out-dir',
         type=Path,
-        help='where to write; by default data/shapes, data/streets or data/single_shapes',
+        help='where to write; by default a folder of data/',
     )
     parser.add_argument('--train', type=int, default=600, help='number of training images')
     parser.add_argument('--val', type=int, default=100, help='number of validation images')
@@ -49,7 +55,7 @@ def parse_args():
         type=int,
         nargs=2,
         metavar=('H', 'W'),
-        help='of the images; by default 128 128 for shapes, 128 256 for streets, '
+        help='of the images; by default 128 128 for shapes and landscapes, 128 256 for streets, '
         '64 64 for one shape',
     )
     parser.add_argument(
@@ -72,20 +78,31 @@ def parse_args():
     return args
 
 
+def write_split(args, split, generators):
+    """Write the images and annotations of a split."""
+    out_dir, size, objects = args.out_dir, args.size, tuple(args.objects)
+    if args.format == 'coco':
+        scenes = (make_scene(rng, size, objects=objects) for rng in generators)
+        write_coco(out_dir, split, scenes, CLASSES)
+    elif args.format == 'folder':
+        scenes = (make_scene(rng, size, objects=(1, 1)) for rng in generators)
+        write_image_folder(out_dir, split, scenes, CLASSES)
+    elif args.format == 'coco-panoptic':
+        scenes = (make_panoptic_scene(rng, size, objects=objects) for rng in generators)
+        write_coco_panoptic(out_dir, split, scenes, CLASSES)
+    elif args.format == 'cityscapes-panoptic':
+        streets = (make_street(rng, size, groups=True) for rng in generators)
+        write_cityscapes(out_dir, split, streets)
+        write_cityscapes_panoptic(out_dir, split)
+    else:
+        write_cityscapes(out_dir, split, (make_street(rng, size) for rng in generators))
+
+
 def main():
     args = parse_args()
     for split, count in (('train', args.train), ('val', args.val)):
         generators = (scene_generator(args.seed, split, index) for index in range(count))
-        if args.format == 'coco':
-            scenes = (make_scene(rng, args.size, objects=tuple(args.objects)) for rng in generators)
-            write_coco(args.out_dir, split, scenes, CLASSES)
-        elif args.format == 'folder':
-            scenes = (make_scene(rng, args.size, objects=(1, 1)) for rng in generators)
-            write_image_folder(args.out_dir, split, scenes, CLASSES)
-        else:
-            write_cityscapes(
-                args.out_dir, split, (make_street(rng, args.size) for rng in generators)
-            )
+        write_split(args, split, generators)
         print(f'{args.out_dir}, {split}: {count} images of {args.size[0]} x {args.size[1]}')
 
 

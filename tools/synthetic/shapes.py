@@ -96,12 +96,7 @@ def make_scene(
     Raises:
         ValueError: The image is too small, or ``objects`` is no range.
     """
-    if min(size) < MIN_SIDE:
-        raise ValueError(f'size must be at least {MIN_SIDE} x {MIN_SIDE}, got {size=}.')
-    if not 1 <= objects[0] <= objects[1]:
-        raise ValueError(
-            f'objects must be (least, greatest) with 1 <= least <= greatest, got {objects=}.'
-        )
+    check_scene(size, objects)
     background = rng.uniform(40, 215, 3)
     image = background + random_texture(rng, size, amplitude=rng.uniform(4, 18))
     instances = np.zeros(size, np.int32)
@@ -110,13 +105,13 @@ def make_scene(
     areas = [0]
     for _ in range(rng.integers(objects[0], objects[1] + 1)):
         class_index = int(rng.integers(len(CLASSES)))
-        mask = _place(rng, instances, areas, OUTLINES[CLASSES[class_index]])
+        mask = place_object(rng, instances, areas, OUTLINES[CLASSES[class_index]])
         if mask is None:
             continue
         classes.append(class_index)
         areas.append(int(mask.sum()))
         instances[mask] = len(classes)
-        colour = _colour(rng, class_index, background)
+        colour = random_colour(rng, class_index, background)
         paint = colour + random_texture(rng, size, amplitude=rng.uniform(0, 20))
         image[mask] = paint[mask]
     visible = np.bincount(instances.ravel(), minlength=len(areas))
@@ -124,8 +119,27 @@ def make_scene(
     return Scene(add_light(rng, image), instances, tuple(classes), tuple(hidden.tolist()))
 
 
-def _place(
-    rng: np.random.Generator, instances: np.ndarray, areas: list[int], outline: np.ndarray
+def check_scene(size: tuple[int, int], objects: tuple[int, int]) -> None:
+    """Check the size of a scene and the range of its number of objects.
+
+    Raises:
+        ValueError: The image is too small, or ``objects`` is no range.
+    """
+    if min(size) < MIN_SIDE:
+        raise ValueError(f'size must be at least {MIN_SIDE} x {MIN_SIDE}, got {size=}.')
+    if not 1 <= objects[0] <= objects[1]:
+        raise ValueError(
+            f'objects must be (least, greatest) with 1 <= least <= greatest, got {objects=}.'
+        )
+
+
+def place_object(
+    rng: np.random.Generator,
+    instances: np.ndarray,
+    areas: list[int],
+    outline: np.ndarray,
+    *,
+    diameters: tuple[float, float] = DIAMETERS,
 ) -> np.ndarray | None:
     """Return the mask of an object where it and all earlier ones stay visible.
 
@@ -134,13 +148,15 @@ def _place(
         instances: Map of the earlier objects, see :class:`Scene`.
         areas: Area of the background and of each earlier object before occlusion.
         outline: Polygon (corners, 2) of radius 1 around the origin.
+        diameters: Least and greatest diameter in fractions of the shorter side.
+            Default: ``DIAMETERS``.
 
     Returns:
         A mask (H, W), or None if no try succeeded.
     """
     height, width = instances.shape
     # uniform on a logarithmic scale: as many small as large objects
-    low, high = np.log(np.array(DIAMETERS) * min(height, width) / 2)
+    low, high = np.log(np.array(diameters) * min(height, width) / 2)
     needed = np.maximum(MIN_VISIBLE_FRACTION * np.array(areas[1:]), MIN_VISIBLE_PIXELS)
     for _ in range(MAX_TRIES):
         radius, angle = np.exp(rng.uniform(low, high)), rng.uniform(-TILT, TILT)
@@ -157,7 +173,7 @@ def _place(
     return None
 
 
-def _colour(
+def random_colour(
     rng: np.random.Generator,
     class_index: int,
     background: np.ndarray,

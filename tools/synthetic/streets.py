@@ -30,6 +30,7 @@ COLOURS = {
     'person': (120, 70, 110),
     'car': (70, 80, 140),
     'ego vehicle': (45, 45, 50),
+    'persongroup': (120, 70, 110),
 }
 
 
@@ -78,12 +79,16 @@ def draw_polygons(
     return np.array(image, np.int32)
 
 
-def make_street(rng: np.random.Generator, size: tuple[int, int] = (128, 256)) -> Street:
+def make_street(
+    rng: np.random.Generator, size: tuple[int, int] = (128, 256), *, groups: bool = False
+) -> Street:
     """Draw a street in perspective: sky, houses, trees and ground, then signs, cars and persons.
 
     Args:
         rng: Generator of all random numbers, see :func:`scene_generator`.
         size: Height and width of the image in pixels. Default: (128, 256).
+        groups: Whether some streets have a group of persons who are not told apart.
+            Default: False.
 
     Raises:
         ValueError: The image is too small.
@@ -93,6 +98,8 @@ def make_street(rng: np.random.Generator, size: tuple[int, int] = (128, 256)) ->
     scene = _Painter(rng, size)
     scene.backdrop()
     scene.ground()
+    if groups and rng.random() < 0.4:
+        scene.group()
     # from the horizon, 0, to the lower edge, 1: closer objects occlude those behind
     for depth in np.sort(rng.uniform(0.08, 1, rng.integers(5, 12))):
         scene.thing(depth)
@@ -319,6 +326,21 @@ class _Painter:
         self.add('person', [*right, *legs, *left], spread=40, texture=8)
         head = _rectangle(x - 0.4 * half_width, y - height, x + 0.4 * half_width, y - 0.87 * height)
         self.paint([head], (190, 150, 125), spread=15, texture=0)
+
+    def group(self) -> None:
+        """Draw persons in the distance as one outline, with a head for each."""
+        depth = self.rng.uniform(0.2, 0.35)
+        foot, height = self._row(depth), self.height * depth * self.rng.uniform(0.5, 0.6)
+        step = 0.22 * height
+        heads = int(self.rng.integers(4, 8))
+        left = self.rng.uniform(0, self.width - 2 * heads * step)
+        outline = [(left, foot)]
+        for head in range(heads):
+            x, top = left + 2 * head * step, foot - height * self.rng.uniform(0.9, 1)
+            outline += [(x, top + 0.2 * height), (x + 0.5 * step, top), (x + 1.5 * step, top)]
+        outline += [(left + 2 * heads * step, foot - 0.8 * height)]
+        outline += [(left + 2 * heads * step, foot)]
+        self.add('persongroup', outline, spread=40, texture=20)
 
     def sign(self, x: float, y: float, height: float) -> None:
         """Draw a traffic sign on its pole, with the foot on row y."""

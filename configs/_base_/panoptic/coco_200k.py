@@ -1,0 +1,5 @@
+_base_ = [
+    './datasets/coco.py',
+    './schedules/lookahead_200k.py',
+    './default_runtime.py',
+]

@@ -1,0 +1,2 @@
+_base_ = './axial-deeplab-s_8xb4-60k_cityscapes-1025x2049.py'
+model = dict(backbone=dict(arch='m'), decoder=dict(in_channels=[192, 384, 1536]))

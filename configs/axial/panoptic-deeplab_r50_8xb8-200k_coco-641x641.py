@@ -1,0 +1,6 @@
+_base_ = ['./_base_/panoptic-deeplab_r50.py', '../_base_/panoptic/coco_200k.py']
+model = dict(
+    num_classes=133,
+    thing_classes=list(range(80)),
+    test_cfg=dict(nms_kernel=41, stuff_area=4096),
+)
