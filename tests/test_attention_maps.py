@@ -349,7 +349,6 @@ class TestMaps:
         import gc
         import weakref
 
-
         alive, original = [], Involution.attention
 
         def attention(self, x):

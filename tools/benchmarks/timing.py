@@ -51,7 +51,10 @@ def measure_rounds(
 
 
 def medians(
-    contestants: Mapping[Name, Callable[[], object]], rounds: int, budget: float | None = None, **options: Any
+    contestants: Mapping[Name, Callable[[], object]],
+    rounds: int,
+    budget: float | None = None,
+    **options: Any,
 ) -> dict[Name, float]:
     """Return the median seconds of each contestant. See :func:`measure_rounds`."""
     times = measure_rounds(contestants, rounds, budget, **options)
