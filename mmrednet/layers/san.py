@@ -16,6 +16,7 @@ from ..ops.vector_attention import aggregate_rows
 from ..ops.vector_mapping import Options, by_chunks, chunk_features
 from ..ops.vector_relations import PAIRWISE, PATCHWISE, Relation, reflected_rows
 from ..ops.window import IntPair
+from .attention import TapWeights
 from .batch_statistics import Moments, synchronised, update_running
 from .plain import BATCH_NORMS, is_plain, plain_pointwise
 from .safe_module import SafeModule
@@ -115,6 +116,11 @@ class VectorAttention(SafeModule):
         """Return alpha (B, G, K, Ho, Wo)."""
         query, key = self.queries_and_keys(x)
         return self._by_rows(lambda rows: self._weights_of_rows(query, key, rows), query, 3)
+
+    def attention(self, x: Tensor) -> TapWeights:
+        """Return the weights that are applied to the values of (B, C, H, W)."""
+        softmax = not self.patchwise
+        return TapWeights(self.weights(x), self.window, reflects=True, sums_to_one=softmax)
 
     def _weights_of_rows(self, query: Tensor, key: Tensor, rows: tuple[int, int]) -> Tensor:
         """Return alpha (B, G, K, rows, Wo) of some rows of outputs."""
