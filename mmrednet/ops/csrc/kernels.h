@@ -9,7 +9,8 @@
 // - involution_forward.h, local_attention.h: weights of a tile or a row of outputs are computed
 //   into the workspace of the thread and used at once.
 // - vector_*.h: vector attention by strips of packed rows, with vectors along the outputs.
-// - involution_backward.h, vector_backward.h: sums over all positions are split into parts, which are added in order.
+// - involution_backward.h, vector_backward.h: sums over all positions are split into parts, which
+// are added in order.
 //
 // One thread computes each output, in a fixed order, and the parts of a sum do not depend on the
 // number of threads. So the results do not depend on it either.
