@@ -141,9 +141,11 @@ class VectorAttention(SafeModule):
 
     def _by_rows(self, compute: Callable, query: Tensor, row_dim: int) -> Tensor:
         """Join the results of a function of rows of outputs, one chunk of rows at a time."""
-        norms = self.conv_w[::3] if isinstance(self.conv_w, nn.Sequential) else [None]
-        # a norm that looks at its input sees all of it
-        if torch.jit.is_tracing() or not all(_is_fixed(norm) for norm in norms):
+        gamma = self.conv_w
+        # a norm that looks at its input has to see all of it
+        norms = list(gamma.children())[::3] if isinstance(gamma, nn.Sequential) else []
+        is_fixed = bool(norms) and all(_is_fixed(norm) for norm in norms)
+        if torch.jit.is_tracing() or not is_fixed:
             return compute((0, query.shape[2]))
         stored = sum(parameter.numel() for parameter in self.conv_w.parameters())
         return torch.cat(by_chunks(compute, query, stored, self._options()), row_dim)
@@ -182,20 +184,20 @@ class VectorAttention(SafeModule):
         norm1, _, first, norm2, _, last = self.conv_w
         weight1, weight2 = first.weight.flatten(1), last.weight.flatten(1)
 
-        def statistics(*layer: Tensor) -> Moments:
+        def statistics(layer: tuple[Tensor, Tensor, Tensor] | None) -> Moments:
             mean, variance = vector_statistics(
-                query, key, self.window, **self._relation(), first_layer=layer or None
+                query, key, self.window, **self._relation(), first_layer=layer
             )
             vectors = 1 if self.patchwise else self.window.taps
             count = vectors * query[:, 0].numel()
             return Moments(mean, variance, mean.new_tensor(count, dtype=torch.float64))
 
-        scale1, shift1 = _scale_and_shift(norm1, statistics)
+        scale1, shift1 = _scale_and_shift(norm1, lambda: statistics(None))
         if isinstance(norm2, nn.Identity):
             scale2 = torch.ones_like(scale1[:1]).expand(len(weight1))
             shift2 = torch.zeros_like(scale2) if first.bias is None else first.bias
         else:
-            scale2, shift2 = _scale_and_shift(norm2, lambda: statistics(scale1, shift1, weight1))
+            scale2, shift2 = _scale_and_shift(norm2, lambda: statistics((scale1, shift1, weight1)))
         return Gamma(scale1, shift1, weight1, scale2, shift2, weight2, last.bias)
 
     def output_size(self, x: Tensor) -> tuple[int, int]:
@@ -204,7 +206,9 @@ class VectorAttention(SafeModule):
 
 
 def _is_fixed(norm: Any) -> bool:
-    """Return whether a norm is a batch norm that uses its running statistics."""
+    """Return whether a norm is a batch norm that uses its running statistics, or was folded."""
+    if is_plain(norm, nn.Identity):
+        return True
     is_batch_norm = is_plain(norm, *BATCH_NORMS) and not norm.training
     return is_batch_norm and norm.running_mean is not None and norm.running_var is not None
 

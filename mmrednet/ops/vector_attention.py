@@ -154,12 +154,13 @@ def definition(
     """
     tensors = (query, key, value, scale1, shift1, weight1, scale2, shift2, weight2, bias2)
     dtype = _torch.sum_dtype(query, key, value)
-    wide = [tensor.to(dtype) for tensor in tensors]
+    wide_query, wide_key, wide_value, *parameters = (tensor.to(dtype) for tensor in tensors)
+    gamma = Gamma(*parameters)
     options = Options(relation, patchwise, position_channels, list(window))
     stored = weight1.shape[1] + weight1.shape[0] + weight2.shape[0]
 
     def compute(rows: tuple[int, int]) -> Tensor:
-        return _rows_of_result(*wide[:3], Gamma(*wide[3:]), options, rows)
+        return _rows_of_result(wide_query, wide_key, wide_value, gamma, options, rows)
 
     # autocast would round the products to half precision
     with full_precision(query.device.type):

@@ -88,7 +88,7 @@ def definition(
     options = Options(relation, patchwise, position_channels, list(window))
     stored = query.shape[1] if weight is None else sum(weight.shape)
 
-    def compute(rows: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def compute(rows: tuple[int, int]) -> tuple[Tensor, Tensor, float]:
         x = chunk_features(query, key, options, rows)
         if scale is not None and shift is not None and weight is not None:
             x = pointwise(weight.to(dtype), norm_relu(x, scale.to(dtype), shift.to(dtype)))
@@ -98,13 +98,12 @@ def definition(
 
     with full_precision(query.device.type):
         parts = by_chunks(compute, query, stored, options)
-    mean = sum(share * part_mean for part_mean, _, share in parts)
+    mean = torch.stack([share * part_mean for part_mean, _, share in parts]).sum(0)
     # Chan et al., 1979
-    variance = sum(
-        share * (part_variance + (part_mean - mean).square())
-        for part_mean, part_variance, share in parts
-    )
-    return mean, variance
+    variances = []
+    for part_mean, part_variance, share in parts:
+        variances.append(share * (part_variance + (part_mean - mean).square()))
+    return mean, torch.stack(variances).sum(0)
 
 
 @transformable(definition)
@@ -189,13 +188,13 @@ def _grad(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     mean, *tensors = ctx.saved_tensors
     # a backward pass that is recorded, for higher derivatives, must be made of differentiable ops
     if torch.is_grad_enabled():
-        given = [tensor for tensor in tensors if tensor is not None]
+        present = [tensor for tensor in tensors if tensor is not None]
 
-        def function(*leaves: Tensor) -> tuple[Tensor, Tensor]:
-            parameters = leaves[2:] if len(leaves) > 2 else (None, None, None)
-            return definition(*leaves[:2], *parameters, *ctx.options)
+        def function(query: Tensor, key: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
+            scale, shift, weight = layer or (None, None, None)
+            return definition(query, key, scale, shift, weight, *ctx.options)
 
-        results = differentiate(function, grads, given)
+        results = differentiate(function, grads, present)
     else:
         results = moments_backward(*grads, mean, *tensors, *ctx.options)
     needed = zip(results, ctx.needs_input_grad, strict=False)

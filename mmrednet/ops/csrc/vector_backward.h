@@ -20,6 +20,11 @@
 
 namespace mmrednet::MMREDNET_ISA {
 
+template <typename A>
+inline void add_simd(A* target, Simd<A> value) {
+  store_simd<A>(target, load_simd<A>(target) + value);
+}
+
 // Adds the sums of the rows of a matrix to vectors of partial sums.
 template <typename A>
 inline void add_rows(Matrix<const A> x, A* sums) {
@@ -42,18 +47,52 @@ inline void mask_gradient(Matrix<const A> activation, Matrix<A> grad) {
     }
 }
 
-// The gradients of the values of N channels, and of the weights, of one group and tap.
-template <bool kOneRow, typename A>
-inline Simd<A> value_gradients(const VectorParams& p, int64_t group, const A* values,
-                               A* grad_values, const Offsets& offsets, const Lanes<A>& lanes,
-                               const A* grad, Simd<A> weight) {
-  Simd<A> grad_weight = {};
-  for (int64_t c = group; c < p.value_channels; c += p.groups) {
-    const Simd<A> y = load_simd<A>(grad + c * kSimdWidth);
-    grad_weight += y * load_tap<kOneRow, A>(values + c * p.pitch, offsets, lanes);
-    add_to_tap<kOneRow, A>(grad_values + c * p.pitch, offsets, lanes, weight * y);
+// Adds the gradients of the values of N channels of a group, for all taps, and their part of the
+// gradients of the weights. A channel is `channel_step` behind the one before.
+template <bool kOneRow, typename A, int N>
+inline void channel_gradients(const A* values, A* grad_values, int64_t channel_step,
+                              const Offsets* taps_at, int64_t taps, const Lanes<A>& lanes,
+                              const A* grad, int64_t grad_step, const A* weights, A* grad_weights,
+                              int64_t pitch, bool add) {
+  Simd<A> y[N];
+  for (int d = 0; d < N; ++d) y[d] = load_simd<A>(grad + d * grad_step);
+  for (int64_t k = 0; k < taps; ++k) {
+    const Simd<A> weight = load_simd<A>(weights + k * pitch);
+    Simd<A> grad_weight = add ? load_simd<A>(grad_weights + k * pitch) : Simd<A>{};
+#pragma GCC unroll 8
+    for (int d = 0; d < N; ++d) {
+      grad_weight += y[d] * load_tap<kOneRow, A>(values + d * channel_step, taps_at[k], lanes);
+      add_to_tap<kOneRow, A>(grad_values + d * channel_step, taps_at[k], lanes, weight * y[d]);
+    }
+    store_simd<A>(grad_weights + k * pitch, grad_weight);
   }
-  return grad_weight;
+}
+
+// The gradients of the values of a group and of its weights, for all taps of a vector of outputs.
+template <typename A>
+void group_gradients(const VectorParams& p, const A* values, A* grad_values, const Offsets* taps_at,
+                     const Lanes<A>& lanes, int64_t group, const A* grad, const A* weights,
+                     A* grad_weights, int64_t pitch) {
+  const int64_t taps = num_taps(p.window), count = p.value_channels / p.groups;
+  const int64_t channel_step = p.groups * p.pitch, grad_step = p.groups * kSimdWidth;
+  with_rows(lanes, [&](auto one_row) {
+    for (int64_t d = 0; d < count;) {
+      const int64_t channel = d * p.groups + group;
+      const auto run = [&](auto size) {
+        channel_gradients<one_row, A, size>(values + channel * p.pitch,
+                                            grad_values + channel * p.pitch, channel_step, taps_at,
+                                            taps, lanes, grad + channel * kSimdWidth, grad_step,
+                                            weights, grad_weights, pitch, d > 0);
+        d += size;
+      };
+      if (count - d >= 8)
+        run(std::integral_constant<int, 8>());
+      else if (count - d >= 4)
+        run(std::integral_constant<int, 4>());
+      else
+        run(std::integral_constant<int, 1>());
+    }
+  });
 }
 
 // The gradients of a query and a key from that of their relation.
@@ -129,13 +168,15 @@ struct BackwardTile : ForwardTile<T, A> {
     return target;
   }
 
-  // Adds the gradient of features [first, ...) of one vector, which take the place of a tap or of
-  // the centre, to those of queries and keys, and to the sums of the first norm. The features are
-  // after the ReLU, or null if the gradient is that of the relation itself.
+  // Adds the gradients of features of some taps of a vector to those of queries and keys, and to
+  // the sums of the first norm. Feature first_feature + c is the relation of channel c. The
+  // features are after the ReLU, or null if the gradients are those of the relation itself. Those
+  // of tap t begin t vectors behind.
   template <typename Relation>
   void add_channels(int64_t vector, int64_t first_channel, int64_t last_channel,
-                    int64_t first_feature, const Offsets& offsets, Matrix<const A> grads,
-                    const A* features, int64_t feature_pitch, Relation relation) {
+                    int64_t first_feature, const Offsets* taps_at, int64_t tap_count,
+                    Matrix<const A> grads, const A* features, int64_t feature_pitch,
+                    Relation relation) {
     const OutputVector<A>& outputs = vectors[vector];
     const Lanes<A>& lanes = outputs.lanes;
     const VectorSums at = vector_sums(p);
@@ -143,26 +184,27 @@ struct BackwardTile : ForwardTile<T, A> {
     with_rows(lanes, [&](auto one_row) {
       for (int64_t c = first_channel; c < last_channel; ++c) {
         const int64_t f = first_feature + c;
-        const A* key_row = Features::key() + c * p.pitch;
         const Simd<A> q = load_simd<A>(outputs.query.data + c * kSimdWidth);
-        const Simd<A> k = load_tap<one_row, A>(key_row, offsets, lanes);
-        Simd<A> x_grad = load_simd<A>(grads.data + c * grads.pitch);
-        if (features) {
-          const Simd<A> feature = load_simd<A>(features + c * feature_pitch);
-          x_grad = feature > 0 ? x_grad : Simd<A>{};
-          A *shift_sum = sums + at.shift1 + f * kSimdWidth,
-            *scale_sum = sums + at.scale1 + f * kSimdWidth;
-          store_simd<A>(shift_sum, load_simd<A>(shift_sum) + x_grad);
-          const Simd<A> product = x_grad * relate<relation, A>(q, k);
-          store_simd<A>(scale_sum, load_simd<A>(scale_sum) + product);
-          x_grad *= scale[f];
+        Simd<A> shift_sum = {}, scale_sum = {}, query_sum = {};
+        for (int64_t t = 0; t < tap_count; ++t) {
+          const Simd<A> k = load_tap<one_row, A>(Features::key() + c * p.pitch, taps_at[t], lanes);
+          Simd<A> x_grad = load_simd<A>(grads.data + c * grads.pitch + t * kSimdWidth);
+          if (features) {
+            const Simd<A> feature = load_simd<A>(features + c * feature_pitch + t * kSimdWidth);
+            x_grad = feature > 0 ? x_grad : Simd<A>{};
+            shift_sum += x_grad;
+            scale_sum += x_grad * relate<relation, A>(q, k);
+            x_grad *= scale[f];
+          }
+          query_sum += query_gradient<relation, A>(x_grad, k);
+          add_to_tap<one_row, A>(grad_keys + c * p.pitch, taps_at[t], lanes,
+                                 key_gradient<relation, A>(x_grad, q));
         }
-        if constexpr (relation != kConcatenation) {
-          A* target = grad_query(vector) + c * kSimdWidth;
-          store_simd<A>(target, load_simd<A>(target) + query_gradient<relation, A>(x_grad, k));
-        }
-        add_to_tap<one_row, A>(grad_keys + c * p.pitch, offsets, lanes,
-                               key_gradient<relation, A>(x_grad, q));
+        if constexpr (relation != kConcatenation)
+          add_simd<A>(grad_query(vector) + c * kSimdWidth, query_sum);
+        if (!features) continue;
+        add_simd<A>(sums + at.shift1 + f * kSimdWidth, shift_sum);
+        add_simd<A>(sums + at.scale1 + f * kSimdWidth, scale_sum);
       }
     });
   }
@@ -177,32 +219,25 @@ struct BackwardTile : ForwardTile<T, A> {
       if (features) {
         const Simd<A> feature = load_simd<A>(features + c * feature_pitch);
         x_grad = feature > 0 ? x_grad : Simd<A>{};
-        A *shift_sum = sums + at.shift1 + c * kSimdWidth,
-          *scale_sum = sums + at.scale1 + c * kSimdWidth;
-        store_simd<A>(shift_sum, load_simd<A>(shift_sum) + x_grad);
-        store_simd<A>(scale_sum, load_simd<A>(scale_sum) + x_grad * q);
+        add_simd<A>(sums + at.shift1 + c * kSimdWidth, x_grad);
+        add_simd<A>(sums + at.scale1 + c * kSimdWidth, x_grad * q);
         x_grad *= scale[c];
       }
-      A* target = grad_query(vector) + c * kSimdWidth;
-      store_simd<A>(target, load_simd<A>(target) + x_grad);
+      add_simd<A>(grad_query(vector) + c * kSimdWidth, x_grad);
     }
   }
 
   // Adds the gradients of pairwise features of taps [begin, end).
   void add_pairs(int64_t begin, int64_t end, Matrix<const A> grads, const A* features,
                  int64_t feature_pitch) {
-    for (int64_t tap = begin; tap < end; ++tap) {
-      const int64_t column = (tap - begin) * kSimdWidth;
-      const A* tap_features = features ? features + column : nullptr;
-      const auto run = [&](int64_t first, int64_t last) {
-        with_relation(p, first, [&](auto relation) {
-          add_channels(0, first, last, 0, key_taps[tap], grads.from(0, column), tap_features,
-                       feature_pitch, relation);
-        });
-      };
-      if (p.content > 0) run(0, p.content);
-      if (p.content < p.channels) run(p.content, p.channels);
-    }
+    const auto run = [&](int64_t first, int64_t last) {
+      with_relation(p, first, [&](auto relation) {
+        add_channels(0, first, last, 0, key_taps + begin, end - begin, grads, features,
+                     feature_pitch, relation);
+      });
+    };
+    if (p.content > 0) run(0, p.content);
+    if (p.content < p.channels) run(p.content, p.channels);
   }
 
   // Adds the gradients of patchwise features [begin, end).
@@ -218,8 +253,8 @@ struct BackwardTile : ForwardTile<T, A> {
           add_centre(v, part, rows, feature_pitch);
           continue;
         }
-        const Offsets& offsets = key_taps[v * taps + first / p.channels - 1];
-        add_channels(v, 0, p.channels, first, offsets, part, rows, feature_pitch, relation);
+        const Offsets* tap_at = key_taps + v * taps + first / p.channels - 1;
+        add_channels(v, 0, p.channels, first, tap_at, 1, part, rows, feature_pitch, relation);
       }
     }
   }
@@ -271,16 +306,11 @@ struct BackwardTile : ForwardTile<T, A> {
     const Lanes<A>& lanes = vectors[0].lanes;
     for (int64_t g = 0; g < p.groups; ++g) {
       A *weight_row = weights.data + g * weights.pitch, *grad_row = grads.data + g * grads.pitch;
+      group_gradients<A>(p, Features::value(), grad_values, value_taps, lanes, g, grad(0),
+                         weight_row, grad_row, kSimdWidth);
       Simd<A> mean = {};
-      with_rows(lanes, [&](auto one_row) {
-        for (int64_t k = 0; k < taps; ++k) {
-          const Simd<A> weight = load_simd<A>(weight_row + k * kSimdWidth);
-          const Simd<A> grad_weight = value_gradients<one_row, A>(
-              p, g, Features::value(), grad_values, value_taps[k], lanes, grad(0), weight);
-          store_simd<A>(grad_row + k * kSimdWidth, grad_weight);
-          mean += weight * grad_weight;
-        }
-      });
+      for (int64_t k = 0; k < taps * kSimdWidth; k += kSimdWidth)
+        mean += load_simd<A>(weight_row + k) * load_simd<A>(grad_row + k);
       for (int64_t k = 0; k < taps * kSimdWidth; k += kSimdWidth)
         store_simd<A>(grad_row + k,
                       load_simd<A>(weight_row + k) * (load_simd<A>(grad_row + k) - mean));
@@ -359,15 +389,9 @@ struct BackwardTile : ForwardTile<T, A> {
       const Matrix<A> weights = Base::patch_weights(g, hidden);
       const Matrix<A> grads = {memory + buffers.grad_logits, weights.pitch, taps, weights.columns};
       for (int64_t v = 0; v < vector_count; ++v)
-        with_rows(vectors[v].lanes, [&](auto one_row) {
-          for (int64_t k = 0; k < taps; ++k) {
-            const int64_t column = k * weights.pitch + v * kSimdWidth;
-            const Simd<A> grad_weight = value_gradients<one_row, A>(
-                p, g, Features::value(), grad_values, value_taps[v * taps + k], vectors[v].lanes,
-                grad(v), load_simd<A>(weights.data + column));
-            store_simd<A>(grads.data + column, grad_weight);
-          }
-        });
+        group_gradients<A>(p, Features::value(), grad_values, value_taps + v * taps,
+                           vectors[v].lanes, g, grad(v), weights.data + v * kSimdWidth,
+                           grads.data + v * kSimdWidth, weights.pitch);
       multiply<A>(
           grads, hidden_t, nullptr, true,
           {sums + at.weight2 + g * taps * hidden_pitch(), hidden_pitch(), taps, hidden_pitch()});

@@ -47,7 +47,7 @@ inline void with_rows(const Lanes<A>& lanes, Function function) {
     function(std::false_type());
 }
 
-// replace negative elements by zero
+// Replaces negative elements by zero.
 template <typename A>
 inline Simd<A> positive_part(Simd<A> x) {
   return x > 0 ? x : Simd<A>{};
@@ -144,25 +144,24 @@ struct FeatureTile {
   void pair_features(int64_t begin, int64_t end, Matrix<A> target) const {
     const Lanes<A>& lanes = vectors[0].lanes;
     const A *scale = parameter(pointers.scale1), *shift = parameter(pointers.shift1);
-    for (int64_t tap = begin; tap < end; ++tap) {
-      const Offsets& tap_at = key_taps[tap];
-      A* column = target.data + (tap - begin) * kSimdWidth;
+    const auto run = [&](int64_t first, int64_t last) {
       with_rows(lanes, [&](auto one_row) {
-        const auto run = [&](int64_t first, int64_t last) {
-          with_relation(p, first, [&](auto relation) {
-            for (int64_t c = first; c < last; ++c) {
-              const auto k = load_tap<one_row, A>(key() + c * p.pitch, tap_at, lanes);
-              const auto q = load_simd<A>(vectors[0].query.data + c * kSimdWidth);
+        with_relation(p, first, [&](auto relation) {
+          for (int64_t c = first; c < last; ++c) {
+            const Simd<A> q = load_simd<A>(vectors[0].query.data + c * kSimdWidth);
+            A* row = target.data + c * target.pitch;
+            for (int64_t tap = begin; tap < end; ++tap, row += kSimdWidth) {
+              const Simd<A> k = load_tap<one_row, A>(key() + c * p.pitch, key_taps[tap], lanes);
               Simd<A> x = relate<relation, A>(q, k);
               if constexpr (kNormed) x = positive_part<A>(x * scale[c] + shift[c]);
-              store_simd<A>(column + c * target.pitch, x);
+              store_simd<A>(row, x);
             }
-          });
-        };
-        if (p.content > 0) run(0, p.content);
-        if (p.content < p.channels) run(p.content, p.channels);
+          }
+        });
       });
-    }
+    };
+    if (p.content > 0) run(0, p.content);
+    if (p.content < p.channels) run(p.content, p.channels);
   }
 
   // Patchwise features [begin, end), multiples of the number of channels: those of the centre, and
