@@ -8,7 +8,8 @@
 //   a time, so that vectors run along the width (packed_rows.h, correlate.h).
 // - involution_forward.h, local_attention.h: weights of a tile or a row of outputs are computed
 //   into the workspace of the thread and used at once.
-// - axial_forward.h, axial_backward.h, axial_moments.h: attention along lines, 16 lines in a vector.
+// - axial_forward.h, axial_backward.h, axial_moments.h: attention along lines, 16 lines in a
+// vector.
 // - involution_backward.h: sums over all positions are split into parts, which are added in order.
 //
 // One thread computes each output, in a fixed order, and the parts of a sum do not depend on the
