@@ -79,7 +79,7 @@ def test_standard_headers_come_before_the_instruction_set(isa):
 
 
 @pytest.mark.parametrize('isa', ISA_FLAGS)
-def test_the_exponential_is_accurate_over_the_whole_range(tmp_path, isa):
+def test_exponentials_are_accurate_over_the_whole_range(tmp_path, isa):
     compiler = shutil.which('g++')
     if compiler is None or not accepts(compiler, ISA_FLAGS[isa]):
         pytest.skip(f'no g++ that compiles for {isa}')
@@ -94,4 +94,6 @@ def test_the_exponential_is_accurate_over_the_whole_range(tmp_path, isa):
     if result.returncode == 77:
         pytest.skip(f'no processor with {isa}')
     assert result.returncode == 0
-    assert float(result.stdout) < 2
+    errors = [float(line) for line in result.stdout.split()]
+    assert len(errors) == 2
+    assert max(errors) < 2

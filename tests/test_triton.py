@@ -30,6 +30,7 @@ from mmrednet.ops import (
 triton = pytest.importorskip('triton')
 from mmrednet.ops._triton import attention as fused_attention  # noqa: E402
 from mmrednet.ops._triton import axial as fused_axial  # noqa: E402
+from mmrednet.ops._triton import axial_backward as fused_axial_backward  # noqa: E402
 from mmrednet.ops._triton import involution as fused_involution  # noqa: E402
 from mmrednet.ops._triton import local as fused_local  # noqa: E402
 
@@ -297,8 +298,20 @@ def test_axial_attention(case):
     length, table, terms, *options, dtype = AXIAL[case]
     inputs = axial_inputs(length, table, terms, dtype)
     arguments = (None, 3, terms, *options, 1 << 20)
-    expected = axial.definition(*widened(inputs), *arguments)
+    expected = axial.dense_definition(*widened(inputs), *arguments)
     close(fused_axial.attention(*inputs, *arguments), expected, dtype, expected)
+
+
+@pytest.mark.parametrize('case', AXIAL)
+def test_gradients_of_axial_attention(case):
+    length, table, terms, span, value_position, dtype = AXIAL[case]
+    lines, relative, scale, _ = axial_inputs(length, table, terms, dtype)
+    grad = torch.randn(2, 2, 10 if value_position else 5, 2, length, device=DEVICE).to(dtype)
+    inputs, arguments = (grad, lines, relative, scale), (3, terms, span, value_position, 1 << 20)
+    expected = axial.dense_gradients(*widened(inputs), *arguments)
+    results = fused_axial_backward.attention_backward(*inputs, *arguments)
+    for result, exact, like in zip(results, expected, inputs[1:], strict=True):
+        close(result, exact, like.dtype if like is scale else dtype, like)
 
 
 @pytest.mark.parametrize('axis', ['height', 'width'])
@@ -310,7 +323,7 @@ def test_axial_attention_of_both_axes(layout, axis):
     lines = lines.transpose(3, 4) if axis == 'height' else lines
     inputs = [lines, *axial_inputs(5, 6, [0, 1, 2], torch.float32)[1:]]
     arguments = (torch.randn(2, 5, device=DEVICE), 3, [0, 1, 2], 3, True, 1 << 20)
-    expected = axial.definition(*widened(inputs), arguments[0].double(), *arguments[1:])
+    expected = axial.dense_definition(*widened(inputs), arguments[0].double(), *arguments[1:])
     close(fused_axial.attention(*inputs, *arguments), expected, torch.float32, expected)
 
 

@@ -75,7 +75,7 @@ def offline(capability=90):
 def launch_all(dtype, sizes, groups, group_channels, hidden_channels, kernel=7):
     """Launch every kernel on channels-last maps of each of these sizes."""
     from mmrednet.ops import Window
-    from mmrednet.ops._triton import attention, axial, involution, local
+    from mmrednet.ops._triton import attention, axial, axial_backward, involution, local
 
     window = list(Window(kernel))
     for size in sizes:
@@ -107,7 +107,9 @@ def launch_all(dtype, sizes, groups, group_channels, hidden_channels, kernel=7):
         lines = torch.randn(batch, groups, 2 * keys + group_channels, *size).to(dtype)
         table = torch.randn(2 * keys + group_channels, 111).to(dtype)
         scale, shift = torch.rand(2, 3, groups)
-        axial.attention(lines, table, scale, shift, None, keys, [0, 1, 2], 0, True, 1)
+        options = (keys, [0, 1, 2], 0, True, 1)
+        result = axial.attention(lines, table, scale, shift, None, *options)
+        axial_backward.attention_backward(result, lines, table, scale, *options)
 
 
 def main():

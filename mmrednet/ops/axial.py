@@ -18,7 +18,6 @@ from torch.utils.flop_counter import register_flop_formula
 from . import _torch, _triton, axial_definition, multiply_adds
 from .axial_definition import TERMS, default_budget
 from .checks import check_dtype, check_same, check_shape, check_tensors
-from .dispatch import report_missing_kernel
 from .transforms import transformable
 
 
@@ -193,6 +192,12 @@ def dense_definition(lines: Tensor, *arguments: Any) -> Tensor:
     return _torch.in_layout_of(lines, definition(lines, *arguments))
 
 
+def dense_gradients(grad: Tensor, lines: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return :func:`gradients` with the strides of the fakes of ``attention_backward``."""
+    grad_lines, grad_relative, grad_scale = gradients(grad, lines, *arguments)
+    return _torch.in_layout_of(lines, grad_lines), grad_relative, grad_scale
+
+
 @transformable(definition)
 @custom_op('mmrednet::axial_attention', mutates_args=())
 def attention(
@@ -254,14 +259,13 @@ def attention_backward(
     budget: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`gradients`."""
-    report_missing_kernel('axial_attention_backward', grad)
-    grad_lines, grad_relative, grad_scale = gradients(
+    return dense_gradients(
         grad, lines, relative, scale, key_channels, terms, span, value_position, budget
     )
-    return _torch.in_layout_of(lines, grad_lines), grad_relative, grad_scale
 
 
 _triton.register('axial', attention=(attention, dense_definition))
+_triton.register('axial_backward', attention_backward=(attention_backward, dense_gradients))
 
 
 @attention.register_fake

@@ -1,5 +1,6 @@
-// Compares exp_nonpositive() with std::exp in double precision, over every step-th float from zero
-// to minus infinity. Prints the largest error in units in the last place.
+// Compares exp_nonpositive() and exp2_nonpositive() with std::exp and std::exp2 in double
+// precision, over every step-th float from zero to minus infinity. Prints the largest error in
+// units in the last place.
 //
 // usage: exp_accuracy STEP
 
@@ -13,6 +14,7 @@
 #include "integers.h"
 #include "simd.h"
 #include "simd_exp.h"
+#include "simd_exp2.h"
 
 namespace {
 
@@ -36,6 +38,26 @@ double error_of(float result, double exact) {
   return std::fabs(result - exact) / std::ldexp(1.0, exponent - FLT_MANT_DIG);
 }
 
+// The largest error of a function of vectors over every step-th float.
+template <typename Function, typename Exact>
+double largest_error(int64_t step, const Function& function, const Exact& exact) {
+  using namespace mmrednet;
+  double worst = 0;
+  for (int64_t first = kZeroBits; first <= kInfinityBits; first += kSimdWidth * step) {
+    float inputs[kSimdWidth], results[kSimdWidth];
+    for (int n = 0; n < kSimdWidth; ++n)
+      inputs[n] = to_float(int_min(first + n * step, kInfinityBits));
+    const auto vector = MMREDNET_ISA::load_simd<float>(inputs);
+    MMREDNET_ISA::store_simd<float>(results, function(vector));
+    for (int n = 0; n < kSimdWidth; ++n) {
+      const double error = error_of(results[n], exact(static_cast<double>(inputs[n])));
+      // the negation is true for NaN too
+      if (!(error <= worst)) worst = error;
+    }
+  }
+  return worst;
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -46,20 +68,12 @@ int main(int, char** arguments) {
 #elif defined(__AVX2__)
   if (!__builtin_cpu_supports("avx2")) return kSkipped;
 #endif
-  using namespace mmrednet;
+  using namespace mmrednet::MMREDNET_ISA;
   const int64_t step = std::atoll(arguments[1]);
-  double worst = 0;
-  for (int64_t first = kZeroBits; first <= kInfinityBits; first += kSimdWidth * step) {
-    float inputs[kSimdWidth], results[kSimdWidth];
-    for (int n = 0; n < kSimdWidth; ++n)
-      inputs[n] = to_float(int_min(first + n * step, kInfinityBits));
-    const auto vector = MMREDNET_ISA::load_simd<float>(inputs);
-    MMREDNET_ISA::store_simd<float>(results, MMREDNET_ISA::exp_nonpositive(vector));
-    for (int n = 0; n < kSimdWidth; ++n) {
-      const double error = error_of(results[n], std::exp(static_cast<double>(inputs[n])));
-      // the negation is true for NaN too
-      if (!(error <= worst)) worst = error;
-    }
-  }
-  std::printf("%.4f\n", worst);
+  const double exp_error = largest_error(
+      step, [](Simd<float> x) { return exp_nonpositive(x); }, [](double x) { return std::exp(x); });
+  const double exp2_error = largest_error(
+      step, [](Simd<float> x) { return exp2_nonpositive(x); },
+      [](double x) { return std::exp2(x); });
+  std::printf("%.4f\n%.4f\n", exp_error, exp2_error);
 }

@@ -50,7 +50,6 @@ void check_inputs(const at::Tensor& lines, const at::Tensor& relative, int64_t k
 
 AxialParams axial_params(const at::Tensor& lines, int64_t key_channels, int64_t span) {
   AxialParams p = {};
-  p.lines = strides_of(lines);
   p.images = lines.size(0);
   p.heads = lines.size(1);
   p.key_channels = key_channels;
@@ -81,11 +80,16 @@ struct AxialCall {
     check_inputs(input, relative, key_channels, terms, span);
     type = kernel_type(input.scalar_type(), relative.scalar_type());
     accumulator = accumulator_type(type);
-    lines = input.to(type);
-    params = axial_params(lines, key_channels, span);
+    params = axial_params(input, key_channels, span);
+    set_lines(input.to(type));
     table = table_by_distance(relative.to(accumulator));
-    pointers.lines = lines.const_data_ptr();
     pointers.table = table.const_data_ptr();
+  }
+
+  void set_lines(const at::Tensor& tensor) {
+    lines = tensor;
+    params.lines = strides_of(lines);
+    pointers.lines = lines.const_data_ptr();
   }
 
   // Returns the table (2 * padded length - 1, channels) for the distances i - m of all pairs. Keys
@@ -143,6 +147,8 @@ struct AxialSums {
 
   explicit AxialSums(AxialCall& call) {
     const AxialParams& p = call.params;
+    // the gradients are dense, and kernels take the strides of both to be the same
+    call.set_lines(in_layout_of(call.lines, call.lines));
     lines = empty_in_layout_of(call.lines, call.lines.sizes());
     table = at::zeros({p.chunks, table_rows(p), line_channels(p)}, at::kDouble);
     scale = at::zeros({p.chunks, kAxialTerms, p.heads}, at::kDouble);

@@ -86,8 +86,8 @@ struct AxialGradients : AxialLines<T, A> {
     const Vectors<A> key_gradient = grad_lines.from(r.m, keys);
     // a term is linear in the query: its product with the gradient is that of the scale
     std::memset(grad_queries.data, 0, kAxialRows * keys * kSimdWidth * sizeof(A));
-    sum_over_keys<A, kContent>(content, this->key_lines(r.m), this->query_table(0), r.rows,
-                               r.count, keys, nullptr, grad_queries);
+    sum_over_keys<A, kContent>(content, this->key_lines(r.m), this->query_table(0), r.rows, r.count,
+                               keys, nullptr, grad_queries);
     for (int64_t row = 0; row < r.rows; ++row)
       for (int64_t c = 0; c < keys; ++c) {
         const Simd<A> part = grad_queries.load(row, c);
@@ -140,7 +140,7 @@ struct AxialBackward : AxialGradients<T, A> {
 
   void run(int64_t item, int64_t chunk) {
     this->pack(item);
-    this->set_scales(item % p.heads, false);
+    this->set_scales(pointers.scale, item % p.heads, 1);
     this->clear();
     const LineTile tile = line_tile(p, p.result, item);
     pack_lines<T, A>(grads.data, static_cast<const T*>(pointers.grad), tile,
@@ -180,8 +180,7 @@ struct AxialBackward : AxialGradients<T, A> {
       maximum = logit > maximum ? logit : maximum;
     }
     for (int64_t m = 0; m < r.count; ++m) {
-      const Simd<A> weight =
-          is_empty ? Simd<A>{} : exp_nonpositive(weights.load(0, m) - maximum);
+      const Simd<A> weight = is_empty ? Simd<A>{} : exp_nonpositive(weights.load(0, m) - maximum);
       weights.store(0, m, weight);
       sum += weight;
     }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "axial_lines.h"
 #include "axial_params.h"
@@ -11,7 +12,7 @@
 #include "integers.h"
 #include "isa.h"
 #include "simd.h"
-#include "simd_exp.h"
+#include "simd_exp2.h"
 
 namespace mmrednet::MMREDNET_ISA {
 
@@ -70,20 +71,26 @@ struct AxialLines {
     for (int64_t n = size; n < length * channels * kSimdWidth; ++n) lines.data[n] = 0;
   }
 
-  // Sets the scales of the terms, and the table times scales.
-  void set_scales(int64_t head, bool ones) {
-    const A* scales = static_cast<const A*>(pointers.scale);
-    for (int64_t t = 0; t < kAxialTerms; ++t) scale[t] = ones ? 1 : scales[t * p.heads + head];
+  // Sets the scales of the terms, times a factor or, without scales, to one; and the table times
+  // scales.
+  void set_scales(const void* scales, int64_t head, A factor) {
+    const A* by_term = static_cast<const A*>(scales);
+    for (int64_t t = 0; t < kAxialTerms; ++t)
+      scale[t] = by_term ? by_term[t * p.heads + head] * factor : 1;
     const A* position_scale = static_cast<const A*>(pointers.position_scale);
+    if (position_scale) position_scale += head * values;
     const A* source = static_cast<const A*>(pointers.table);
     for (int64_t w = 0; w < table_rows(p); ++w) {
       const A* from = source + w * channels;
       A* to = table + w * channels;
       for (int64_t c = 0; c < keys; ++c) to[c] = from[c] * scale[1];
       for (int64_t c = keys; c < 2 * keys; ++c) to[c] = from[c] * scale[2];
-      for (int64_t c = 0; c < values; ++c)
-        to[2 * keys + c] =
-            from[2 * keys + c] * (position_scale ? position_scale[head * values + c] : 1);
+      from += 2 * keys;
+      to += 2 * keys;
+      if (position_scale)
+        for (int64_t c = 0; c < values; ++c) to[c] = from[c] * position_scale[c];
+      else
+        std::memcpy(to, from, values * sizeof(A));
     }
   }
 
@@ -126,8 +133,9 @@ struct AxialLines {
   }
 };
 
-// The softmax of some rows while it runs over chunks of keys: the largest logit so far, and the sum
-// of weights relative to it. `factor` is what a chunk multiplies earlier sums with.
+// The softmax of some rows while it runs over chunks of keys, of logits times log2(e): the largest
+// logit so far, and the sum of weights relative to it. `factor` is what a chunk multiplies earlier
+// sums with.
 template <typename A>
 struct OnlineSoftmax {
   A largest[kAxialRows * kSimdWidth], sum[kAxialRows * kSimdWidth];
@@ -153,10 +161,10 @@ struct OnlineSoftmax {
       }
       // Infinity minus infinity would give NaN where no pair so far has a weight.
       const Simd<A> base = maximum == lowest ? Simd<A>{} : maximum;
-      const Simd<A> rescale = exp_nonpositive(before - base);
+      const Simd<A> rescale = exp2_nonpositive(before - base);
       Simd<A> total = load_simd<A>(sum + row * kSimdWidth) * rescale;
       for (int64_t m = 0; m < count; ++m) {
-        const Simd<A> weight = exp_nonpositive(logits.load(row, m) - base);
+        const Simd<A> weight = exp2_nonpositive(logits.load(row, m) - base);
         logits.store(row, m, weight);
         total += weight;
       }
@@ -183,7 +191,8 @@ struct AxialForward : AxialLines<T, A> {
 
   void run(int64_t item) {
     this->pack(item);
-    this->set_scales(item % p.heads, false);
+    // the softmax is that of powers of two
+    this->set_scales(pointers.scale, item % p.heads, static_cast<A>(kLog2E));
     const int64_t step = this->rows_at_once;
     for (int64_t i = 0; i < length; i += step) attend(i, int_min(step, length - i));
     const LineTile tile = line_tile(p, p.result, item);

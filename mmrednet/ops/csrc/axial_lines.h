@@ -2,9 +2,12 @@
 
 #pragma once
 
+#ifdef MMREDNET_SHUFFLES
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "axial_params.h"
 #include "integers.h"
@@ -42,20 +45,48 @@ template <typename T, typename A>
 inline Simd<A> load_first(const T* source, int64_t count) {
   if (count == kSimdWidth) return load_vector<A, kSimdWidth>(source);
   Simd<A> result = {};
-  if constexpr (std::is_same_v<T, A>)
-    std::memcpy(&result, source, count * sizeof(A));
-  else
-    for (int64_t n = 0; n < count; ++n) result[n] = load<A>(source[n]);
+  for (int64_t n = 0; n < count; ++n) result[n] = load<A>(source[n]);
   return result;
 }
 
+// Stores the first `count` elements of a vector in the dtype of a tensor.
 template <typename T, typename A>
 inline void store_first_of(T* target, Simd<A> value, int64_t count) {
-  if constexpr (std::is_same_v<T, A>)
-    store_first<A>(target, value, count);
-  else
-    for (int64_t n = 0; n < count; ++n) target[n] = store<T>(static_cast<A>(value[n]));
+  for (int64_t n = 0; n < count; ++n) target[n] = store<T>(static_cast<A>(value[n]));
 }
+
+#ifdef MMREDNET_SHUFFLES
+// A loop over the elements takes ten times as long as a masked instruction.
+template <>
+inline Simd<float> load_first<float, float>(const float* source, int64_t count) {
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  return (Simd<float>)_mm512_maskz_loadu_ps(mask, source);
+}
+
+template <>
+inline void store_first_of<float, float>(float* target, Simd<float> value, int64_t count) {
+  store_first<float>(target, value, count);
+}
+
+template <>
+inline Simd<float> load_first<BFloat16, float>(const BFloat16* source, int64_t count) {
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, source));
+  return (Simd<float>)_mm512_slli_epi32(bits, 16);
+}
+
+// Rounds as store<BFloat16>() does.
+template <>
+inline void store_first_of<BFloat16, float>(BFloat16* target, Simd<float> value, int64_t count) {
+  using Bits = Vector<uint32_t, kSimdWidth>;
+  Bits bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Bits result = value != value ? Bits{} + 0x7fc0 : rounded;
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  _mm256_mask_storeu_epi16(target, mask, _mm512_cvtepi32_epi16((__m512i)result));
+}
+#endif
 
 // Vectors of one element of each line. Element (u, o) of a line lies at u * inner + o * outer of
 // the tensor, and at u * inner_vectors + o * outer_vectors of the vectors.

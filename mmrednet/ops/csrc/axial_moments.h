@@ -55,7 +55,7 @@ struct AxialMoments : AxialGradients<T, A> {
   // The moments of all pairs of a work item.
   void measure(int64_t item) {
     this->pack(item);
-    this->set_scales(item % p.heads, true);
+    this->set_scales(nullptr, item % p.heads, 1);
     RunningMoments<A> moments[kAxialTerms] = {};
     for (int64_t i = 0; i < length; i += this->rows_at_once) {
       const PairRows r = this->pair_rows(i);
@@ -70,7 +70,7 @@ struct AxialMoments : AxialGradients<T, A> {
   // The gradients of a work item.
   void run(int64_t item, int64_t chunk) {
     this->pack(item);
-    this->set_scales(item % p.heads, true);
+    this->set_scales(nullptr, item % p.heads, 1);
     this->clear();
     for (int64_t i = 0; i < length; i += this->rows_at_once) {
       const PairRows r = this->pair_rows(i);

@@ -87,8 +87,20 @@ inline void pair_block(Vectors<const A> first, Vectors<const A> by_first, Vector
     for (int m = 0; m < B; ++m) result.store(i, m, sums[i][m]);
 }
 
+// Runs a function over blocks of channels: kPairBlock at a time, then one at a time.
+template <typename A, typename Function>
+inline void over_channels(int64_t channels, const Function& function) {
+  constexpr int B = kPairBlock<A>;
+  int64_t c = 0;
+  for (; c + B <= channels; c += B) function(c, std::integral_constant<int, B>());
+  if constexpr (B > 2)
+    for (; c + 2 <= channels; c += 2) function(c, std::integral_constant<int, 2>());
+  for (; c < channels; ++c) function(c, std::integral_constant<int, 1>());
+}
+
 // N channels of the sums over keys, for a block of rows:
-//   result[i, c] = result[i, c] * factor[i] + sum over m of pair[i, m] * (value[m, c] + table[w, c])
+//   result[i, c] = result[i, c] * factor[i] + sum over m of pair[i, m] * (value[m, c] + table[w,
+//   c])
 // with either or both summands, and a factor of 1 where `factor` is null.
 template <typename A, int kTerms, int N>
 inline void sum_over_keys_block(Vectors<const A> pairs, Vectors<const A> values, Distances<A> table,
@@ -126,17 +138,6 @@ inline void sum_over_keys_block(Vectors<const A> pairs, Vectors<const A> values,
     for (int c = 0; c < N; ++c) result.store(i, c, sums[i][c]);
 }
 
-// Runs a function over blocks of channels: kPairBlock at a time, then one at a time.
-template <typename A, typename Function>
-inline void over_channels(int64_t channels, const Function& function) {
-  constexpr int B = kPairBlock<A>;
-  int64_t c = 0;
-  for (; c + B <= channels; c += B) function(c, std::integral_constant<int, B>());
-  if constexpr (B > 2)
-    for (; c + 2 <= channels; c += 2) function(c, std::integral_constant<int, 2>());
-  for (; c < channels; ++c) function(c, std::integral_constant<int, 1>());
-}
-
 // The sums over keys of some rows and all channels. `table` is that of the first row and key.
 template <typename A, int kTerms>
 inline void sum_over_keys(Vectors<const A> pairs, Vectors<const A> values, Distances<A> table,
@@ -145,9 +146,9 @@ inline void sum_over_keys(Vectors<const A> pairs, Vectors<const A> values, Dista
   constexpr int B = kPairBlock<A>;
   for (int64_t i = 0; i < rows; i += B)
     over_channels<A>(channels, [&](int64_t c, auto size) {
-      sum_over_keys_block<A, kTerms, size>(
-          pairs.from(i, 0), values.from(0, c), table.from(i, c), keys,
-          factor ? factor + i * kSimdWidth : nullptr, result.from(i, c));
+      sum_over_keys_block<A, kTerms, size>(pairs.from(i, 0), values.from(0, c), table.from(i, c),
+                                           keys, factor ? factor + i * kSimdWidth : nullptr,
+                                           result.from(i, c));
     });
 }
 
