@@ -377,7 +377,10 @@ def test_unknown_instruction_sets():
     result = subprocess.run(
         [sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=False
     )
-    assert "MMREDNET_CPU_CAPABILITY must be avx512bf16, avx512, avx2 or plain, got 'AVX512'" in result.stderr
+    assert (
+        "MMREDNET_CPU_CAPABILITY must be avx512bf16, avx512, avx2 or plain, got 'AVX512'"
+        in result.stderr
+    )
 
 
 @built
