@@ -24,6 +24,8 @@ from mmrednet.backbones import (
     SASAResNet,
     SpatialResNet,
 )
+from mmrednet.backbones.van import VANBlock
+from mmrednet.backbones.van_folding import FoldedVANBlock
 from mmrednet.fusion import FuseHook
 from mmrednet.layers import AttentionStem, Involution
 
@@ -410,3 +412,68 @@ def test_the_hook_of_a_runner_folds_a_copy():
     FuseHook().before_test_epoch(runner)
     assert type(runner.model[1]) is nn.Identity
     assert type(model[1]) is nn.BatchNorm2d
+
+
+BLOCKS = {'VAN': VAN, 'MSCAN': MSCAN}
+
+
+def settled_van(name, **arguments):
+    network = BLOCKS[name](**SMALL, layer_scale=0.7, **arguments).double()
+    for parameter_name, parameter in network.named_parameters():
+        if 'layer_scale' in parameter_name:
+            nn.init.uniform_(parameter, -1, 1)
+    return settle(network)
+
+
+@pytest.mark.parametrize('name', BLOCKS)
+def test_blocks_take_their_norms_and_scales(name):
+    network, x = settled_van(name, drop_path_rate=0.2), image(37, 42, channels=3).double()
+    expected = network(x)
+    for _ in range(2):
+        fuse(network)
+        for y, z in zip(network(x), expected, strict=True):
+            torch.testing.assert_close(y, z, atol=1e-12, rtol=1e-12)
+    assert all(type(block) is FoldedVANBlock for block in network.block2)
+    assert not any('layer_scale' in key or 'norm2.running' in key for key in network.state_dict())
+
+
+PARTS = ['norm1', 'norm2', 'attn', 'attn.proj_1', 'attn.proj_2', 'mlp', 'mlp.fc1', 'mlp.fc2']
+
+
+@pytest.mark.parametrize('part', ['', *(f'.{name}' for name in PARTS), '.drop_path'])
+def test_a_block_that_is_looked_at_stays(part):
+    network, calls = settled_van('VAN', drop_path_rate=0.2), []
+    x = image(37, 42, channels=3).double()
+    expected = network(x)
+    network.get_submodule(f'block2.1{part}').register_forward_hook(lambda *_: calls.append(1))
+    fuse(network)
+    assert [type(block) for block in network.block2] == [FoldedVANBlock, VANBlock]
+    for y, z in zip(network(x), expected, strict=True):
+        torch.testing.assert_close(y, z, atol=1e-12, rtol=1e-12)
+    assert calls
+
+
+def test_blocks_with_other_norms_and_shared_blocks_stay():
+    network = settled_van('VAN', norm_cfg=dict(type='GN', num_groups=2))
+    assert not any(isinstance(module, FoldedVANBlock) for module in fuse(network).modules())
+    network = settled_van('VAN')
+    network.block2[1].norm1 = network.block2[0].norm1
+    fuse(network)
+    assert [type(block) for block in network.block2] == [VANBlock, VANBlock]
+
+
+@pytest.mark.parametrize('name', BLOCKS)
+def test_operators_inside_folded_blocks_are_still_called(name):
+    network, calls = settled_van(name), []
+    operator = network.block1[0].attn.spatial_gating_unit
+    operator.register_forward_hook(lambda *_: calls.append(1))
+    fuse(network)(image(37, 42, channels=3).double())
+    assert calls == [1]
+
+
+@pytest.mark.parametrize('name', BLOCKS)
+def test_counts_of_folded_blocks(name):
+    network, x = settled_van(name).float(), image(64, 64, channels=3)
+    before, after = count_network(copy.deepcopy(network), x), count_network(fuse(network), x)
+    assert not after.uncounted
+    assert after.total(('op',)) == before.total(('op',))
