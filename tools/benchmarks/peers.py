@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmrednet.layers import Involution
 from mmrednet.ops.involution import finish
 
 from .backbones import step
+from .baselines import unfold_aggregate
 
 # packages that a way needs, besides torch
 PACKAGES = {
@@ -34,7 +34,7 @@ HINTS = {'float32': 'f32', 'bfloat16': 'bf16'}
 
 
 class StandardInvolution(nn.Module):
-    """Involution out of operators that ONNX has: a shifted map for each tap, weighted and summed.
+    """Involution as published, out of operators that ONNX has: neighbours are gathered and summed.
 
     Args:
         layer: The layer to compute.
@@ -47,23 +47,11 @@ class StandardInvolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, Ho, Wo)."""
         layer = self.layer
-        (rows, columns), (stride, _) = layer.window.kernel, layer.window.stride
-        (down, right), (top, left) = layer.window.dilation, layer.window.padding
         kernels = layer.generate(layer.conv1(layer.pool(x)))
-        height, width = kernels.shape[-2:]
-        padded = F.pad(x, (left, left, top, top)).unflatten(1, (layer.groups, -1))
-        total: Any = 0
-        for tap in range(rows * columns):
-            row, column = tap // columns * down, tap % columns * right
-            neighbour = padded[
-                ...,
-                row : row + (height - 1) * stride + 1 : stride,
-                column : column + (width - 1) * stride + 1 : stride,
-            ]
-            total = total + kernels[:, :, tap, None] * neighbour
+        out = unfold_aggregate(x.unflatten(1, (layer.groups, -1)), kernels, layer.window)
         if layer.scale is not None and layer.shift is not None:
-            total = finish(total, layer.scale, layer.shift, layer.relu)
-        return total.flatten(1, 2)
+            out = finish(out, layer.scale, layer.shift, layer.relu)
+        return out.flatten(1, 2)
 
 
 def exportable(model: nn.Module) -> nn.Module:
