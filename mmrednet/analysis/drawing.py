@@ -82,7 +82,8 @@ def draw_kernel_maps(
         heat = cv2.resize(heat, size, interpolation=cv2.INTER_CUBIC).clip(0, 1)
         colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_JET)
         panels.append(captioned(cv2.addWeighted(base, 0.5, colours, 0.5, 0), name))
-    least, greatest = cv2.applyColorMap(np.uint8([[0, 255]]), cv2.COLORMAP_JET)[0].tolist()
+    ends = np.array([[0, 255]], np.uint8)
+    least, greatest = cv2.applyColorMap(ends, cv2.COLORMAP_JET)[0].tolist()
     entries = [('least sum', tuple(least)), ('greatest', tuple(greatest))]
     return with_legend(grid(panels, len(panels)), entries)
 
