@@ -81,6 +81,10 @@ class TestFindCheckpoint:
         path = checkpoint(tmp_path / 'out/epoch_3.pth')
         (tmp_path / 'last_checkpoint').write_text(str(path))
         assert find_checkpoint(tmp_path) == str(path)
+        # an older one is there as well
+        older = checkpoint(tmp_path / 'out/epoch_2.pth')
+        path.write_bytes(b'cut')
+        assert find_checkpoint(tmp_path) == str(older)
 
     def test_nothing_to_continue_from(self, tmp_path):
         assert find_checkpoint(tmp_path) is None

@@ -19,7 +19,16 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from test_training import CONFIG, data, options  # noqa: F401
 from torch import nn
 
-from mmrednet.analysis.stock_configs import build, failure, resnet50s, with_backbone
+from mmrednet.analysis.stock_configs import (
+    StockConfig,
+    build,
+    failure,
+    forward_failure,
+    head_types,
+    one_of_each_head,
+    resnet50s,
+    with_backbone,
+)
 from mmrednet.backbones import VAN, RedNet, SpatialResNet
 from mmrednet.engine import apply_train_options, load_config, named_types
 from mmrednet.layers import DCN, DCNv2
@@ -390,3 +399,27 @@ class TestSweep:
 
     def test_teachers_are_found(self):
         assert len(resnet50s(ConfigDict(teacher=self.model, **self.model))) == 2
+
+    def test_one_config_of_each_head(self):
+        two_stages = ConfigDict(
+            type='CascadeRCNN',
+            rpn_head=dict(type='RPNHead'),
+            roi_head=dict(type='CascadeRoIHead', bbox_head=[dict(type='A'), dict(type='B')]),
+        )
+        assert head_types(two_stages) == {'RPNHead', 'CascadeRoIHead', 'A', 'B'}
+        assert head_types(ConfigDict(type='DETR')) == {'DETR'}
+        fewer = ConfigDict(type='RPN', rpn_head=dict(type='RPNHead'))
+        models = [self.model, self.model, two_stages, fewer]
+        configs = [StockConfig(Path('a/b.py'), 'mmdet', model) for model in models]
+        assert [config.model for config in one_of_each_head(configs)] == [self.model, two_stages]
+
+    def test_an_image_is_computed(self):
+        from mmdet.utils import register_all_modules
+
+        register_all_modules(init_default_scope=True)
+        replaced = with_backbone(self.model, 'mmrednet.RedNet')
+        assert forward_failure(replaced, 'mmdet') is None
+        replaced.neck.in_channels = [256, 512, 1024, 1024]
+        assert failure(replaced, 'mmdet') is None
+        reason = forward_failure(replaced, 'mmdet')
+        assert reason.startswith('UnrunnableError: RetinaNet cannot be run for an image of 64 x 64')

@@ -52,19 +52,20 @@ class StockConfig:
         return f'{self.path.parent.name}/{self.path.name}'
 
 
-def stock_configs(scope: str) -> Iterator[StockConfig]:
+def stock_configs(scope: str, match: str = '') -> Iterator[StockConfig]:
     """Yield the ResNet-50 configs that an installed framework brings along.
 
     Configs that cannot be read here, because they need another package, are left out.
 
     Args:
         scope: 'mmdet' or 'mmseg'.
+        match: Text that the path must have. Default: '', all configs.
     """
     spec = find_spec(scope)
     if spec is None or spec.origin is None:
         return
     for path in sorted((Path(spec.origin).parent / '.mim' / 'configs').rglob('*.py')):
-        if '_base_' in path.parts:
+        if '_base_' in path.parts or match not in str(path):
             continue
         try:
             with warnings.catch_warnings():

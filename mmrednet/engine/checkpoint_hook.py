@@ -227,7 +227,7 @@ class ResumableCheckpointHook(CheckpointHook):
         if self.max_keep_ckpts <= 0:
             return []
         # a new best score saves the same step again
-        steps = [kept for kept in self.keep_ckpt_ids if kept != step] + [step]
+        steps = [saved_step for saved_step in self.keep_ckpt_ids if saved_step != step] + [step]
         outdated = steps[: -self.max_keep_ckpts]
         self.keep_ckpt_ids.clear()
         self.keep_ckpt_ids.extend(steps[-self.max_keep_ckpts :])

@@ -56,9 +56,9 @@ def check_classes(
     Args:
         cfg: Config for mmdet or mmseg.
         loaders: Keys of the data loaders to check. Default: all.
-        strict: Whether warnings are errors. Default: False.
-        check_images: Whether all images are opened, and not a sample. Default: False.
-        folders: Whether image folders are missed that do not exist. Default: False.
+        strict: True if warnings are errors. Default: False.
+        check_images: True if all images are opened, and not a sample. Default: False.
+        folders: True if image folders are missed that do not exist. Default: False.
 
     Raises:
         FileNotFoundError: An annotation file or a folder does not exist.

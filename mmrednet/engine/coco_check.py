@@ -47,8 +47,8 @@ def check_entries(path: Path, content: dict, classes: Sequence[str], findings: F
     _check_sizes(path, images, findings)
     _check_ids(path, 'images', images, findings)
     _check_ids(path, 'annotations', annotations, findings)
-    known = _check_references(path, annotations, images, categories, findings)
-    usable = _check_boxes(path, known, images, findings)
+    valid_annotations = _check_references(path, annotations, images, categories, findings)
+    usable = _check_boxes(path, valid_annotations, images, findings)
     names = {categories[annotation['category_id']] for annotation in usable}
     if annotations and names.isdisjoint(classes):
         findings.error(path, f'none of its {len(annotations)} annotations can be used')
@@ -150,20 +150,20 @@ def _check_boxes(
     # mmdet drops boxes below one pixel
     empty = (extent < 1).any(1) | ~(areas > 0)
     overlap = np.minimum(end, limits) - np.maximum(start, 0)
-    outside = ~empty & (overlap <= 0).any(1)
-    beyond = (start < -TOLERANCE).any(1) | (end > limits + TOLERANCE).any(1)
-    beyond &= ~empty & ~outside
+    off_image = ~empty & (overlap <= 0).any(1)
+    overhang = (start < -TOLERANCE).any(1) | (end > limits + TOLERANCE).any(1)
+    overhang &= ~empty & ~off_image
     problems = {
         'annotations have a box or an area that is empty or negative and are dropped': empty,
-        'annotations have a box outside its image and are dropped': outside,
+        'annotations have a box outside its image and are dropped': off_image,
         'annotations have a box that sticks out of its image'
-        + _corner_hint(beyond | outside): beyond,
+        + _corner_hint(overhang | off_image): overhang,
     }
     for problem, mask in problems.items():
         if mask.any():
             examples = [_box_text(annotations[index]) for index in np.flatnonzero(mask)]
             findings.warn(path, problem, examples)
-    return [annotations[index] for index in np.flatnonzero(~empty & ~outside)]
+    return [annotations[index] for index in np.flatnonzero(~empty & ~off_image)]
 
 
 def _corner_hint(mask: np.ndarray) -> str:

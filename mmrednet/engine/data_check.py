@@ -42,8 +42,8 @@ def check_data(
             :func:`check_labels_when_loaded`.
         loaders: Keys of the data loaders to check. Default: those for training, validation and
             test.
-        strict: Whether warnings are errors. Default: False.
-        check_images: Whether all images are opened, and not a sample. Default: False.
+        strict: True if warnings are errors. Default: False.
+        check_images: True if all images are opened, and not a sample. Default: False.
 
     Raises:
         FileNotFoundError: An annotation file or a folder does not exist.

@@ -15,7 +15,7 @@ class Findings:
     """Errors and warnings, collected so that one run names all that is wrong.
 
     Args:
-        strict: Whether warnings count as errors. Default: False.
+        strict: True if warnings count as errors. Default: False.
     """
 
     def __init__(self, *, strict: bool = False) -> None:
@@ -42,9 +42,9 @@ class Findings:
     ) -> None:
         message = f'{subject}: {problem}'
         if examples:
-            shown = '; '.join(str(example) for example in examples[:EXAMPLES])
+            listing = '; '.join(str(example) for example in examples[:EXAMPLES])
             more = ', ...' if len(examples) > EXAMPLES else ''
-            message = f'{subject}: {len(examples)} {problem}: {shown}{more}'
+            message = f'{subject}: {len(examples)} {problem}: {listing}{more}'
         # loaders often share a file
         if message not in messages:
             messages.append(message)

@@ -61,7 +61,7 @@ def check_images(
         images: Its images.
         dataset: Config of the data set.
         findings: Errors are added here.
-        every: Whether to open and decode all images. Default: False.
+        every: True to open and decode all images. Default: False.
     """
     folder = folder_of(dataset, 'img')
     loading = [step for step in dataset.get('pipeline') or [] if _loads_images(step)]
@@ -110,8 +110,8 @@ def loaded_size(file: Path, *, turns: bool = True, decode: bool = False) -> tupl
 
     Args:
         file: Path of the image.
-        turns: Whether the image is turned as its EXIF orientation says. Default: True.
-        decode: Whether to decode the pixels, which finds files that are cut. Default: False.
+        turns: True if the image is turned as its EXIF orientation says. Default: True.
+        decode: True to decode the pixels, which finds files that are cut. Default: False.
     """
     with Image.open(file) as image:
         width, height = image.size

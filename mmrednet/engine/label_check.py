@@ -42,8 +42,8 @@ def check_labels_when_loaded(
     Args:
         cfg: Config to change in place; one for mmdet stays as it is.
         loaders: Keys of the data loaders whose labels are checked now. Default: all.
-        strict: Whether warnings are errors. Default: False.
-        check_images: Whether all label images are read now. Default: False.
+        strict: True if warnings are errors. Default: False.
+        check_images: True if all label images are read now. Default: False.
 
     Raises:
         ValueError: Label images are missing or wrong, or only one class occurs in them and the

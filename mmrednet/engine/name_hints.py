@@ -28,8 +28,8 @@ def named_types() -> Iterator[None]:
         yield
     except KeyError as error:
         match = UNREGISTERED.search(str(error.args[0]))
-        hint = match and nearest_type(match[1], match[2])
-        if not hint:
+        hint = None if match is None else nearest_type(match[1], match[2])
+        if match is None or hint is None:
             raise
         raise KeyError(
             f'type={match[1]!r} in the config is no registered {match[2]}; did you mean {hint!r}?'

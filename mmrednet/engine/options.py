@@ -84,9 +84,9 @@ def apply_train_options(
 
     Args:
         cfg: Config to change in place.
-        amp: Whether to train under autocast, with a dynamic loss scale or, on a CPU, in bfloat16.
+        amp: True to train under autocast, with a dynamic loss scale or, on a CPU, in bfloat16.
             Default: False.
-        auto_scale_lr: Whether to scale the learning rate with the batch size. Default: False.
+        auto_scale_lr: True to scale the learning rate with the batch size. Default: False.
         resume: Path of a checkpoint to continue from, or 'auto' for the latest one in the work
             directory. Default: None, a new run.
 
@@ -148,10 +148,10 @@ def apply_test_options(
         checkpoint: Path of the checkpoint to test.
         out: Path of a ``.pkl`` file for the predictions of mmdet, or of a folder for the label maps
             of mmseg. Default: None, predictions are not kept.
-        show: Whether to open a window for every image. Default: False.
+        show: True to open a window for every image. Default: False.
         show_dir: Folder for drawn images, below the work directory. Default: None.
         wait_time: Seconds that a window stays open. Default: 2.
-        tta: Whether to merge the predictions for augmented copies of every image. Default: False.
+        tta: True to merge the predictions for augmented copies of every image. Default: False.
 
     Returns:
         A function to call with the runner before it tests, or None.

@@ -24,7 +24,7 @@ def random_state(cuda: bool = True) -> dict[str, Any]:
     may hold.
 
     Args:
-        cuda: Whether to include the generators of CUDA devices. Default: True.
+        cuda: True to include the generators of CUDA devices. Default: True.
     """
     numpy_state: Any = np.random.get_state()
     name, keys, position, has_gauss, gauss = numpy_state
@@ -42,8 +42,8 @@ def set_random_state(state: dict[str, Any]) -> None:
     """Set the generators to states that :func:`random_state` returned."""
     version, numbers, gauss = state['python']
     random.setstate((version, tuple(numbers), gauss))
-    name, keys, *others = state['numpy']
-    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *others))
+    name, keys, *gauss_state = state['numpy']
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *gauss_state))
     # resuming moves all tensors of a checkpoint to the device
     torch.set_rng_state(state['torch'].cpu())
     if 'cuda' in state and len(state['cuda']) == torch.cuda.device_count():

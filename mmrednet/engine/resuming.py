@@ -63,8 +63,8 @@ def _candidates(work_dir: Path) -> list[Path]:
     named = Path(last.read_text().strip()) if last.is_file() and last.read_text().strip() else None
     if named is not None:
         # a work directory that was moved has the file beside `last_checkpoint`
-        here = work_dir / named.name
-        named = here if here.is_file() or not named.is_file() else named
+        moved = work_dir / named.name
+        named = moved if moved.is_file() or not named.is_file() else named
         # the folder of checkpoints may be another one
         files += [path for path in named.parent.glob(f'{_stem(named)}*.pth') if path not in files]
         files += [named] if named not in files else []

@@ -52,9 +52,8 @@ def sweep_heads(scope, backbones, match):
     A config that cannot compute an image of any size with its own ResNet is left out.
     """
     import_module(f'{scope}.utils').register_all_modules(init_default_scope=True)
-    configs = (config for config in stock_configs(scope) if match in str(config.path))
     errors = {name: {} for name in backbones}
-    for config in one_of_each_head(configs):
+    for config in one_of_each_head(stock_configs(scope, match)):
         runs = (size for size in SIZES if forward_failure(config.model, scope, size) is None)
         size = next(runs, None)
         if size is None:
@@ -73,8 +72,8 @@ def sweep(scope, backbones, match):
     """
     import_module(f'{scope}.utils').register_all_modules(init_default_scope=True)
     errors = {name: {} for name in backbones}
-    for config in stock_configs(scope):
-        if match not in str(config.path) or failure(config.model, scope):
+    for config in stock_configs(scope, match):
+        if failure(config.model, scope):
             continue
         for name in backbones:
             model = with_backbone(config.model, f'mmrednet.{name}')
@@ -86,14 +85,16 @@ def main():
     args = parse_args()
     MMLogger.get_current_instance().setLevel(logging.ERROR)
     run, verb = (sweep_heads, 'computes') if args.forward else (sweep, 'builds in')
-    results = {scope: run(scope, args.backbones, args.match) for scope in args.scopes}
-    for scope, by_backbone in results.items():
-        for name, errors in by_backbone.items():
+    results = {}
+    for scope in args.scopes:
+        results[scope] = run(scope, args.backbones, args.match)
+        for name, errors in results[scope].items():
             reasons = Counter(error for error in errors.values() if error)
             built = len(errors) - reasons.total()
-            print(f'{scope}: {name} {verb} {built} of {len(errors)} configs')
+            # the next framework takes minutes
+            print(f'{scope}: {name} {verb} {built} of {len(errors)} configs', flush=True)
             for reason, times in reasons.most_common():
-                print(f'  {times} x {reason}')
+                print(f'  {times} x {reason}', flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + '\n')
 
