@@ -126,6 +126,13 @@ class TestMetric:
         # no tree occurs
         assert np.isnan(results['panoptic/PQ_tree'])
 
+    def test_void_is_no_stuff(self):
+        truth, segments, prediction = half_maps()
+        prediction[prediction == 1001] = 3
+        results = evaluate([sample_of(truth, segments, prediction)], classwise=True)
+        assert results['panoptic/PQ_road'] == 100
+        assert results['panoptic/PQ_car'] == 0
+
     def test_a_split_without_things(self):
         truth, _, prediction = half_maps()
         truth[truth == 26001], prediction[prediction == 1001] = 0, 3
