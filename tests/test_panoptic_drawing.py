@@ -78,6 +78,10 @@ class TestColours:
         colours = {tuple(pixel) for pixel in strip.reshape(-1, 3).tolist()}
         assert {META['palette'][0], HATCHING[0]} <= colours
         assert META['palette'][1] not in colours
+        # a square before each of two names, of which the second is void
+        squares = (strip[10] == HATCHING[0]).all(1).sum()
+        assert squares >= 14
+        assert (panoptic_legend({0}, META, 200)[10] == HATCHING[0]).all(1).sum() < 14
 
 
 class TestPictures:
