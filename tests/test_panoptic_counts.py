@@ -1,4 +1,4 @@
-"""What the notes of the model zoo say about Axial-DeepLab: norms, products within the span, input."""
+"""What the model zoo says about Axial-DeepLab: norms, products within the span, sizes of images."""
 
 import re
 from pathlib import Path
