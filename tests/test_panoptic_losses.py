@@ -101,6 +101,11 @@ def test_upsampled_offsets():
     assert Upsampling()(Predictions(*(x[:, :, :1] for x in small)), (4, 17)).offset[0, 0, 0, 0] == 3
 
 
+def test_half_precision_ends_before_the_losses():
+    small = Predictions(*(torch.ones(1, c, 3, 5, dtype=torch.bfloat16) for c in (4, 1, 2)))
+    assert {x.dtype for x in Upsampling()(small, (9, 17))} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     'options', [dict(hardest=0), dict(hardest=1.5), dict(mean='sum'), dict(offset_mean='both')]
 )
