@@ -85,6 +85,17 @@ def test_by_hand():
     assert float(losses['loss_offset']) == pytest.approx(0.01 * 4)
 
 
+@pytest.mark.parametrize(('per_image', 'count'), [(True, 3), (False, 5)])
+def test_the_number_of_the_hardest_pixels(per_image, count):
+    """0.17 of 16 pixels of an image are 3, as they are rounded; of 32 in the batch 5, as cut."""
+    predictions, targets = example()
+    weight = torch.arange(1.0, 17).view(1, 4, 4).expand(2, 4, 4)
+    targets = targets._replace(semantic_weight=weight)
+    loss = PanopticLoss(hardest=0.17, per_image=per_image)(predictions, targets)['loss_semantic']
+    hardest = torch.cat([weight[0].flatten()] * (1 if per_image else 2)).topk(count).values
+    assert float(loss) == pytest.approx(float(hardest.mean() * torch.tensor(3.0).log()))
+
+
 def test_upsampled_offsets():
     offset = torch.ones(1, 2, 3, 5)
     small = Predictions(offset[:, :1], offset[:, :1], offset)
