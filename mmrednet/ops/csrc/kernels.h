@@ -8,7 +8,8 @@
 //   a time, so that vectors run along the width (packed_rows.h, correlate.h).
 // - involution_forward.h, local_attention.h: weights of a tile or a row of outputs are computed
 //   into the workspace of the thread and used at once.
-// - axial_forward.h, axial_backward.h, axial_moments.h: attention along lines, 16 lines in a vector.
+// - axial_forward.h, axial_backward.h, axial_moments.h: attention along lines, 16 lines in a
+// vector.
 // - vector_*.h: vector attention by strips of packed rows, with vectors along the outputs.
 // - depthwise.h, depthwise_backward.h: rows of 16 channels are packed, so that vectors run along
 //   channels in every layout.
