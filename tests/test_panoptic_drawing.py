@@ -9,11 +9,12 @@ from mmengine.structures import PixelData
 from PIL import Image
 
 from mmrednet.analysis import draw_panoptics
+from mmrednet.analysis.panels import CAPTION_HEIGHT, GAP
 from mmrednet.analysis.panoptic_drawing import (
     HATCHING,
     paint_segments,
-    panoptic_legend,
     segment_colours,
+    with_panoptic_legend,
 )
 from mmrednet.analysis.panoptic_visualizer import PanopticVisualizer
 
@@ -74,14 +75,16 @@ class TestColours:
         assert greys == set(HATCHING)
 
     def test_the_legend_names_what_occurs(self):
-        strip = panoptic_legend({0, -1}, META, 200)
+        picture = np.full((2, 200, 3), 255, np.uint8)
+        strip = with_panoptic_legend(picture, {0, -1}, META)[2:]
         colours = {tuple(pixel) for pixel in strip.reshape(-1, 3).tolist()}
         assert {META['palette'][0], HATCHING[0]} <= colours
         assert META['palette'][1] not in colours
         # a square before each of two names, of which the second is void
         squares = (strip[10] == HATCHING[0]).all(1).sum()
         assert squares >= 14
-        assert (panoptic_legend({0}, META, 200)[10] == HATCHING[0]).all(1).sum() < 14
+        strip = with_panoptic_legend(picture, {0}, META)[2:]
+        assert (strip[10] == HATCHING[0]).all(1).sum() < 14
 
 
 class TestPictures:
@@ -89,19 +92,19 @@ class TestPictures:
         samples = [sample_of(tmp_path), sample_of(tmp_path, 'b.png', stated=False)]
         items = [dict(inputs=None, data_samples=sample) for sample in samples]
         picture = draw_panoptics(model_of(), items, [0, 1], scale=3)
-        assert picture.shape[1] == 3 * 3 * 48
-        assert 2 * 96 < picture.shape[0] < 2 * 96 + 80
-        for top in (0, 96):
-            truth = picture[top : top + 96, 144:288]
-            prediction = picture[top : top + 96, 288:432]
-            # below the title
-            assert np.array_equal(truth[30:], prediction[30:])
+        assert picture.shape[1] == 3 * 144 + 2 * GAP
+        row = CAPTION_HEIGHT + 96 + GAP
+        assert 2 * row < picture.shape[0] < 2 * row + 60
+        for top in (CAPTION_HEIGHT, CAPTION_HEIGHT + row):
+            truth = picture[top : top + 96, 144 + GAP : 288 + GAP]
+            prediction = picture[top : top + 96, 288 + 2 * GAP : 432 + 2 * GAP]
+            assert np.array_equal(truth, prediction)
             # two cars
             assert not np.array_equal(truth[45, 30], truth[45, 100])
 
     def test_without_truth(self, tmp_path):
         items = [dict(inputs=None, data_samples=sample_of(tmp_path, truth=False))]
-        assert draw_panoptics(model_of(), items, [0], scale=3).shape[1] == 2 * 144
+        assert draw_panoptics(model_of(), items, [0], scale=3).shape[1] == 2 * 144 + GAP
 
     def test_no_images(self):
         with pytest.raises(ValueError, match='indices must name at least one image'):
@@ -120,12 +123,12 @@ class TestVisualizer:
     def test_three_panels(self, tmp_path):
         # the image is five times as large
         picture = self.picture(tmp_path)
-        assert picture.shape[1] == 3 * 240
+        assert picture.shape[1] == 3 * 240 + 2 * GAP
         assert picture.shape[0] > 160
-        assert np.array_equal(picture[40:150, 240:480], picture[40:150, 480:])
+        assert np.array_equal(picture[20:150, 244:484], picture[20:150, 488:])
 
     def test_prediction_alone(self, tmp_path):
-        assert self.picture(tmp_path, draw_gt=False).shape[1] == 2 * 240
+        assert self.picture(tmp_path, draw_gt=False).shape[1] == 2 * 240 + GAP
 
     def test_the_registry_has_it(self):
         from mmdet.registry import VISUALIZERS
