@@ -132,9 +132,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
     ctx.options = inputs[2:]
 
 
-def _grad(
-    ctx: Any, grad_mean: Tensor | None, grad_variance: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def _grad(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor | None, ...]:
     lines, relative, mean = ctx.saved_tensors
     recorded = torch.is_grad_enabled()
     if recorded:
