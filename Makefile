@@ -7,11 +7,12 @@ export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 # ninja, which compiles the kernels, is one of the environment's programs
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: help env ext bench sanitize demo demo-seg demo-conv test test-matrix lint
+.PHONY: help env ext bench sanitize demo demo-seg demo-panoptic demo-conv test test-matrix lint
 
 help:
 	@echo 'make demo       train, evaluate and draw a small RedNet detector'
 	@echo 'make demo-seg   train, evaluate and draw a small SegNeXt on synthetic streets'
+	@echo 'make demo-panoptic  train, evaluate and draw a small Axial-DeepLab'
 	@echo 'make demo-conv  the same with 3x3 convolutions in place of involution'
 	@echo 'make bench      time kernels and backbones on this CPU'
 	@echo 'make sanitize   the tests of the CPU kernels under sanitizers'
@@ -32,6 +33,9 @@ demo: ext
 
 demo-seg: ext
 	@$(PYTHON) tools/demo.py --config configs/streets/segnext_mscan-narrow_streets.py
+
+demo-panoptic: ext
+	@$(PYTHON) tools/demo.py --config configs/shapes/panoptic-deeplab_axial26-narrow_shapes.py
 
 bench: ext
 	@$(PYTHON) tools/benchmarks/benchmark_ops.py

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 # pages whose paths are all of this repository
 GUIDES = ['README.md', 'CONTRIBUTING.md', 'docs/overview.md', 'docs/install.md']
-GUIDES += ['docs/detection.md', 'docs/segmentation.md', 'docs/your_data.md']
+GUIDES += ['docs/detection.md', 'docs/segmentation.md', 'docs/your_data.md', 'docs/panoptic.md']
 MAX_WORDS = 1000
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from mmengine.structures import PixelData
 from PIL import Image
 from synthetic import CLASSES, STUFF, make_panoptic_scene, scene_generator, write_coco_panoptic
+from torch import distributed as dist
 
 from mmrednet.evaluation.mask_precision import average_precision, encode_instances
 from mmrednet.evaluation.panoptic_metric import PanopticMetric, mean_iou, quality_table
@@ -126,6 +128,13 @@ class TestMetric:
         # no tree occurs
         assert np.isnan(results['panoptic/PQ_tree'])
 
+    def test_void_is_no_stuff(self):
+        truth, segments, prediction = half_maps()
+        prediction[prediction == 1001] = 3
+        results = evaluate([sample_of(truth, segments, prediction)], classwise=True)
+        assert results['panoptic/PQ_road'] == 100
+        assert results['panoptic/PQ_car'] == 0
+
     def test_a_split_without_things(self):
         truth, _, prediction = half_maps()
         truth[truth == 26001], prediction[prediction == 1001] = 0, 3
@@ -161,16 +170,6 @@ class TestMetric:
         # road: 48 of 60 pixels, car: 12 of 24
         assert results['panoptic/mIoU'] == pytest.approx(100 * (48 / 60 + 0.5) / 2)
         assert results['panoptic/PQ'] == 100
-
-    def test_several_processes(self):
-        """What a process keeps of an image can be sent to another."""
-        import pickle
-
-        metric = PanopticMetric()
-        metric.dataset_meta = META
-        metric.process({}, [sample_of(*half_maps())])
-        metric.results = pickle.loads(pickle.dumps(metric.results * 2))
-        assert metric.evaluate(2)['panoptic/PQ'] == 100
 
     def test_what_is_wrong_names_the_image(self):
         truth, segments, prediction = half_maps()
@@ -283,7 +282,53 @@ def test_the_official_script_on_written_files(tmp_path):
         assert figure == pytest.approx(100 * expected['per_class'][category]['pq'], rel=1e-12)
 
 
+def right_and_wrong():
+    """Return a right prediction, and one of the same image without the car."""
+    truth, segments, prediction = half_maps()
+    wrong = np.where(prediction == 1001, 3, prediction)
+    predicted = [dict(id=0, category=0, score=1.0), dict(id=1001, category=1, score=0.5)]
+    return [
+        sample_of(truth, segments, prediction, predicted=predicted),
+        sample_of(truth, segments, wrong, predicted=predicted[:1], path='b.png'),
+    ]
+
+
+def evaluate_in_process(rank, port, folder):
+    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    metric = PanopticMetric(outfile_prefix=f'{folder}/val')
+    metric.dataset_meta = META
+    metric.process({}, [right_and_wrong()[rank]])
+    torch.save(metric.evaluate(2), f'{folder}/{rank}.pth')
+    dist.destroy_process_group()
+
+
+def test_two_processes_are_one(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(evaluate_in_process, (port, str(tmp_path)), 2)
+    expected = evaluate(right_and_wrong())
+    assert expected['panoptic/PQ_th'] == pytest.approx(200 / 3)
+    assert expected['panoptic/AP'] == pytest.approx(50.5, abs=0.1)
+    for rank in range(2):
+        results = torch.load(tmp_path / f'{rank}.pth', weights_only=False)
+        assert results == pytest.approx(expected)
+    # the JSON file has the images of both
+    entries = json.loads((tmp_path / 'val.panoptic.json').read_text())['annotations']
+    assert [entry['image_id'] for entry in entries] == ['a', 'b']
+
+
 class TestParts:
+    @pytest.mark.parametrize(('column', 'false_positives'), [(0, 1), (4, 0)])
+    def test_the_last_crowd_of_a_class_counts(self, column, false_positives):
+        truth = np.repeat([[1, 1, 1, 1, 2, 2, 2, 2]], 4, 0)
+        truths = [dict(id=number, category=1, iscrowd=1) for number in (1, 2)]
+        prediction = np.zeros((4, 8), np.int64)
+        prediction[:, column : column + 4] = 5
+        statistics = statistics_of([truth, prediction], truths, [dict(id=5, category=1)])
+        entry = statistics[1]
+        assert (entry.tp, entry.fp, entry.fn) == (0, false_positives, 0)
+
     def test_instances_are_the_masks(self):
         from pycocotools import mask as coco_mask
 

@@ -30,6 +30,22 @@ SEGMENTATION = dict(
     metric='mean intersection over union',
     figures=(('mIoU', 'mIoU', 2), ('pixel accuracy', 'aAcc', 2)),
 )
+PANOPTIC = dict(
+    data='700 landscapes with shapes',
+    path='data/panoptic_shapes/annotations/panoptic_val2017.json',
+    options=('--format', 'coco-panoptic'),
+    minutes='six',
+    metric='panoptic quality',
+    figures=(
+        ('PQ', 'panoptic/PQ', 2),
+        ('things', 'panoptic/PQ_th', 2),
+        ('stuff', 'panoptic/PQ_st', 2),
+        ('AP', 'panoptic/AP', 2),
+        ('mIoU', 'panoptic/mIoU', 2),
+    ),
+)
+# part of the config's path
+TASKS = {'panoptic': PANOPTIC, 'streets': SEGMENTATION}
 
 
 def parse_args():
@@ -65,7 +81,8 @@ def read_figures(work_dir, task):
 
 def main():
     args = parse_args()
-    task = SEGMENTATION if 'streets' in args.config else DETECTION
+    tasks = [task for part, task in TASKS.items() if part in args.config]
+    task = tasks[0] if tasks else DETECTION
     if not (ROOT / task['path']).exists():
         step(
             f'data: {task["data"]}',

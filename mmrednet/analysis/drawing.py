@@ -13,6 +13,7 @@ from mmengine.registry import VISUALIZERS
 from torch import Tensor, nn
 
 from ..layers import Involution
+from .panels import check_indices, grid, legend, predict_item, titled
 
 
 def kernel_maps(model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
@@ -73,7 +74,7 @@ def draw_kernel_maps(
     """
     size = (round(image.shape[1] * height / image.shape[0]), height)
     base = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-    panels = [_titled(base, 'image')]
+    panels = [titled(base, 'image')]
     for name, values in maps.items():
         heat = values[0].float().mean(0).cpu().numpy()
         # a constant map has no range to divide by
@@ -82,7 +83,7 @@ def draw_kernel_maps(
         # cubic interpolation leaves the range of its input
         heat = cv2.resize(heat, size, interpolation=cv2.INTER_CUBIC).clip(0, 1)
         colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_JET)
-        panels.append(_titled(cv2.addWeighted(base, 0.5, colours, 0.5, 0), name))
+        panels.append(titled(cv2.addWeighted(base, 0.5, colours, 0.5, 0), name))
     return np.concatenate(panels, 1)
 
 
@@ -113,13 +114,13 @@ def draw_detections(
     Raises:
         ValueError: There are no indices.
     """
-    _check_indices(indices)
+    check_indices(indices)
     # mmdet's visualizer draws both halves; only the registry imports mmdet
     visualizer = VISUALIZERS.get('mmdet.DetLocalVisualizer')(line_width=2)
     visualizer.dataset_meta = model.dataset_meta
     panels = []
     for index in indices:
-        sample = _predict(model, dataset[index])
+        sample = predict_item(model, dataset[index])
         image = mmcv.imrescale(mmcv.imread(sample.img_path, channel_order='rgb'), float(scale))
         height, width = image.shape[:2]
         for instances in (sample.gt_instances, sample.pred_instances):
@@ -133,9 +134,9 @@ def draw_detections(
         titles = [f'image {index}: truth', 'prediction'][: drawn.shape[1] // width]
         for number, title in enumerate(titles):
             half = slice(number * width, (number + 1) * width)
-            drawn[:, half] = _titled(drawn[:, half], title)
+            drawn[:, half] = titled(drawn[:, half], title)
         panels.append(drawn)
-    return _grid(panels, min(columns, len(panels)))
+    return grid(panels, min(columns, len(panels)))
 
 
 def _enlarged_masks(masks: Any, height: int, width: int) -> np.ndarray:
@@ -170,7 +171,7 @@ def draw_segmentations(
     Raises:
         ValueError: There are no indices.
     """
-    _check_indices(indices)
+    check_indices(indices)
     colours = model.dataset_meta['palette']
     # labels are bytes; those without a colour, such as 255 for ignored pixels, are black
     palette = np.zeros((256, 3), np.uint8)
@@ -178,7 +179,7 @@ def draw_segmentations(
     panels = []
     labels: set[int] = set()
     for index in indices:
-        sample = _predict(model, dataset[index])
+        sample = predict_item(model, dataset[index])
         truth = sample.gt_sem_seg.data[0].numpy()
         prediction = sample.pred_sem_seg.data[0].numpy()
         labels.update(np.unique(truth).tolist(), np.unique(prediction).tolist())
@@ -189,79 +190,12 @@ def draw_segmentations(
         }
         for title, panel in row.items():
             enlarged = cv2.resize(panel, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
-            panels.append(_titled(enlarged, title))
-    picture = _grid(panels, 3)
+            panels.append(titled(enlarged, title))
+    picture = grid(panels, 3)
     classes = model.dataset_meta['classes']
     names = {label: name for label, name in enumerate(classes) if label in labels}
     if labels - set(names):
         names[255] = 'ignored'
     entries = [(name, palette[label]) for label, name in names.items()]
-    legend = _legend(entries, picture.shape[1])
-    return np.concatenate([picture, legend])
-
-
-def _check_indices(indices: Sequence[int]) -> None:
-    if not len(indices):
-        raise ValueError('indices must name at least one image, got none.')
-
-
-def _grid(panels: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Return panels (h, w, 3) of any sizes in rows, filled up with white."""
-    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    widths = [max(panel.shape[1] for panel in panels[column::columns]) for column in range(columns)]
-    strips = []
-    for row in rows:
-        height = max(panel.shape[0] for panel in row)
-        strip = np.full((height, sum(widths), 3), 255, np.uint8)
-        left = 0
-        for panel, width in zip(row, widths, strict=False):
-            strip[: panel.shape[0], left : left + panel.shape[1]] = panel
-            left += width
-        strips.append(strip)
-    return np.concatenate(strips)
-
-
-def _legend(entries: Sequence[tuple[str, np.ndarray]], width: int) -> np.ndarray:
-    """Return a white strip (h, width, 3) with a square of its colour before each name."""
-    font, line, square = cv2.FONT_HERSHEY_SIMPLEX, 22, 14
-    positions = []
-    left, top = 6, 4
-    for name, _ in entries:
-        extent = square + 10 + cv2.getTextSize(name, font, 0.45, 1)[0][0] + 10
-        # a name that does not fit begins a line
-        if left > 6 and left + extent > width:
-            left, top = 6, top + line
-        positions.append((left, top))
-        left += extent
-    strip = np.full((top + line, width, 3), 255, np.uint8)
-    for (name, colour), (left, top) in zip(entries, positions, strict=True):
-        strip[top : top + square, left : left + square] = colour
-        place = (left + square + 6, top + square - 2)
-        cv2.putText(strip, name, place, font, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return strip
-
-
-def _predict(model: Any, item: dict[str, Any]) -> Any:
-    """Return the data sample of one item of a data set, with the model's predictions."""
-    batch = dict(inputs=[item['inputs']], data_samples=[item['data_samples']])
-    with torch.no_grad():
-        return model.test_step(batch)[0].cpu()
-
-
-def _titled(panel: np.ndarray, title: str) -> np.ndarray:
-    """Return a copy of (H, W, 3), uint8, with a title in its upper left corner."""
-    panel = panel.copy()
-    # white on a wider black line can be read on any background
-    for grey, thickness in ((0, 3), (255, 1)):
-        colour = (grey, grey, grey)
-        cv2.putText(
-            panel,
-            title,
-            (6, 18),
-            cv2.FONT_HERSHEY_SIMPLEX,
-            0.45,
-            colour,
-            thickness,
-            cv2.LINE_AA,
-        )
-    return panel
+    strip = legend(entries, picture.shape[1])
+    return np.concatenate([picture, strip])

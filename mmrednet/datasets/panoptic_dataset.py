@@ -39,7 +39,8 @@ class PanopticMapDataset(BaseDataset):
             ``seg``.
 
     Raises:
-        ValueError: The metainfo lacks classes, or a segment of the JSON file is of none of them.
+        ValueError: The metainfo lacks classes, there are no images, or a segment of the JSON file
+            is of no class.
     """
 
     METAINFO: dict[str, Any] = {}
@@ -69,6 +70,8 @@ class PanopticMapDataset(BaseDataset):
         rule = self.id_rule()
         folder = self.data_prefix['img']
         names = sorted(fileio.list_dir_or_file(folder, False, True, self.img_suffix, True))
+        if not names:
+            raise ValueError(f'there are no images that end in {self.img_suffix} in {folder}')
         items = []
         for name in names:
             stem = name.removesuffix(self.img_suffix)

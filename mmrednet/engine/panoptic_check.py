@@ -100,9 +100,6 @@ def _check_dataset(
         return
     with DATASETS.switch_scope_and_registry(scope) as registry:
         items = list(registry.build(dict(dataset, pipeline=[], lazy_init=False)))
-    if not items:
-        findings.error(key, f'there are no images in {folders[0]}')
-        return
     for name in ('img_path', 'seg_map_path'):
         paths = [Path(item[name]) for item in items if item.get(name) is not None]
         missing = missing_files(paths)

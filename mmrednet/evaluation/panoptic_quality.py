@@ -95,18 +95,27 @@ def match_segments(
         entry = statistics[int(true_classes[row])]
         entry.tp += 1
         entry.iou += float(ious[row, column])
+    # void is the first row and the first column
     for row in np.flatnonzero(~matches.any(1) & ~is_crowd)[1:]:
         statistics[int(true_classes[row])].fn += 1
     # of several crowds of a class, the last one counts
-    crowds = {int(true_classes[row]): row for row in np.flatnonzero(is_crowd)}
+    crowds = {int(true_classes[row]): int(row) for row in np.flatnonzero(is_crowd)}
     for column in np.flatnonzero(~matches.any(0))[1:]:
         category = int(predicted_classes[column])
-        ignored = pairs[0, column]
-        if category in crowds:
-            ignored += pairs[crowds[category], column]
-        if ignored / predicted_areas[column] <= THRESHOLD:
+        if not _is_dropped(pairs[:, column], crowds.get(category)):
             statistics[category].fp += 1
     return statistics
+
+
+def _is_dropped(overlaps: np.ndarray, crowd: int | None) -> bool:
+    """Return whether an unmatched prediction lies on void and on the crowd of its class.
+
+    Args:
+        overlaps: Pixels that the prediction shares with void and with each true segment.
+        crowd: Position of the crowd of its class. None if there is none.
+    """
+    ignored = overlaps[0] if crowd is None else overlaps[0] + overlaps[crowd]
+    return bool(ignored / overlaps.sum() > THRESHOLD)
 
 
 def average_quality(

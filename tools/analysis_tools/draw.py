@@ -1,5 +1,5 @@
-"""Draw predictions of a detector or a segmenter beside the ground truth, and the kernels of its
-involutions.
+"""Draw predictions of a detector, a segmenter or a panoptic detector beside the ground truth, and
+the kernels of its involutions.
 """
 
 import argparse
@@ -12,7 +12,13 @@ import cv2
 from mmengine.config import DictAction
 
 from mmrednet import safe_loading
-from mmrednet.analysis import draw_detections, draw_kernel_maps, draw_segmentations, kernel_maps
+from mmrednet.analysis import (
+    draw_detections,
+    draw_kernel_maps,
+    draw_panoptics,
+    draw_segmentations,
+    kernel_maps,
+)
 from mmrednet.engine import check_fit, load_config, scope_of
 from mmrednet.layers import Involution
 
@@ -70,11 +76,20 @@ def open_segmenter(cfg, args):
     return model, DATASETS.build(cfg.test_dataloader.dataset)
 
 
-# framework: function that opens a model, function that draws its predictions, name of the picture
-FRAMEWORKS = {
+# task: function that opens a model, function that draws its predictions, name of the picture
+TASKS = {
     'mmdet': (open_detector, draw_detections, 'detections.png'),
     'mmseg': (open_segmenter, draw_segmentations, 'segmentations.png'),
+    'panoptic': (open_detector, draw_panoptics, 'panoptics.png'),
 }
+
+
+def task_of(cfg):
+    """Return the task of a config: 'panoptic', or the name of its framework."""
+    steps = cfg.test_dataloader.dataset.get('pipeline') or []
+    if any(str(step['type']).endswith('PackPanopticInputs') for step in steps):
+        return 'panoptic'
+    return scope_of(cfg)
 
 
 def write(path, image):
@@ -98,7 +113,7 @@ def draw_kernels(model, item):
 def main():
     args = parse_args()
     cfg = load_config(args.config, options=args.cfg_options)
-    open_model, draw, name = FRAMEWORKS[scope_of(cfg)]
+    open_model, draw, name = TASKS[task_of(cfg)]
     model, dataset = open_model(cfg, args)
     check_fit(model, args.checkpoint)
     args.out_dir.mkdir(parents=True, exist_ok=True)

@@ -13,10 +13,10 @@ import numpy as np
 
 from .shapes import (
     CLASSES,
-    MIN_SIDE,
     OUTLINES,
     TILT,
     add_light,
+    check_scene,
     place_object,
     random_colour,
     random_texture,
@@ -81,12 +81,7 @@ def make_panoptic_scene(
     Raises:
         ValueError: The image is too small, or ``objects`` is no range.
     """
-    if min(size) < MIN_SIDE:
-        raise ValueError(f'size must be at least {MIN_SIDE} x {MIN_SIDE}, got {size=}.')
-    if not 1 <= objects[0] <= objects[1]:
-        raise ValueError(
-            f'objects must be (least, greatest) with 1 <= least <= greatest, got {objects=}.'
-        )
+    check_scene(size, objects)
     stuff = _landscape(rng, size)
     image = _paint_stuff(rng, stuff)
     is_void = np.zeros(size, bool)

@@ -96,12 +96,7 @@ def make_scene(
     Raises:
         ValueError: The image is too small, or ``objects`` is no range.
     """
-    if min(size) < MIN_SIDE:
-        raise ValueError(f'size must be at least {MIN_SIDE} x {MIN_SIDE}, got {size=}.')
-    if not 1 <= objects[0] <= objects[1]:
-        raise ValueError(
-            f'objects must be (least, greatest) with 1 <= least <= greatest, got {objects=}.'
-        )
+    check_scene(size, objects)
     background = rng.uniform(40, 215, 3)
     image = background + random_texture(rng, size, amplitude=rng.uniform(4, 18))
     instances = np.zeros(size, np.int32)
@@ -122,6 +117,20 @@ def make_scene(
     visible = np.bincount(instances.ravel(), minlength=len(areas))
     hidden = 1 - visible[1:] / np.array(areas[1:])
     return Scene(add_light(rng, image), instances, tuple(classes), tuple(hidden.tolist()))
+
+
+def check_scene(size: tuple[int, int], objects: tuple[int, int]) -> None:
+    """Check the size of a scene and the range of its number of objects.
+
+    Raises:
+        ValueError: The image is too small, or ``objects`` is no range.
+    """
+    if min(size) < MIN_SIDE:
+        raise ValueError(f'size must be at least {MIN_SIDE} x {MIN_SIDE}, got {size=}.')
+    if not 1 <= objects[0] <= objects[1]:
+        raise ValueError(
+            f'objects must be (least, greatest) with 1 <= least <= greatest, got {objects=}.'
+        )
 
 
 def place_object(

@@ -21,7 +21,7 @@ env_cfg = dict(
 # batch norms count the batches of all processes, where there are several
 sync_bn = 'torch'
 vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer')
+visualizer = dict(type='mmrednet.PanopticVisualizer', vis_backends=vis_backends, name='visualizer')
 log_processor = dict(type='LogProcessor', by_epoch=False)
 log_level = 'INFO'
 load_from = None

@@ -1,0 +1,153 @@
+"""Two iterations and a validation of each panoptic config, on synthetic data in its format."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic import (
+    CLASSES,
+    STUFF,
+    make_panoptic_scene,
+    make_street,
+    scene_generator,
+    write_cityscapes,
+    write_coco_panoptic,
+)
+
+from mmrednet.engine import apply_train_options, build_runner, check_data, load_config
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / 'configs').rglob('*deeplab*.py')
+    if '_base_' not in path.parts
+)
+SIZE = (64, 128)
+
+
+def category_names(format_name):
+    """Return the names of the things and stuff of a published data set."""
+    if format_name == 'coco':
+        from mmdet.datasets import CocoPanopticDataset as Dataset
+
+        return Dataset.METAINFO
+    from mmrednet.datasets.mapillary_panoptic import MapillaryVistasPanopticDataset as Dataset
+
+    return Dataset.METAINFO
+
+
+def rename_categories(path, meta):
+    """Give shapes and stuff of a JSON file the categories of a published data set."""
+    classes, things = meta['classes'], meta['thing_classes']
+    stuff = [name for name in classes if name not in things]
+    ids = {name: index for index, name in enumerate(classes, start=1)}
+    names = {index: things[index - 1] for index in range(1, len(CLASSES) + 1)}
+    names.update({101 + index: stuff[index] for index in range(len(STUFF))})
+    content = json.loads(path.read_text())
+    for annotation in content['annotations']:
+        for segment in annotation['segments_info']:
+            segment['category_id'] = ids[names[segment['category_id']]]
+    content['categories'] = [
+        dict(id=ids[name], name=name, isthing=int(name in things)) for name in classes
+    ]
+    path.write_text(json.dumps(content))
+
+
+def write_own_map(folder, name, scene):
+    """Write a scene as configs/custom has it: 1 is ground, 2000 + n an object, 2 a crowd."""
+    values = [0]
+    for number, segment in enumerate(scene.segments, start=1):
+        value = 2 if segment.is_crowd else 2000 + number
+        values.append(value if segment.is_thing else 1)
+    ids = np.array(values, np.uint16)[scene.positions]
+    for kind, suffix, array in (('images', 'jpg', scene.image), ('maps', 'png', ids)):
+        path = folder / kind / f'{name}.{suffix}'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """Return a folder with all data sets at the places that the configs name."""
+    root = tmp_path_factory.mktemp('data')
+    for split in ('train', 'val'):
+        generators = [scene_generator(0, split, index) for index in range(2)]
+        streets = [make_street(rng, SIZE, groups=True) for rng in generators]
+        write_cityscapes(root / 'cityscapes', split, streets)
+        scenes = [make_panoptic_scene(rng, SIZE) for rng in generators]
+        write_coco_panoptic(root / 'panoptic_shapes', split, scenes, CLASSES)
+        write_coco_panoptic(root / 'coco', split, scenes, CLASSES)
+        annotations = root / 'coco/annotations'
+        rename_categories(annotations / f'panoptic_{split}2017.json', category_names('coco'))
+        for number, scene in enumerate(scenes):
+            write_own_map(root / 'custom_panoptic', f'{split}/{number}', scene)
+        # Mapillary Vistas has other folders
+        write_coco_panoptic(root / 'other', split, scenes, CLASSES)
+        json_path = root / f'other/annotations/panoptic_{split}2017.json'
+        rename_categories(json_path, category_names('mapillary'))
+        folder = root / 'mapillary' / dict(train='training', val='validation')[split]
+        shutil.move(root / f'other/{split}2017', folder / 'images')
+        shutil.move(root / f'other/annotations/panoptic_{split}2017', folder / 'panoptic')
+        shutil.move(json_path, folder / 'panoptic/panoptic_2018.json')
+    return root
+
+
+def shrink_pipeline(steps, is_landscape):
+    """Change the sizes of a pipeline in place, to an eighth or less of the published ones."""
+    crop = (129, 65) if is_landscape else (81, 81)
+    for step in steps:
+        if step.type in ('Resize', 'RandomResize'):
+            step.scale = (128, 64) if is_landscape else (81, 81)
+        elif step.type == 'RandomCrop':
+            step.crop_size = crop
+        elif step.type == 'Pad':
+            step.size = crop
+
+
+def shrink(cfg, folder, work_dir):
+    """Change a config in place for two iterations on small images."""
+    for name in ('train', 'val', 'test'):
+        loader = cfg[f'{name}_dataloader']
+        loader.update(batch_size=2, num_workers=0)
+        for key in ('persistent_workers', 'prefetch_factor'):
+            loader.pop(key, None)
+        dataset = loader.dataset
+        dataset.data_root = str(folder / dataset.data_root.removeprefix('data/'))
+        shrink_pipeline(dataset.pipeline, 'Cityscapes' in dataset.type)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        if 'ann_file' in evaluator:
+            evaluator.ann_file = str(folder / evaluator.ann_file.removeprefix('data/'))
+    backbone = cfg.model.backbone
+    backbone.init_cfg = None
+    if backbone.type == 'mmrednet.AxialResNet':
+        # the widths of L and XL take minutes and gigabytes
+        backbone.update(arch=0.25, table_size=32)
+        cfg.model.decoder.in_channels = [64, 128, 512]
+    cfg.train_cfg.update(max_iters=2, val_interval=2)
+    cfg.default_hooks.checkpoint.update(interval=2, save_best=None)
+    cfg.default_hooks.logger.interval = 1
+    cfg.work_dir = str(work_dir)
+    # visualizers of one name are one object
+    cfg.visualizer.name = str(work_dir)
+
+
+@pytest.mark.parametrize('path', CONFIGS)
+def test_two_iterations(path, data, tmp_path):
+    cfg = load_config(str(ROOT / path))
+    shrink(cfg, data, tmp_path)
+    apply_train_options(cfg)
+    check_data(cfg)
+    runner = build_runner(cfg)
+    runner.train()
+    (log,) = tmp_path.glob('*/vis_data/scalars.json')
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    losses = [entry['loss'] for entry in entries if 'loss' in entry]
+    assert len(losses) == 2
+    assert all(0 < loss < 1e4 for loss in losses)
+    (result,) = [entry for entry in entries if 'panoptic/PQ' in entry]
+    assert 0 <= result['panoptic/PQ'] <= 100
+    assert 0 <= result['panoptic/mIoU'] <= 100
+    assert (tmp_path / 'last_checkpoint').is_file()
