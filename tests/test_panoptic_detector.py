@@ -11,6 +11,7 @@ from mmengine.structures import PixelData
 
 from mmrednet.layers import Involution
 from mmrednet.panoptic import PanopticInference, PanopticTTAModel
+from mmrednet.panoptic.detector import ImageMaps
 from mmrednet.panoptic.losses import Predictions
 
 BACKBONES = {
@@ -150,7 +151,7 @@ def drawn(model, height=16, width=24):
 
 def test_predictions_at_the_original_size():
     model = drawn(MODELS.build(config()))
-    # a third of the columns are padding, and the image had twice the size
+    # some columns and rows are padding, and the image had twice the size
     result = model.predict(
         torch.zeros(1, 3, 61, 93),
         [DetDataSample(metainfo=dict(img_shape=(61, 81), ori_shape=(122, 162)))],
@@ -161,9 +162,24 @@ def test_predictions_at_the_original_size():
     assert ids.unique().tolist() == [0, 1001, 1003]
     assert [info['id'] for info in result.pred_segments_info] == [1001, 1003, 0]
     rows, columns = (ids == 1001).nonzero().float().mean(0).tolist()
-    # rows 2 to 5 of 16 on 61, and that twice
-    assert rows == pytest.approx(2 * 3.5 * 4, abs=1.5)
-    assert columns == pytest.approx(2 * 5.5 * 4, abs=1.5)
+    # rows 2 to 5 of 16 on 65, to which the batch is padded, and that twice
+    assert rows == pytest.approx(2 * 3.5 * 64 / 15, abs=1.0)
+    assert columns == pytest.approx(2 * 5.5 * 96 / 23, abs=1.0)
+
+
+@pytest.mark.parametrize(
+    ('variant', 'stride', 'expected'),
+    [('deeplab2', 16, (65, 97)), ('deeplab2', 32, (65, 97)), ('detectron2', 32, (64, 96))],
+)
+def test_images_are_padded_to_the_stride(variant, stride, expected):
+    """With aligned corners, one more than a multiple."""
+    model = MODELS.build(config('small', variant=variant, stride=stride))
+    images = torch.rand(1, 3, 61, 93)
+    padded = model._pad(images)
+    assert padded.shape[2:] == expected
+    assert torch.equal(padded[..., :61, :93], images)
+    assert padded[..., 61:, :].abs().max() == padded[..., 93:].abs().max() == 0
+    assert model._pad(padded).shape == padded.shape
 
 
 def test_offsets_grow_with_the_image():
@@ -181,21 +197,22 @@ def test_offsets_grow_with_the_image():
 @pytest.mark.parametrize('direction', ['horizontal', 'vertical', 'diagonal'])
 def test_flipped_images_are_flipped_back(direction):
     model = drawn(MODELS.build(config()))
-    plain = model.predict_maps(torch.zeros(1, 3, 61, 93), [sample(shape=(61, 93))])[0]
+    plain = model.predict_maps(torch.zeros(1, 3, 65, 97), [sample(shape=(65, 97))])[0]
     predictions = model._forward(None)
     dims = dict(horizontal=[3], vertical=[2], diagonal=[2, 3])[direction]
     signs = torch.tensor([-1.0 if dim in dims else 1.0 for dim in (2, 3)])[:, None, None]
     semantic, heat, offset = (x.flip(dims) for x in predictions)
     model._forward = lambda images, samples=None: Predictions(semantic, heat, offset * signs)
-    metainfo = dict(shape=(61, 93), flip=True, flip_direction=direction)
-    flipped = model.predict_maps(torch.zeros(1, 3, 61, 93), [sample(**metainfo)])[0]
+    metainfo = dict(shape=(65, 97), flip=True, flip_direction=direction)
+    flipped = model.predict_maps(torch.zeros(1, 3, 65, 97), [sample(**metainfo)])[0]
     for got, expected in zip(flipped, plain, strict=True):
         assert torch.allclose(got, expected, atol=1e-4)
 
 
 def test_augmentations_are_averaged():
-    cfg = config()
-    model = MODELS.build(cfg).eval()
+    model = MODELS.build(config()).eval()
+    # an untrained network has no heat
+    model.merger.centers.update(threshold=-1.0, top_k=3)
     tta = MODELS.build(dict(type='mmrednet.PanopticTTAModel', module=model))
     assert isinstance(tta, PanopticTTAModel)
     images = torch.rand(2, 3, 64, 96)
@@ -215,8 +232,14 @@ def test_augmentations_are_averaged():
         ]
     assert len(results) == 2
     for image in range(2):
-        mean = (maps[0][image].probability + maps[1][image].probability) / 2
-        assert torch.equal(results[image].pred_sem_seg.sem_seg[0], mean.argmax(0))
+        pairs = zip(maps[0][image], maps[1][image], strict=True)
+        mean = ImageMaps(*((a + b) / 2 for a, b in pairs))
+        expected = sample(shape=(64, 96))
+        model.add_prediction(expected, mean)
+        ids = results[image].pred_panoptic_seg.sem_seg
+        assert torch.equal(ids, expected.pred_panoptic_seg.sem_seg)
+        assert results[image].pred_segments_info == expected.pred_segments_info
+        assert expected.pred_segments_info
     with pytest.raises(NotImplementedError, match='test_step'):
         tta.merge_preds([])
 
@@ -232,8 +255,8 @@ def test_operators_in_decoders_and_heads():
 
 def test_the_panoptic_map_of_an_image_traces():
     """The graph gives the same map for another image."""
-    model = MODELS.build(config('resnet')).eval()
-    model.merger.centers.update(top_k=20, kernel_size=3, threshold=0.0)
+    model = MODELS.build(config('small')).eval()
+    model.merger.centers.update(top_k=8, kernel_size=3, threshold=0.0)
     network = PanopticInference(model)
     first, second = torch.randn(2, 1, 3, 64, 96)
     with torch.no_grad():

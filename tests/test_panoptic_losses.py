@@ -85,6 +85,17 @@ def test_by_hand():
     assert float(losses['loss_offset']) == pytest.approx(0.01 * 4)
 
 
+@pytest.mark.parametrize(('per_image', 'count'), [(True, 3), (False, 5)])
+def test_the_number_of_the_hardest_pixels(per_image, count):
+    """0.17 of 16 pixels of an image are 3, as they are rounded; of 32 in the batch 5, as cut."""
+    predictions, targets = example()
+    weight = torch.arange(1.0, 17).view(1, 4, 4).expand(2, 4, 4)
+    targets = targets._replace(semantic_weight=weight)
+    loss = PanopticLoss(hardest=0.17, per_image=per_image)(predictions, targets)['loss_semantic']
+    hardest = torch.cat([weight[0].flatten()] * (1 if per_image else 2)).topk(count).values
+    assert float(loss) == pytest.approx(float(hardest.mean() * torch.tensor(3.0).log()))
+
+
 def test_upsampled_offsets():
     offset = torch.ones(1, 2, 3, 5)
     small = Predictions(offset[:, :1], offset[:, :1], offset)
@@ -99,6 +110,11 @@ def test_upsampled_offsets():
     assert large.numpy() == pytest.approx(4.0, rel=1e-6)
     # a single row
     assert Upsampling()(Predictions(*(x[:, :, :1] for x in small)), (4, 17)).offset[0, 0, 0, 0] == 3
+
+
+def test_half_precision_ends_before_the_losses():
+    small = Predictions(*(torch.ones(1, c, 3, 5, dtype=torch.bfloat16) for c in (4, 1, 2)))
+    assert {x.dtype for x in Upsampling()(small, (9, 17))} == {torch.float32}
 
 
 @pytest.mark.parametrize(

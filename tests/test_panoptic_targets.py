@@ -85,6 +85,8 @@ def test_by_hand():
     ids = torch.tensor([[0, 9, 9, 9, 4], [0, 9, 9, 9, 77]])
     info = [dict(id=4, category=0, iscrowd=0), dict(id=9, category=1, iscrowd=0)]
     targets = PanopticTargets([1], sigma=1, small_area=7)(ids, info)
+    # an area at the limit is not small
+    assert PanopticTargets([1], small_area=6)(ids, info).semantic_weight.max() == 1
     ignored = IGNORE_LABEL
     # an id that is not listed is void
     assert targets.semantic.tolist() == [[ignored, 1, 1, 1, 0], [ignored, 1, 1, 1, ignored]]

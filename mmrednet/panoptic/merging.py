@@ -281,6 +281,8 @@ def most_probable(probability: Tensor) -> Tensor:
     # torch's argmax over the first axis is slow on CPUs
     if probability.is_cuda or is_traced():
         return probability.argmax(0)
+    # results that are written in place have no gradients
+    probability = probability.detach()
     best = probability[0].clone()
     index = torch.zeros_like(best, dtype=torch.int16)
     for category, values in enumerate(probability[1:], start=1):

@@ -41,7 +41,9 @@ class Upsampling:
         else:
             target = list(size)
             factors = self.factors(small, size)
-        large = [resize(x, target, self.align_corners) for x in predictions]
+        # half precision cannot tell neighbouring pixels of a large image apart
+        full = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in predictions]
+        large = [resize(x, target, self.align_corners) for x in full]
         semantic, heat, offset = (x[..., : size[0], : size[1]] for x in large)
         return Predictions(semantic, heat, scale_offset(offset, factors))
 
