@@ -328,7 +328,7 @@ class TestAdapter:
             ),
             (
                 dict(spatial_cfg=dict(type='Involution', heads=5)),
-                'conv_cfg.spatial_cfg=.*unexpected keyword',
+                "conv_cfg.spatial_cfg=.*has no argument 'heads'",
             ),
         ],
     )

@@ -8,6 +8,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from mmrednet import ops
 from mmrednet.layers import build_spatial
+from mmrednet.ops.vector_mapping import Gamma
 
 WINDOW = ops.Window(3, stride=2, dilation=2)
 SIZE, OUT = (5, 4), WINDOW.output_size(5, 4)
@@ -66,6 +67,29 @@ FUNCTIONS = {
             query, key, value, WINDOW, bias=bias
         ),
         [(2, 2, 3, *OUT), (2, 2, 3, *SIZE), (2, 2, 4, *SIZE), (2, 9)],
+    ),
+    'local_vector_attention': (
+        lambda query, key, value, *gamma: ops.local_vector_attention(
+            query,
+            key,
+            value,
+            Gamma(*gamma),
+            WINDOW,
+            relation='subtraction',
+            position_channels=1,
+        ),
+        [
+            (2, 3, *OUT),
+            (2, 3, *SIZE),
+            (2, 4, *SIZE),
+            (3,),
+            (3,),
+            (3, 3),
+            (3,),
+            (3,),
+            (2, 3),
+            (2,),
+        ],
     ),
     'axial_attention': (
         lambda *tensors: ops.axial_attention(*tensors, span=5),

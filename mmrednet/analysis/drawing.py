@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 
 from .panels import (
-    COLOURS,
     captioned,
     check_indices,
     display_image,
     grid,
+    palette_of,
     predict_item,
     with_legend,
     with_objects,
@@ -50,7 +50,7 @@ def draw_detections(
     """
     check_indices(indices)
     classes = model.dataset_meta['classes']
-    palette = _palette(model.dataset_meta.get('palette'), len(classes))
+    palette = palette_of(model.dataset_meta.get('palette'), len(classes))
     panels = []
     labels: set[int] = set()
     for index in indices:
@@ -99,14 +99,6 @@ def _with_instances(
     return with_objects(image, boxes.cpu().numpy(), texts, colours, masks)
 
 
-def _palette(palette: Any, count: int) -> list[tuple[int, int, int]]:
-    """Return the colours of the classes, distinct ones if the data set states none for them."""
-    # data sets with classes of their own inherit COCO's colours; mmdet knows names such as 'random'
-    if not palette or isinstance(palette, str) or len(palette) != count:
-        palette = [COLOURS[index % len(COLOURS)] for index in range(count)]
-    return [tuple(colour) for colour in palette]
-
-
 def _enlarged_masks(masks: Any, height: int, width: int) -> np.ndarray:
     """Return masks (N, h, w), arrays, tensors or mmdet's bitmaps and polygons, as bool arrays of
     another size.
@@ -143,7 +135,7 @@ def draw_segmentations(
     classes = model.dataset_meta['classes']
     # labels are bytes; those without a colour, such as 255 for ignored pixels, are black
     palette = np.zeros((256, 3), np.uint8)
-    palette[: len(classes)] = _palette(model.dataset_meta.get('palette'), len(classes))
+    palette[: len(classes)] = palette_of(model.dataset_meta.get('palette'), len(classes))
     panels = []
     labels: set[int] = set()
     for index in indices:

@@ -71,6 +71,14 @@ def display_image(item: dict[str, Any]) -> np.ndarray:
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
+def palette_of(palette: Any, count: int) -> list[tuple[int, int, int]]:
+    """Return the colours of the classes, distinct ones if the data set states none for them."""
+    # data sets with classes of their own inherit COCO's colours; mmdet knows names such as 'random'
+    if not palette or isinstance(palette, str) or len(palette) != count:
+        palette = [COLOURS[index % len(COLOURS)] for index in range(count)]
+    return [tuple(colour) for colour in palette]
+
+
 def captioned(panel: np.ndarray, caption: str) -> np.ndarray:
     """Return (H, W, 3), uint8, below a white strip of ``CAPTION_HEIGHT`` with a caption."""
     strip = np.full((CAPTION_HEIGHT, panel.shape[1], 3), 255, np.uint8)

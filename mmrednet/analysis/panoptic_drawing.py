@@ -10,7 +10,15 @@ import cv2
 import mmcv
 import numpy as np
 
-from .panels import captioned, check_indices, display_image, grid, predict_item, with_legend
+from .panels import (
+    captioned,
+    check_indices,
+    display_image,
+    grid,
+    palette_of,
+    predict_item,
+    with_legend,
+)
 
 # mmdet's ids of predicted segments are instance * 1000 + class
 INSTANCE_OFFSET = 1000
@@ -112,8 +120,10 @@ def panoptic_panels(
     Returns:
         The panels by their titles, and the classes in them; -1 is void.
     """
-    classes, palette = list(meta['classes']), meta['palette']
-    things = frozenset(map(classes.index, meta['thing_classes']))
+    classes = list(meta['classes'])
+    palette = palette_of(meta.get('palette'), len(classes))
+    # a model without a checkpoint does not know which classes are things
+    things = frozenset(map(classes.index, meta.get('thing_classes', ())))
     maps = {}
     if truth and 'gt_panoptic_seg' in sample and sample.get('segments_info') is not None:
         maps['truth'] = (_ids(sample.gt_panoptic_seg), sample.segments_info)
@@ -147,9 +157,10 @@ def with_panoptic_legend(picture: np.ndarray, labels: set[int], meta: Mapping) -
         meta: Metainfo of the data set.
     """
     entries: list[tuple[str, tuple[int, int, int]]] = []
+    palette = palette_of(meta.get('palette'), len(meta['classes']))
     for label, name in enumerate(meta['classes']):
         if label in labels:
-            entries.append((name, tuple(meta['palette'][label])))
+            entries.append((name, palette[label]))
     if -1 in labels:
         entries.append(('void', HATCHING[0]))
     return with_legend(picture, entries)

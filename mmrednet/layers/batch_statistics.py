@@ -93,8 +93,7 @@ def update_running(norm: Any, mean: Tensor, variance: Tensor, count: Tensor) -> 
         norm.num_batches_tracked += 1
         # without a momentum, torch keeps the mean over all batches
         momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-        # an empty batch says nothing
-        momentum = (count > 0).to(norm.running_mean.dtype) * momentum
         unbiased = variance * (count / (count - 1).clamp_min(1)).to(variance.dtype)
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
+        for running, value in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+            # an empty batch says nothing: its mean is NaN
+            running.lerp_(value.to(running.dtype).where(count > 0, running), momentum)

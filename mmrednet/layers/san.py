@@ -168,7 +168,8 @@ class VectorAttention(SafeModule):
         norm1, activation1, first, norm2, activation2, last = gamma
         # mmrednet.fuse folds the second norm into the layer before it
         is_folded = is_plain(norm2, nn.Identity)
-        is_normed = is_plain(norm2, *BATCH_NORMS) and norm2.affine and first.bias is None
+        has_bias = getattr(first, 'bias', None) is not None
+        is_normed = is_plain(norm2, *BATCH_NORMS) and norm2.affine and not has_bias
         return (
             is_plain(norm1, *BATCH_NORMS)
             and norm1.affine

@@ -160,7 +160,7 @@ def main(arguments=None):
         seconds = medians(
             {name: synchronised(function, args.device) for name, function in functions.items()},
             args.rounds,
-            time.process_time if args.cpu_time else time.perf_counter,
+            clock=time.process_time if args.cpu_time else time.perf_counter,
         )
     count = int((result.number > 0)[result.area > 0].sum())
     print(
