@@ -8,8 +8,10 @@ import torch
 from mmdet.apis import DetInferencer, det_inferencer
 from mmengine.config import Config
 
+from mmrednet.datasets.cityscapes_panoptic import CityscapesPanopticDataset
 from mmrednet.panoptic.merging import INSTANCE_OFFSET
 
+META = CityscapesPanopticDataset._load_metainfo(CityscapesPanopticDataset.METAINFO)
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / 'configs/axial/axial-deeplab-s_8xb4-60k_cityscapes-1025x2049.py'
 
@@ -23,7 +25,10 @@ def inferencer():
     cfg.model.test_cfg.update(stuff_area=1, threshold=-10.0, top_k=5)
     cfg.test_dataloader.dataset.pipeline[1].update(scale=(96, 64))
     torch.manual_seed(0)
-    return DetInferencer(cfg, device='cpu', show_progress=False)
+    result = DetInferencer(cfg, device='cpu', show_progress=False)
+    # a checkpoint brings these
+    result.model.dataset_meta = result.visualizer.dataset_meta = META
+    return result
 
 
 def test_data_samples_and_a_picture(inferencer, tmp_path):
