@@ -492,7 +492,7 @@ def test_every_kernel_compiles_once_for_all_sizes(case):
     )
     assert result.returncode == 0, result.stderr
     kernels = json.loads(result.stdout.splitlines()[-1])
-    assert len(kernels) == 9
+    assert len(kernels) == 11
     for name, binaries in kernels.items():
         assert len(binaries) == 1, name
         # what a block of threads can have on every chip since Ampere
@@ -501,4 +501,4 @@ def test_every_kernel_compiles_once_for_all_sizes(case):
             # a warning against sums that no longer stay in registers
             assert binaries[0]['stack'] <= 64, name
             # channels-last maps are read 16 bytes at a time; lines of any length are not
-            assert binaries[0]['wide_loads'] or name == 'axial_kernel', name
+            assert binaries[0]['wide_loads'] or name.startswith('axial_'), name

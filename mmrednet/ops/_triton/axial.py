@@ -83,7 +83,8 @@ def _distances(first, BLOCK: tl.constexpr):
     return first + 1 - BLOCK + column, position[:, None] - position[None, :] + BLOCK - 1
 
 
-@triton.jit(do_not_specialize=NOT_SPECIALISED)
+# queries, keys and values begin at any channel of one tensor
+@triton.jit(do_not_specialize=['query', 'key', 'value', *NOT_SPECIALISED])
 def axial_kernel(
     query,
     key,

@@ -118,7 +118,7 @@ def _line(line, head, heads, image_lines, channels, pitch, length):
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
-def query_kernel(
+def axial_query_kernel(
     lines,
     grad,
     relative,
@@ -215,7 +215,7 @@ def query_kernel(
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
-def key_kernel(
+def axial_key_kernel(
     lines,
     grad,
     relative,
@@ -289,7 +289,7 @@ def key_kernel(
 
 
 @triton.jit(do_not_specialize=[*NOT_SPECIALISED, 'groups', 'offsets'])
-def table_kernel(
+def axial_table_kernel(
     lines,
     grad,
     relative,
@@ -410,15 +410,15 @@ def attention_backward(
     programs = count * heads * tiles
     sums = (logsumexp, delta)
     launch(
-        query_kernel, programs, device, *inputs, grad_lines, grad_factors, *sums, *sizes, **options
+        axial_query_kernel, programs, device, *inputs, grad_lines, grad_factors, *sums, *sizes, **options
     )
-    launch(key_kernel, programs, device, *inputs, grad_lines, *sums, *sizes, **options)
+    launch(axial_key_kernel, programs, device, *inputs, grad_lines, *sums, *sizes, **options)
     # a tile reaches keys in so many tiles on each side
     side = min(tiles - 1, cdiv(reach, BLOCK))
     groups, offsets = min(LINE_GROUPS, count), 2 * side + 1
     grad_table = factors.new_zeros(groups, heads, offsets, 2 * BLOCK, line_channels)
     launch(
-        table_kernel,
+        axial_table_kernel,
         groups * heads * offsets,
         device,
         *(*inputs, grad_table, *sums, groups, offsets, *sizes),
