@@ -410,7 +410,15 @@ def attention_backward(
     programs = count * heads * tiles
     sums = (logsumexp, delta)
     launch(
-        axial_query_kernel, programs, device, *inputs, grad_lines, grad_factors, *sums, *sizes, **options
+        axial_query_kernel,
+        programs,
+        device,
+        *inputs,
+        grad_lines,
+        grad_factors,
+        *sums,
+        *sizes,
+        **options,
     )
     launch(axial_key_kernel, programs, device, *inputs, grad_lines, *sums, *sizes, **options)
     # a tile reaches keys in so many tiles on each side
