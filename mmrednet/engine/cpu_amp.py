@@ -38,7 +38,7 @@ class CpuAmpOptimWrapper(OptimWrapper):
 
 @contextmanager
 def _in_float32(module_name: str, name: str) -> Iterator[None]:
-    """Let a function of a module compute half precision in float32, as long as the context lasts."""
+    """Let a function of a module compute half precision in float32 inside of the context."""
     try:
         module = import_module(module_name)
     except ImportError:

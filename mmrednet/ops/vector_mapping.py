@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _native
 from .checks import check_outputs, check_same, check_shape, check_tensors
-from .dispatch import fall_back
+from .dispatch import fall_back, report_missing_kernel
 from .vector_relations import features, find_relation
 from .window import Window
 
@@ -119,19 +119,17 @@ def has_kernel(operator: str, query: Tensor, options: Options) -> bool:
     Raises:
         RuntimeError: The kernels of this device were required.
     """
-    reasons = []
-    if query.device.type == 'cpu':
-        if _native.MISSING:
-            return False
-        if options.relation not in NATIVE[options.patchwise]:
-            name = ('patchwise ' if options.patchwise else 'pairwise ') + options.relation
-            reasons.append(f'it has no kernel for the {name} relation')
-    else:
-        reasons.append('it has no kernel')
-    if reasons:
-        kernels = 'native' if query.device.type == 'cpu' else 'triton'
-        fall_back(kernels, operator, reasons)
-    return not reasons
+    if query.device.type != 'cpu':
+        report_missing_kernel(operator, query)
+        return False
+    _native.ensure(query)
+    if _native.MISSING:
+        return False
+    if options.relation not in NATIVE[options.patchwise]:
+        name = ('patchwise ' if options.patchwise else 'pairwise ') + options.relation
+        fall_back('native', operator, [f'it has no kernel for the {name} relation'])
+        return False
+    return True
 
 
 def by_chunks(
