@@ -158,7 +158,7 @@ def _compile(library: Path) -> None:
     programs = str(Path(sys.executable).parent)
     os.environ['PATH'] = os.pathsep.join([os.environ.get('PATH', ''), programs])
     LOGGER.warning(
-        'mmrednet compiles its CPU kernels for torch %s into %s, once; it takes about a minute.',
+        'mmrednet compiles its CPU kernels for torch %s into %s, once; it takes some minutes.',
         torch.__version__,
         library.parent,
     )
