@@ -19,7 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch, local, multiply_adds
 from .precision import full_precision
-from .transforms import transformable
+from .transforms import is_transformed, transformable
 from .vector_mapping import (
     Gamma,
     Options,
@@ -234,8 +234,10 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
-    # a backward pass that is recorded, for higher derivatives, must be made of differentiable ops
-    if torch.is_grad_enabled() or grad.device.type != 'cpu':
+    # a backward pass that is recorded, for higher derivatives, must be made of differentiable ops,
+    # and so must one whose gradient has a tangent
+    is_differentiated = torch.is_grad_enabled() or is_transformed([grad])
+    if is_differentiated or grad.device.type != 'cpu':
         grads = differentiate(lambda *leaves: definition(*leaves, *ctx.options), [grad], tensors)
     else:
         grads = attention_backward(grad, *tensors, *ctx.options)

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch
 from .precision import full_precision
-from .transforms import transformable
+from .transforms import is_transformed, transformable
 from .vector_attention import differentiate
 from .vector_mapping import (
     Options,
@@ -187,7 +187,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
 def _grad(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     mean, *tensors = ctx.saved_tensors
     # a backward pass that is recorded, for higher derivatives, must be made of differentiable ops
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or is_transformed(grads):
         present = [tensor for tensor in tensors if tensor is not None]
 
         def function(query: Tensor, key: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
