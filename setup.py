@@ -73,10 +73,9 @@ def build_arguments():
             super().build_extension(ext)
             library = Path(self.get_ext_fullpath(ext.name))
             build.write_stamp(library)
-            if self.inplace:
-                return
             # an editable installation copies the library alone
-            shutil.copy(build.stamp_of(library), build.stamp_of(PACKAGE / 'ops' / library.name))
+            if getattr(self, 'editable_mode', False):
+                shutil.copy(build.stamp_of(library), PACKAGE / 'ops')
 
     extension = CppExtension(
         'mmrednet.ops._C',

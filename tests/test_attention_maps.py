@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import oracles
@@ -457,6 +459,33 @@ class TestClassActivation:
             class_activation(network, x, layer='layer9')
         with pytest.raises(ValueError, match="method must be one of .*got 'cam'"):
             class_activation(network, x, layer='layer4', method='cam')
+
+
+def test_the_snippet_of_the_documentation_runs():
+    text = (Path(__file__).parents[1] / 'docs/attention_maps.md').read_text()
+    (snippet,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    names = {}
+    exec(snippet, names)
+    assert len(names['maps']) == 4
+    assert names['picture'].ndim == 3
+
+
+def test_layers_beside_backbone_and_neck():
+    """The decoders of a panoptic detector are run too."""
+    from mmdet.registry import MODELS
+    from mmdet.utils import register_all_modules
+    from mmengine.config import Config
+
+    register_all_modules(init_default_scope=True)
+    root = Path(__file__).parents[1]
+    cfg = Config.fromfile(root / 'configs/shapes/panoptic-deeplab_r26-narrow_shapes.py')
+    for decoder in ('decoder', 'instance_decoder'):
+        cfg.model.setdefault(decoder, {})['spatial_cfg'] = dict(type='SE')
+    model = MODELS.build(cfg.model)
+    maps = attention_maps(model, torch.randn(1, 3, 65, 65))
+    layers = set(attention_layers(model))
+    assert {item.layer for item in maps} == layers
+    assert any('decoder' in layer for layer in layers)
 
 
 class TestPictures:

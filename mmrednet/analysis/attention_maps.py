@@ -20,8 +20,8 @@ from ..spelling import nearest
 from .attention_views import ROLLOUT, VIEWS, Grid, chosen_position, spread, tap_shares, views_of
 from .model_image import ModelImage, model_image
 
-# heads whose forward takes the feature maps alone
-DENSE_HEADS = ('rpn_head', 'bbox_head', 'mask_head', 'semantic_head', 'decode_head')
+# heads of two-stage detectors whose forward takes the feature maps alone
+DENSE_HEADS = ('rpn_head', 'semantic_head')
 
 
 class AttentionMap(NamedTuple):
@@ -106,7 +106,7 @@ def attention_maps(
         title = name if calls[name] == 1 else f'{name}, call {calls[name]}'
         maps.append(AttentionMap(title, chosen_view, values.cpu()))
 
-    _run(model, prepared.inputs, chosen, look)
+    _run(model, prepared, chosen, look)
     return maps
 
 
@@ -224,17 +224,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _run(
-    model: Any, inputs: Tensor, layers: dict[str, Any], look: Callable[[str, Any, Tensor], None]
+    model: Any, image: ModelImage, layers: dict[str, Any], look: Callable[[str, Any, Tensor], None]
 ) -> None:
-    """Run backbone, neck and the dense heads that have one of the layers."""
+    """Run a model; of two-stage detectors, whose second stage needs proposals, what comes before
+    it.
+    """
+    parts = {name.partition('.')[0] for name in layers}
     with evaluating(model), _looking(layers, look):
         if not hasattr(model, 'extract_feat'):
-            model(inputs)
-            return
-        features = model.extract_feat(inputs)
-        for name in DENSE_HEADS:
-            if any(layer.startswith(f'{name}.') for layer in layers):
-                getattr(model, name)(features)
+            model(image.inputs)
+        elif hasattr(model, 'roi_head'):
+            features = model.extract_feat(image.inputs)
+            for name in DENSE_HEADS:
+                if name in parts:
+                    getattr(model, name)(features)
+        else:
+            model(image.inputs, [image.sample], mode='tensor')
 
 
 def _rollout(
@@ -246,7 +251,7 @@ def _rollout(
     """
     steps: list[tuple[str, Any, Tensor]] = []
     # inputs are smaller than weights: these are computed again, one layer at a time
-    _run(model, image.inputs, layers, lambda name, layer, x: steps.append((name, layer, x.clone())))
+    _run(model, image, layers, lambda name, layer, x: steps.append((name, layer, x.clone())))
     mass: Tensor | None = None
     with evaluating(model):
         for name, layer, x in reversed(steps):

@@ -10,6 +10,7 @@ import cv2
 import mmcv
 import numpy as np
 
+from ..datasets.id_map import INSTANCE_OFFSET
 from .panels import (
     captioned,
     check_indices,
@@ -20,8 +21,6 @@ from .panels import (
     with_legend,
 )
 
-# mmdet's ids of predicted segments are instance * 1000 + class
-INSTANCE_OFFSET = 1000
 # shades of the hatching of void, and its period in pixels
 HATCHING, PERIOD = ((120, 120, 120), (165, 165, 165)), 8
 # golden ratio: successive multiples of it lie far apart on a circle

@@ -14,6 +14,8 @@ from PIL import Image, UnidentifiedImageError
 ID_MODES = ('1', 'L', 'P', 'I', 'I;16', 'I;16B', 'I;16L')
 # id of pixels that belong to no segment
 VOID = 0
+# mmdet's id of a predicted segment is its number times this, plus its class
+INSTANCE_OFFSET = 1000
 # below this, counting every possible id is faster than sorting the pixels
 COUNTABLE_IDS = 1 << 20
 

@@ -13,7 +13,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from PIL import Image
 
-from ..datasets.id_map import VOID, encode_id_map
+from ..datasets.id_map import INSTANCE_OFFSET, VOID, encode_id_map
 from ..registry import METRICS
 from .mask_precision import average_precision, encode_instances
 from .panoptic_quality import (
@@ -25,8 +25,6 @@ from .panoptic_quality import (
 )
 
 FIGURES = ('PQ', 'AP', 'mIoU')
-# mmdet's ids of predicted segments are instance * 1000 + class
-INSTANCE_OFFSET = 1000
 
 
 @METRICS.register_module()

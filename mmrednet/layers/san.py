@@ -4,6 +4,7 @@ CVPR 2020).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from ..ops import Gamma, Window, local_vector_attention, vector_statistics
 from ..ops.vector_attention import aggregate_rows
 from ..ops.vector_mapping import Options, by_chunks, chunk_features
-from ..ops.vector_relations import PAIRWISE, PATCHWISE, Relation, reflected_rows
+from ..ops.vector_relations import PAIRWISE, PATCHWISE, Relation
 from ..ops.window import IntPair
 from .attention import TapWeights
 from .batch_statistics import Moments, synchronised, update_running
@@ -127,17 +128,9 @@ class VectorAttention(SafeModule):
         features = chunk_features(query, key, self._options(), rows)
         return self.alpha(self.conv_w(features)).unflatten(3, (-1, query.shape[3]))
 
+    @abstractmethod
     def alpha(self, logits: Tensor) -> Tensor:
         """Return weights (B, G, K, L) of the outputs of gamma."""
-        raise NotImplementedError
-
-    def aggregate(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Sum the values of x by weights (B, G, K, Ho, Wo) of G interleaved groups."""
-        return aggregate_rows(self.conv3(x), weight, self.window, (0, weight.shape[3]))
-
-    def pad(self, x: Tensor) -> Tensor:
-        """Continue (B, C, H, W) by reflection, as far as windows reach."""
-        return reflected_rows(x, self.window, (0, self.output_size(x)[0]))
 
     def _by_rows(self, compute: Callable, query: Tensor, row_dim: int) -> Tensor:
         """Join the results of a function of rows of outputs, one chunk of rows at a time."""
