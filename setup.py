@@ -71,11 +71,13 @@ def build_arguments():
 
         def build_extension(self, ext):
             super().build_extension(ext)
-            library = Path(self.get_ext_fullpath(ext.name))
-            build.write_stamp(library)
-            # an editable installation copies the library alone
-            if getattr(self, 'editable_mode', False):
-                shutil.copy(build.stamp_of(library), PACKAGE / 'ops')
+            build.write_stamp(Path(self.get_ext_fullpath(ext.name)))
+
+        def copy_extensions_to_source(self):
+            # builds in place and editable installations copy the library alone
+            super().copy_extensions_to_source()
+            for ext in self.extensions:
+                build.write_stamp(Path(self.get_ext_fullpath(ext.name)))
 
     extension = CppExtension(
         'mmrednet.ops._C',

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmrednet.ops import _build
+from mmrednet.ops import _build, _native
 
 ROOT = Path(__file__).parents[1]
 SOURCE = """
@@ -78,6 +78,11 @@ def test_it_can_be_switched_off(sources, monkeypatch):
 
 
 class TestFit:
+    def test_a_library_in_the_package_is_loaded(self):
+        """Else all tests of the kernels would be skipped."""
+        if list(Path(_build.__file__).parent.glob('_C.*.so')):
+            assert _native.MISSING is None
+
     def library(self, tmp_path):
         library = tmp_path / '_C.so'
         library.write_bytes(b'')
