@@ -84,11 +84,12 @@ def build(name: str, in_channels: int = 3) -> nn.Module:
 
 def multiply_adds(name: str, shape: Sequence[int], in_channels: int = 3) -> int:
     """Return the multiply-adds of a backbone for one image of (H, W)."""
-    # tensors without data: nothing is computed
-    with torch.device('meta'), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model = build(name, in_channels)
-        model.eval()
-        model(torch.zeros(1, in_channels, *shape))
+    # tensors without data: nothing is computed. mmseg's networks cannot be built from them
+    model = build(name, in_channels).to('meta')
+    model.eval()
+    image = torch.zeros(1, in_channels, *shape, device='meta')
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
     return counter.get_total_flops() // 2
 
 
