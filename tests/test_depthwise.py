@@ -1,5 +1,7 @@
 """Depth-wise convolution against torch's convolution: values, gradients, layouts, limits."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -333,6 +335,29 @@ class TestLayer:
             with torch.autocast('cpu', torch.bfloat16):
                 (grad,) = torch.autograd.grad(result.sum(), x)
             assert torch.equal(grad, expected)
+
+    def test_torch_computes_where_it_is_faster(self):
+        layer = self.layer().float()
+        calls, module = [], sys.modules['mmrednet.layers.depth_wise']
+        compute = module.depthwise_conv2d
+        x = torch.randn(2, 6, 5, 4).to(memory_format=torch.channels_last)
+        cases = (
+            (x, False, 0),
+            (x.contiguous(), False, 1),
+            (x.double(), False, 1),
+            (x, True, 1),
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                module, 'depthwise_conv2d', lambda *a, **k: calls.append(1) or compute(*a, **k)
+            )
+            for image, training, count in cases:
+                calls.clear()
+                layer.to(image.dtype)
+                with torch.set_grad_enabled(training):
+                    result = activated(nn.GELU(), layer, image)
+                assert len(calls) == count
+                torch.testing.assert_close(result, F.gelu(nn.Conv2d.forward(layer, image)))
 
     def test_other_padding_and_one_image(self):
         layer, x = self.layer(), torch.randn(6, 5, 4, dtype=torch.float64)

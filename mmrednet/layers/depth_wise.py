@@ -59,7 +59,22 @@ def _is_captured() -> bool:
 def _takes_torch(convolution: nn.Module, x: Tensor) -> bool:
     """Return whether torch's convolution computes a layer, as on other devices than the CPU."""
     is_supported = x.dim() == 4 and convolution.padding_mode == 'zeros'
-    return _is_captured() or not is_supported or x.device.type != 'cpu'
+    if _is_captured() or not is_supported or x.device.type != 'cpu':
+        return True
+    return _is_faster_in_torch(convolution, x)
+
+
+def _is_faster_in_torch(convolution: nn.Module, x: Tensor) -> bool:
+    """Return whether oneDNN, which torch calls, is faster, a GELU behind it included.
+
+    It is not in training, where its gradients are slow, with a dilation, and in the contiguous
+    layout, which it copies to another and back. In bfloat16 it does not return from some kernels.
+    """
+    if torch.is_grad_enabled() or torch.is_autocast_enabled('cpu'):
+        return False
+    is_float = x.dtype == torch.float32 and convolution.weight.dtype == torch.float32
+    is_fast_layout = x.is_contiguous(memory_format=torch.channels_last)
+    return is_float and is_fast_layout and convolution.dilation == (1, 1)
 
 
 def _convolve(convolution: Any, x: Tensor, *, gelu: bool) -> Tensor:

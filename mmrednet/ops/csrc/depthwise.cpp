@@ -108,17 +108,21 @@ struct DepthwiseCall {
     type = kernel_type(x.scalar_type(), kernels.scalar_type());
     accumulator = accumulator_type(type);
     map = x.to(type);
-    weight = to_blocks(kernels.reshape({channels, kernel_h * kernel_w}), accumulator);
-    bias = to_blocks(bias_or_none ? bias_or_none->unsqueeze(1) : at::zeros({channels, 1}),
-                     accumulator);
-    pointers.map = map.const_data_ptr();
-    pointers.weight = weight.const_data_ptr();
-    pointers.bias = bias.const_data_ptr();
     params.window =
         to_window({kernel_h, kernel_w, 1, 1, dilation[0], dilation[1], padding[0], padding[1]});
     params.gelu = gelu;
     check_reach();
     set_sizes();
+  }
+
+  // Sets the pointers to what the kernels read.
+  void pack(const at::Tensor& kernels, const OptionalTensor& bias_or_none) {
+    weight = to_blocks(kernels.flatten(1), accumulator);
+    const OptionalTensor column = bias_or_none ? bias_or_none->unsqueeze(1) : bias_or_none;
+    bias = to_blocks(column ? *column : at::zeros({params.channels, 1}), accumulator);
+    pointers.map = map.const_data_ptr();
+    pointers.weight = weight.const_data_ptr();
+    pointers.bias = bias.const_data_ptr();
   }
 
   // Checks that packed rows stay small, and that the gradient of the map has a padding.
@@ -181,14 +185,15 @@ bool takes_torch(const at::Tensor& x, const at::Tensor& weight, at::IntArrayRef 
 at::Tensor depthwise(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                      at::IntArrayRef padding, at::IntArrayRef dilation, bool gelu) {
   DepthwiseCall call(x, weight, bias, padding, dilation, gelu);
-  at::Tensor result = call.empty_outputs();
-  if (call.is_empty()) return result.to(x.scalar_type());
-  if (takes_torch(x, weight, dilation, gelu)) {
+  if (!call.is_empty() && takes_torch(x, weight, dilation, gelu)) {
     // the dtype has been chosen
     c10::impl::ExcludeDispatchKeyGuard without_autocast(c10::autocast_dispatch_keyset);
-    return in_layout_of(
-        result, at::conv2d(x, weight, bias, {1, 1}, padding, dilation, call.params.channels));
+    return at::conv2d(x, weight, bias, {1, 1}, padding, dilation, call.params.channels)
+        .contiguous(at::MemoryFormat::ChannelsLast);
   }
+  at::Tensor result = call.empty_outputs();
+  if (call.is_empty()) return result.to(x.scalar_type());
+  call.pack(weight, bias);
   call.params.outputs = map_strides(result);
   call.pointers.result = result.mutable_data_ptr();
   set_items(call.params, accumulator_size(call.type));
@@ -221,6 +226,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> depthwise_backward(
   at::Tensor sums = at::zeros({1, round_up(channels) / kSimdWidth, taps + 1, kSimdWidth},
                               x.options().dtype(call.accumulator));
   if (!call.is_empty()) {
+    call.pack(weight, bias);
     p.outputs = map_strides(empty);
     set_items(p, accumulator_size(call.type));
     sums = at::empty({p.images * p.bands, p.blocks, taps + 1, kSimdWidth}, sums.options());
