@@ -1,22 +1,24 @@
 """Convert a published checkpoint to our keys, or back, and print what matched."""
 
-import argparse
-import sys
-from pathlib import Path
+from __future__ import annotations
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
 
 import torch
 from mmengine.registry import MODELS
 
-from mmrednet.checkpoints import FORMATS, CheckpointError, shapes_of
-from mmrednet.checkpoints.matching import TARGETS
-from mmrednet.convert import convert_file, reverse_file
-from mmrednet.engine import load_config, scope_of
+from ..checkpoints import FORMATS, CheckpointError, shapes_of
+from ..checkpoints.matching import TARGETS
+from ..convert import convert_file, reverse_file
+from ..engine import load_config, scope_of
+from .parser import CommandParser
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command."""
+    parser = CommandParser('convert', __doc__)
     parser.add_argument(
         'source', metavar='IN', help='.pth, .pth.tar, .safetensors or .npz; read as tensors alone'
     )
@@ -48,17 +50,18 @@ def parse_args():
     )
     parser.add_argument('--reverse', action='store_true', help='from our keys to published ones')
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
-    return parser.parse_args()
+    return parser
 
 
-def shapes_from(config, to):
+def shapes_from(config: str, to: str) -> Mapping[str, torch.Size]:
     """Return the shapes of the network of a config, or of its backbone, by key."""
     cfg = load_config(config)
     with torch.device('meta'), MODELS.switch_scope_and_registry(scope_of(cfg)) as registry:
         return shapes_of(registry.build(cfg.model.backbone if to == 'backbone' else cfg.model))
 
 
-def convert(args):
+def convert(args: Namespace) -> None:
+    """Convert a file to our keys, and print what matched."""
     shapes = shapes_from(args.model, args.to) if args.model else None
     conversion = convert_file(
         args.source,
@@ -85,19 +88,19 @@ def convert(args):
     print(f'written: {args.target}, {len(conversion.match.state)} tensors')
 
 
-def main():
-    args = parse_args()
+def reverse(args: Namespace) -> None:
+    """Convert a file of ours to published keys."""
+    reversal = reverse_file(args.source, args.target, format=args.format, force=args.force)
+    print(f'written: {args.target}, format {reversal.format!r}')
+    if reversal.lost:
+        print(f'not as in the published file: {reversal.lost}')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, by default those of the process."""
+    args = make_parser().parse_args(argv)
     try:
-        if args.reverse:
-            reversal = reverse_file(args.source, args.target, format=args.format, force=args.force)
-            print(f'written: {args.target}, format {reversal.format!r}')
-            if reversal.lost:
-                print(f'not as in the published file: {reversal.lost}')
-        else:
-            convert(args)
+        run = reverse if args.reverse else convert
+        run(args)
     except (CheckpointError, OSError, ValueError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
-
-
-if __name__ == '__main__':
-    main()

@@ -2,22 +2,23 @@
 
 Without photographs: predictions beside the ground truth for images of the test set, and the kernels
 of involutions. With photographs: what the operators of chosen layers apply to each of them.
-
-    python tools/analysis_tools/draw.py CONFIG CHECKPOINT photo.jpg --layers 'backbone.layer3.*'
 """
 
-import argparse
-import sys
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from typing import Any
 
 import cv2
-from mmengine.config import DictAction
+import numpy as np
+from mmengine.config import Config
+from torch import nn
 
-from mmrednet import safe_loading
-from mmrednet.analysis import (
+from .. import safe_loading
+from ..analysis import (
     ModelImage,
     attention_maps,
     class_activation,
@@ -27,18 +28,25 @@ from mmrednet.analysis import (
     draw_segmentations,
     model_image,
 )
-from mmrednet.analysis.attention_views import ROLLOUT, VIEWS
-from mmrednet.analysis.class_activation import METHODS
-from mmrednet.analysis.panels import display_image
-from mmrednet.engine import check_data, check_fit, load_config, named_types, scope_of
-from mmrednet.layers import Involution
+from ..analysis.attention_views import ROLLOUT, VIEWS
+from ..analysis.class_activation import METHODS
+from ..analysis.panels import display_image
+from ..engine import (
+    add_config_options,
+    check_data,
+    check_fit,
+    load_config,
+    named_types,
+    scope_of,
+)
+from ..layers import Involution
+from .parser import CommandParser
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='path of the config')
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command."""
+    parser = CommandParser('draw', __doc__)
+    add_config_options(parser)
     parser.add_argument('checkpoint', help="path of the checkpoint, or 'none' for random weights")
     parser.add_argument('photos', nargs='*', type=Path, help='photographs, or folders of them')
     parser.add_argument(
@@ -79,14 +87,13 @@ def parse_args():
     )
     parser.add_argument('--scale', type=int, default=3, help='how much to enlarge the images')
     parser.add_argument('--device', default='cpu')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override parts of the config',
-    )
-    args = parser.parse_args()
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None) -> Namespace:
+    """Parse the arguments, and check the paths of the photographs and of the pictures."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
     if args.checkpoint == 'none':
         args.checkpoint = None
     missing = [str(path) for path in args.photos if not path.exists()]
@@ -98,7 +105,7 @@ def parse_args():
     return args
 
 
-def last_involution_of_each_stage(model):
+def last_involution_of_each_stage(model: nn.Module) -> dict[str, str]:
     """Return the name of the last involution of the backbone's stem and of each of its stages."""
     stages = {}
     for name, layer in model.named_modules():
@@ -107,13 +114,15 @@ def last_involution_of_each_stage(model):
     return stages
 
 
-def open_detector(cfg, args):
+def open_detector(cfg: Config, args: Namespace) -> nn.Module:
+    """Build a model of mmdet and load its weights."""
     from mmdet.apis import init_detector
 
     return init_detector(cfg, args.checkpoint, device=args.device)
 
 
-def open_segmenter(cfg, args):
+def open_segmenter(cfg: Config, args: Namespace) -> nn.Module:
+    """Build a model of mmseg and load its weights."""
     from mmseg.apis import init_model
 
     return init_model(cfg, args.checkpoint, device=args.device)
@@ -127,11 +136,12 @@ TASKS = {
 }
 
 
-def build_test_set(cfg):
+def build_test_set(cfg: Config) -> Any:
+    """Build the data set of the config's test loader."""
     return import_module(f'{scope_of(cfg)}.registry').DATASETS.build(cfg.test_dataloader.dataset)
 
 
-def task_of(cfg):
+def task_of(cfg: Config) -> str:
     """Return the task of a config: 'panoptic', or the name of its framework."""
     steps = cfg.test_dataloader.dataset.get('pipeline') or []
     if any(str(step['type']).endswith('PackPanopticInputs') for step in steps):
@@ -139,12 +149,13 @@ def task_of(cfg):
     return scope_of(cfg)
 
 
-def write(path, image):
+def write(path: Path, image: np.ndarray) -> None:
+    """Write a picture in OpenCV's order of channels, BGR, and print its path."""
     cv2.imwrite(str(path), image)
     print(path)
 
 
-def draw_kernels(model, item):
+def draw_kernels(model: Any, item: dict) -> np.ndarray | None:
     """Return a picture of the kernels of an image of the data set, or None without involution."""
     stages = last_involution_of_each_stage(model)
     if not stages:
@@ -158,7 +169,7 @@ def draw_kernels(model, item):
     return draw_attention_maps(image, maps)
 
 
-def view_photo(model, photo, args):
+def view_photo(model: nn.Module, photo: Path, args: Namespace) -> np.ndarray:
     """Return the picture of what the operators apply to a photograph, RGB."""
     image = model_image(model, photo)
     at = args.at and tuple(args.at)
@@ -172,8 +183,9 @@ def view_photo(model, photo, args):
     return draw_attention_maps(image, maps, at=at)
 
 
-def draw_photos(model, args):
-    photos = []
+def draw_photos(model: nn.Module, args: Namespace) -> None:
+    """Write a picture of every photograph."""
+    photos: list[Path] = []
     for path in args.photos:
         photos += sorted(path.iterdir()) if path.is_dir() else [path]
     for photo in photos:
@@ -185,8 +197,9 @@ def draw_photos(model, args):
 
 @safe_loading()
 @named_types()
-def main():
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, by default those of the process."""
+    args = parse_args(argv)
     cfg = load_config(args.config, options=args.cfg_options)
     open_model, draw, name = TASKS[task_of(cfg)]
     model = open_model(cfg, args)
@@ -201,12 +214,7 @@ def main():
     dataset = build_test_set(cfg)
     args.out.mkdir(parents=True, exist_ok=True)
     picture = draw(model, dataset, args.images, scale=args.scale)
-    # OpenCV writes BGR
     write(args.out / name, picture[..., ::-1])
     kernels = draw_kernels(model, dataset[args.images[0]])
     if kernels is not None:
         write(args.out / 'kernels.png', kernels[..., ::-1])
-
-
-if __name__ == '__main__':
-    main()

@@ -9,28 +9,29 @@ never ran, and stderr names them; 2, an argument is wrong; 3, the model cannot b
 run for an image alone.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
 import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from mmengine.config import DictAction
 
-from mmrednet.analysis.categories import CATEGORIES, DEFAULT_COUNT, check_count
-from mmrednet.analysis.counting import count_network
-from mmrednet.analysis.image_network import UnrunnableError, image_channels
-from mmrednet.analysis.networks import build_network
-from mmrednet.analysis.reports import UNITS, VIEWS, as_text, describe, missing
-from mmrednet.flop_handles import MMENGINE_HANDLES
+from ..analysis.categories import CATEGORIES, DEFAULT_COUNT, check_count
+from ..analysis.counting import count_network
+from ..analysis.image_network import UnrunnableError, image_channels
+from ..analysis.networks import build_network
+from ..analysis.reports import UNITS, VIEWS, as_text, describe, missing
+from ..flop_handles import MMENGINE_HANDLES
+from .parser import CommandParser
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command."""
+    parser = CommandParser('flops', __doc__)
     parser.add_argument('config', metavar='CONFIG')
     parser.add_argument(
         '--shape',
@@ -70,7 +71,13 @@ def parse_args():
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='change the config, as in key=value'
     )
-    args = parser.parse_args()
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None) -> Namespace:
+    """Parse and check the arguments."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
     args.count = args.count.split(',')
     try:
         check(args)
@@ -79,7 +86,7 @@ def parse_args():
     return args
 
 
-def check(args):
+def check(args: Namespace) -> None:
     """Check the arguments before anything is built, and make the folder of the file."""
     check_count(args.count)
     if args.shape and min(args.shape) < 1:
@@ -94,7 +101,7 @@ def check(args):
         args.json.parent.mkdir(parents=True, exist_ok=True)
 
 
-def count(args):
+def count(args: Namespace) -> dict:
     """Build and count the network, and return the report."""
     network, size = build_network(
         args.config, options=args.cfg_options, proposals=args.proposals, classes=args.classes
@@ -105,12 +112,13 @@ def count(args):
     return describe(complexity, network, name=args.config, shape=shape, count=args.count)
 
 
-def main():
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments, by default those of the process."""
+    args = parse_args(argv)
     try:
         report = count(args)
     except (ImportError, OSError, TypeError, UnrunnableError, ValueError) as error:
-        print(f'get_flops.py: error: {error}', file=sys.stderr)
+        print(f'mmrednet flops: error: {error}', file=sys.stderr)
         return 3 if isinstance(error, UnrunnableError) else 2
     print(as_text(report, args.by, args.convention, depth=args.depth))
     if args.json:
@@ -119,7 +127,3 @@ def main():
     if problems:
         print('', *problems, 'The totals lack them.', sep='\n', file=sys.stderr)
     return 1 if problems else 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

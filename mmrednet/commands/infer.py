@@ -1,24 +1,36 @@
 """Draw the predictions of a checkpoint, of mmdet or of mmseg, on images."""
 
-import argparse
-import sys
-from pathlib import Path
+from __future__ import annotations
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
-from mmengine.config import DictAction
+from mmengine.config import Config
 
-from mmrednet import fuse, safe_loading
-from mmrednet.engine import check_fit, keep_memory_on_cpu, load_config, named_types, scope_of
+from .. import fuse, safe_loading
+from ..engine import (
+    add_config_options,
+    check_fit,
+    keep_memory_on_cpu,
+    load_config,
+    named_types,
+    scope_of,
+)
+from .parser import CommandParser
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+# an image, the file for its picture, its own path
+Item = tuple[Any, Path, Path]
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command."""
+    parser = CommandParser('infer', __doc__)
     parser.add_argument('img', type=Path, help='an image, or a folder of images')
-    parser.add_argument('config', help='path of the config')
+    add_config_options(parser)
     parser.add_argument('checkpoint', help='path of the checkpoint')
     parser.add_argument(
         '--out-dir', type=Path, default=Path('outputs'), help='folder for the pictures'
@@ -32,14 +44,13 @@ def parse_args():
         action='store_true',
         help='fold batch norms into the layers before them, for faster inference',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override parts of the config',
-    )
-    args = parser.parse_args()
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None) -> Namespace:
+    """Parse the arguments, and check the paths of the images and of the pictures."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
     if not args.img.exists():
         parser.error(f'img must be an existing image or folder, got {args.img}')
     if args.out_dir.resolve() == (args.img if args.img.is_dir() else args.img.parent).resolve():
@@ -50,7 +61,8 @@ def parse_args():
     return args
 
 
-def detect(cfg, args, images):
+def detect(cfg: Config, args: Namespace, images: Iterable[Item]) -> None:
+    """Draw the predictions of a model of mmdet."""
     from mmdet.apis import inference_detector, init_detector
     from mmdet.registry import VISUALIZERS
 
@@ -70,7 +82,8 @@ def detect(cfg, args, images):
         )
 
 
-def segment(cfg, args, images):
+def segment(cfg: Config, args: Namespace, images: Iterable[Item]) -> None:
+    """Draw the predictions of a model of mmseg."""
     from mmseg.apis import inference_model, init_model, show_result_pyplot
 
     model = init_model(cfg, args.checkpoint, device=args.device)
@@ -82,7 +95,8 @@ def segment(cfg, args, images):
         )
 
 
-def read(paths, out_dir):
+def read_images(paths: Iterable[Path], out_dir: Path) -> Iterator[Item]:
+    """Yield each image, and print the path of its picture once it is drawn."""
     import mmcv
 
     for path in paths:
@@ -91,22 +105,26 @@ def read(paths, out_dir):
         print(out_file)
 
 
+def list_images(path: Path) -> list[Path]:
+    """Return the images of a folder, or the path itself."""
+    if not path.is_dir():
+        return [path]
+    images = [file for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_ENDINGS]
+    if not images:
+        raise ValueError(
+            f'img must be a folder with images ({", ".join(IMAGE_ENDINGS)}), got {path}'
+        )
+    return images
+
+
 @safe_loading()
 @named_types()
-def main():
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, by default those of the process."""
+    args = parse_args(argv)
     cfg = load_config(args.config, options=args.cfg_options)
-    paths = [args.img]
-    if args.img.is_dir():
-        files = sorted(args.img.iterdir())
-        paths = [path for path in files if path.suffix.lower() in IMAGE_ENDINGS]
-    if not paths:
-        sys.exit(f'img must be a folder with images ({", ".join(IMAGE_ENDINGS)}), got {args.img}')
+    paths = list_images(args.img)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     keep_memory_on_cpu(args.device)
     draw = {'mmdet': detect, 'mmseg': segment}[scope_of(cfg)]
-    draw(cfg, args, read(paths, args.out_dir))
-
-
-if __name__ == '__main__':
-    main()
+    draw(cfg, args, read_images(paths, args.out_dir))

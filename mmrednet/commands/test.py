@@ -1,18 +1,16 @@
 """Evaluate a checkpoint with the metric of its config, of mmdet or of mmseg."""
 
-import argparse
-import os
-import sys
-from pathlib import Path
+from __future__ import annotations
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from argparse import ArgumentParser
+from collections.abc import Sequence
 
-from mmengine.config import DictAction
-
-from mmrednet import safe_loading
-from mmrednet.engine import (
+from .. import safe_loading
+from ..engine import (
     FitHook,
     add_check_options,
+    add_config_options,
+    add_launcher_options,
     apply_test_options,
     build_runner,
     check_data,
@@ -20,12 +18,14 @@ from mmrednet.engine import (
     load_config,
     named_types,
 )
-from mmrednet.fusion import FuseHook
+from ..fusion import FuseHook
+from .parser import CommandParser
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='path of the config')
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command."""
+    parser = CommandParser('test', __doc__)
+    add_config_options(parser)
     parser.add_argument('checkpoint', help='path of the checkpoint')
     parser.add_argument('--work-dir', help='folder for logs and metrics')
     parser.add_argument(
@@ -38,14 +38,6 @@ def parse_args():
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that a window stays')
     parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override parts of the config',
-    )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument(
         '--tta', action='store_true', help='merge predictions for augmented copies of each image'
     )
     parser.add_argument(
@@ -54,16 +46,15 @@ def parse_args():
         help='fold batch norms into the layers before them, for faster inference',
     )
     add_check_options(parser)
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    add_launcher_options(parser)
+    return parser
 
 
 @safe_loading()
 @named_types()
-def main():
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, by default those of the process."""
+    args = make_parser().parse_args(argv)
     cfg = load_config(
         args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
     )
@@ -90,7 +81,3 @@ def main():
     if args.fuse_conv_bn:
         runner.register_hook(FuseHook())
     runner.test()
-
-
-if __name__ == '__main__':
-    main()

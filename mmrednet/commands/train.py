@@ -1,15 +1,15 @@
 """Train the model of a config, of mmdet or of mmseg."""
 
-import sys
-from pathlib import Path
+from __future__ import annotations
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from argparse import ArgumentParser
+from collections.abc import Sequence
 
-from mmrednet import safe_loading
-from mmrednet.engine import (
+from .. import safe_loading
+from ..engine import (
     FitHook,
-    TrainParser,
     add_check_options,
+    add_train_options,
     apply_train_options,
     build_runner,
     check_data,
@@ -18,14 +18,22 @@ from mmrednet.engine import (
     load_config,
     named_types,
 )
+from .parser import CommandParser
+
+
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command."""
+    parser = CommandParser('train', __doc__)
+    add_train_options(parser)
+    add_check_options(parser)
+    return parser
 
 
 @safe_loading()
 @named_types()
-def main():
-    parser = TrainParser(__doc__)
-    add_check_options(parser)
-    args = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, by default those of the process."""
+    args = make_parser().parse_args(argv)
     cfg = load_config(
         args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
     )
@@ -36,7 +44,3 @@ def main():
     runner.register_hook(FitHook(training=True))
     keep_memory_on_cpu()
     runner.train()
-
-
-if __name__ == '__main__':
-    main()
