@@ -8,7 +8,15 @@ from .checkpoint_hook import ResumableCheckpointHook
 from .class_check import check_classes
 from .data_check import add_check_options, check_data
 from .fit_check import FitHook, check_fit
-from .hosts import HOSTS, allow_checkpoint_globals, build_runner, load_config, read_config, scope_of
+from .hosts import (
+    HOSTS,
+    allow_checkpoint_globals,
+    build_runner,
+    load_config,
+    read_config,
+    register_host,
+    scope_of,
+)
 from .kept_memory import keep_memory_on_cpu
 from .label_check import check_labels_when_loaded
 from .name_hints import named_types
@@ -42,5 +50,6 @@ __all__ = [
     'load_config',
     'named_types',
     'read_config',
+    'register_host',
     'scope_of',
 ]

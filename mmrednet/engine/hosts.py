@@ -110,19 +110,22 @@ def load_config(
     return cfg
 
 
-def register_host(scope: str) -> None:
+def register_host(scope: str, *, init_default_scope: bool = True) -> None:
     """Import a framework and register its classes, without what its imports print.
 
     In a function, so that importing the engine loads neither framework.
 
     Args:
         scope: 'mmdet' or 'mmseg'.
+        init_default_scope: True if names without a scope are the framework's. Default: True.
     """
     printed = io.StringIO()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
             warnings.filterwarnings('ignore', OPTIONAL_WARNING)
-            import_module(f'{scope}.utils').register_all_modules(init_default_scope=True)
+            import_module(f'{scope}.utils').register_all_modules(
+                init_default_scope=init_default_scope
+            )
     finally:
         lines = printed.getvalue().splitlines()
         for line in lines:
