@@ -90,6 +90,21 @@ COMMANDS = {
         'convert a published checkpoint to our keys, or back',
         'mmrednet convert rednet50.pth rednet50.safetensors',
     ),
+    'configs': Command(
+        'mmrednet.commands.configs',
+        'list, search or copy the configs of the package',
+        'mmrednet configs copy mmrednet::rednet/faster-rcnn_rednet50_fpn_1x_coco.py --flat',
+    ),
+    'tool': Command(
+        'mmrednet.commands.tool',
+        'run a script of mmdet, mmseg or mmrednet, such as browse_dataset',
+        f'mmrednet tool browse_dataset {DETECTOR} --output-dir pictures --not-show',
+    ),
+    'completion': Command(
+        'mmrednet.commands.completion',
+        'print the completion for bash or zsh',
+        'eval "$(mmrednet completion bash)"',
+    ),
 }
 
 
@@ -147,6 +162,10 @@ def _run(name: str, arguments: list[str]) -> int:
     """Run a subcommand. An error that explains itself is one line, others have a traceback."""
     try:
         return load(name).main(arguments) or 0
+    except BrokenPipeError:
+        # `mmrednet configs list | head`; Python would fail again when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         # str() puts the text of a KeyError in quotation marks
         message = str(error.args[0]) if isinstance(error, KeyError) else str(error)

@@ -11,8 +11,8 @@ def register_all_modules(init_default_scope: bool = True) -> None:
     """Register the classes of the installed frameworks; ours are registered when they are named.
 
     Args:
-        init_default_scope: True to build names without a scope from mmseg, or from mmdet where mmseg
-            is missing. Parts of configs that inherit from mmdet have its scope in them.
+        init_default_scope: True to build names without a scope from mmseg, or from mmdet where
+            mmseg is missing. Parts of configs that inherit from mmdet have its scope in them.
             Default: True.
     """
     for scope in HOSTS:

@@ -13,8 +13,7 @@ from ..cli import COMMANDS, load
 from ..config_names import config_names
 from .parser import CommandParser
 
-# the words after a command; a colon splits the words of bash, so that what it completes begins after
-# the last one
+# a colon splits the words of bash: what it completes begins after the last one
 SCRIPT = """
 _mmrednet() {{
     local IFS=$' \\t\\n' current="${{COMP_WORDS[COMP_CWORD]}}" words

@@ -84,11 +84,12 @@ def linked_text(source: Path) -> str:
     lines = text.splitlines(keepends=True)
     # from the last one, so that the positions of the others stay right
     for base in reversed(base_strings(text)):
-        if SEPARATOR in base.value:
+        value = str(base.value)
+        if SEPARATOR in value:
             continue
         # positions are in bytes
         line = lines[base.lineno - 1].encode()
-        new = repr(base_name(source, base.value)).encode()
+        new = repr(base_name(source, value)).encode()
         changed = line[: base.col_offset] + new + line[base.end_col_offset :]
         lines[base.lineno - 1] = changed.decode()
     return ''.join(lines)

@@ -43,6 +43,10 @@ from ..layers import Involution
 from .parser import CommandParser
 
 
+# how many images of the test set are drawn
+IMAGES = 6
+
+
 def make_parser() -> ArgumentParser:
     """Return the parser of the command."""
     parser = CommandParser('draw', __doc__)
@@ -82,8 +86,7 @@ def make_parser() -> ArgumentParser:
         '--images',
         type=int,
         nargs='+',
-        default=[0, 1, 2, 3, 4, 5],
-        help='indices into the test set',
+        help='indices into the test set; default: the first six',
     )
     parser.add_argument('--scale', type=int, default=3, help='how much to enlarge the images')
     parser.add_argument('--device', default='cpu')
@@ -213,8 +216,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_data(cfg, loaders=['test_dataloader'])
     dataset = build_test_set(cfg)
     args.out.mkdir(parents=True, exist_ok=True)
-    picture = draw(model, dataset, args.images, scale=args.scale)
+    indices = args.images or list(range(min(IMAGES, len(dataset))))
+    picture = draw(model, dataset, indices, scale=args.scale)
     write(args.out / name, picture[..., ::-1])
-    kernels = draw_kernels(model, dataset[args.images[0]])
+    kernels = draw_kernels(model, dataset[indices[0]])
     if kernels is not None:
         write(args.out / 'kernels.png', kernels[..., ::-1])
