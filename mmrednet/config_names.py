@@ -8,6 +8,7 @@ it, and so does everything that reads a config through ``mmrednet.engine``.
 from __future__ import annotations
 
 import difflib
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from .packages import DISTRIBUTIONS, require
 from .shipped import MIM, clone, copy_shipped, shipped
 
 SEPARATOR = '::'
+# path of a config in an installed package
+MISSING_NAME = re.compile(r'(?P<package>\w+)/\.mim/configs/(?P<name>[^"\']+)')
 # how many names an error for a misspelt one lists
 MATCHES = 3
 
@@ -102,6 +105,21 @@ def _missing(config: str, package: str) -> str:
     if names:
         return f'{message}; did you mean {" or ".join(names)}?'
     return f'{message}; `mmrednet configs list` names those of mmrednet.'
+
+
+def missing_base(config: str, error: FileNotFoundError) -> str:
+    """Return the message for a config that inherits from one that does not exist.
+
+    Args:
+        config: Path or name of the config.
+        error: mmengine's, which has the path of the missing file.
+    """
+    message = f'{config} cannot be read: {error}'
+    match = MISSING_NAME.search(str(error))
+    if match is None:
+        return message
+    names = nearest_configs(match['name'], match['package'])
+    return f'{message}; did you mean {" or ".join(names)}?' if names else message
 
 
 def nearest_configs(config: str, package: str = 'mmrednet') -> list[str]:

@@ -16,7 +16,7 @@ from .parser import CommandParser
 # a colon splits the words of bash: what it completes begins after the last one
 SCRIPT = """
 _mmrednet() {{
-    local IFS=$' \\t\\n' current="${{COMP_WORDS[COMP_CWORD]}}" words
+    local IFS=$' \\t\\n' current="${{COMP_WORDS[COMP_CWORD]}}" words=
     if [[ $COMP_CWORD -eq 1 ]]; then
         words='{commands}'
     elif [[ $current == -* ]]; then
@@ -27,18 +27,22 @@ _mmrednet() {{
         # the word with its colons, from the line
         current="${{COMP_LINE:0:COMP_POINT}}"
         current="${{current##*[[:space:]]}}"
-        words='{configs}'
+        # many names: only after their first letter
+        [[ -z $current ]] || words='{configs}'
         case "${{COMP_WORDS[1]}} ${{COMP_WORDS[COMP_CWORD-1]}}" in
 {choices}
         esac
     fi
     COMPREPLY=($(compgen -W "$words" -- "$current"))
-    [[ ${{#COMPREPLY[@]}} -gt 0 ]] || COMPREPLY=($(compgen -f -- "$current"))
+    if [[ ${{#COMPREPLY[@]}} -eq 0 ]]; then
+        compopt -o filenames 2> /dev/null
+        COMPREPLY=($(compgen -f -- "$current"))
+    fi
     if [[ $current == *:* && $COMP_WORDBREAKS == *:* ]]; then
         COMPREPLY=("${{COMPREPLY[@]#"${{current%"${{current##*:}}"}}"}}")
     fi
 }}
-complete -o filenames -F _mmrednet mmrednet
+complete -F _mmrednet mmrednet
 """
 
 

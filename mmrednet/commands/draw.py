@@ -34,6 +34,7 @@ from ..analysis.panels import display_image
 from ..engine import (
     add_config_options,
     check_data,
+    check_device,
     check_fit,
     load_config,
     named_types,
@@ -41,7 +42,6 @@ from ..engine import (
 )
 from ..layers import Involution
 from .parser import CommandParser
-
 
 # how many images of the test set are drawn
 IMAGES = 6
@@ -204,6 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, by default those of the process."""
     args = parse_args(argv)
     cfg = load_config(args.config, options=args.cfg_options)
+    check_device(args.device, scope_of(cfg))
     open_model, draw, name = TASKS[task_of(cfg)]
     model = open_model(cfg, args)
     if args.checkpoint is None:

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from .. import fuse, safe_loading
 from ..engine import (
     add_config_options,
+    check_device,
     check_fit,
     keep_memory_on_cpu,
     load_config,
@@ -123,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, by default those of the process."""
     args = parse_args(argv)
     cfg = load_config(args.config, options=args.cfg_options)
+    check_device(args.device, scope_of(cfg))
     paths = list_images(args.img)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     keep_memory_on_cpu(args.device)

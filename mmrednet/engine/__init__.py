@@ -7,6 +7,7 @@ require('mmrednet.engine', 'mmengine')
 from .checkpoint_hook import ResumableCheckpointHook
 from .class_check import check_classes
 from .data_check import add_check_options, check_data
+from .devices import check_device
 from .fit_check import FitHook, check_fit
 from .hosts import (
     HOSTS,
@@ -43,6 +44,7 @@ __all__ = [
     'build_runner',
     'check_classes',
     'check_data',
+    'check_device',
     'check_fit',
     'check_labels_when_loaded',
     'check_pretrained',

@@ -22,8 +22,9 @@ from mmengine.runner import Runner
 from mmengine.utils import digit_version, is_installed
 
 from ..checkpoints.safe_loading import training_globals
-from ..config_names import register_configs, resolve_config
+from ..config_names import missing_base, register_configs, resolve_config
 from ..packages import require
+from .devices import check_device, missing_operators
 
 # what the frameworks print and warn of when they are imported: optional packages that our configs
 # do not need
@@ -72,6 +73,8 @@ def read_config(path: str, *, options: dict[str, Any] | None = None) -> Config:
             if host in str(error):
                 require(path, host, 'mmcv')
         raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(missing_base(path, error)) from error
     cfg.merge_from_dict(options or {})
     return cfg
 
@@ -126,6 +129,11 @@ def register_host(scope: str, *, init_default_scope: bool = True) -> None:
             import_module(f'{scope}.utils').register_all_modules(
                 init_default_scope=init_default_scope
             )
+    except ImportError as error:
+        message = missing_operators(error)
+        if message is None:
+            raise
+        raise ImportError(message) from error
     finally:
         lines = printed.getvalue().splitlines()
         for line in lines:
@@ -156,8 +164,10 @@ def build_runner(cfg: Config) -> Runner:
     """Build the runner of a config: mmengine's, or the one that ``runner_type`` names.
 
     Raises:
+        ImportError: It is a detector for GPUs, and mmcv's operators are not compiled for them.
         ValueError: The config is for several processes on CPUs and for a backend other than gloo.
     """
+    check_device(get_device(), cfg.get('default_scope'))
     if cfg.get('launcher') == 'pytorch' and get_device() == 'cpu':
         _join_cpu_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
