@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hub import get_config, get_model
+from mmengine.registry import MODELS, TRANSFORMS
 
 from mmrednet import cli, config_names, shipped
 from mmrednet.engine import load_config, read_config
@@ -48,6 +49,22 @@ class TestNames:
         backbone = read_config(str(tmp_path / 'own.py')).model.backbone
         assert (backbone.type, backbone.depth) == ('mmrednet.RedNet', 26)
 
+    @pytest.mark.parametrize('name', ['shapes/faster-rcnn_r26_fpn', 'streets/segnext_mscan-narrow'])
+    def test_the_frameworks_read_such_a_base(self, name, tmp_path):
+        """mmengine gives it our scope, where names of the framework are found as well."""
+        config_names.register_configs()
+        name = f'mmrednet::{name}_{name.partition("/")[0]}.py'
+        (tmp_path / 'own.py').write_text(f"_base_ = '{name}'")
+        cfg = Config.fromfile(tmp_path / 'own.py')
+        transform = cfg.train_pipeline[1]
+        assert transform._scope_ == 'mmrednet'
+        host = load_config(name).default_scope
+        with MODELS.switch_scope_and_registry(host) as registry, torch.device('meta'):
+            model = registry.build(cfg.model)
+            step = TRANSFORMS.build(transform)
+        assert type(model).__module__.partition('.')[0] == host
+        assert type(step).__module__.partition('.')[0] == host
+
     def test_nothing_is_registered_by_an_import(self):
         code = """
 import mmrednet, mmrednet.registry, mmrednet.engine, mmrednet.config_names
@@ -64,9 +81,9 @@ assert 'mmrednet' not in MODULE2PACKAGE
         ('name', 'model'),
         [
             (NAME, 'FasterRCNN'),
-            ('segnext/segnext_mscan-t_1xb16-160k_ade20k-512x512.py', 'EncoderDecoder'),
-            ('shapes/panoptic-deeplab_axial26-narrow_shapes.py', 'PanopticDeepLab'),
-            ('shapes/rednet26-narrow_single-shapes.py', 'ImageClassifier'),
+            ('mmrednet::segnext/segnext_mscan-t_1xb16-160k_ade20k-512x512.py', 'EncoderDecoder'),
+            ('mmrednet::shapes/panoptic-deeplab_axial26-narrow_shapes.py', 'PanopticDeepLab'),
+            ('mmrednet::shapes/rednet26-narrow_single-shapes.py', 'ImageClassifier'),
         ],
     )
     def test_models_of_the_hub(self, name, model):
@@ -92,7 +109,7 @@ class TestErrors:
             ('xyzzy', "must be an existing file, got 'xyzzy'; `mmrednet configs list` names"),
             (
                 'other::a/b.py',
-                "must begin with 'mmrednet::', 'mmdet::' or 'mmseg::', got 'other::'",
+                "'mmrednet::', 'mmdet::' or 'mmseg::', got 'other::'",
             ),
             (
                 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_cocoo.py',
@@ -106,16 +123,15 @@ class TestErrors:
 
     def test_a_misspelt_base(self, tmp_path):
         (tmp_path / 'own.py').write_text(f"_base_ = '{NAME[:-3]}x.py'")
-        with pytest.raises(
-            FileNotFoundError, match=f'own.py cannot be read: .*did you mean {NAME}'
-        ):
+        with pytest.raises(FileNotFoundError, match=f'cannot be read: .*did you mean {NAME}'):
             read_config(str(tmp_path / 'own.py'))
 
     def test_without_configs(self, wheel, capsys):
         assert cli.main(['configs', 'list']) == 1
         assert capsys.readouterr().err == (
-            f'mmrednet configs: error: the configs of mmrednet must be in {wheel}/.mim/configs, but '
-            'it does not exist: install the wheel that `make dist` builds, or work in a clone.\n'
+            'mmrednet configs: error: the configs of mmrednet must be in '
+            f'{wheel}/.mim/configs, but it does not exist: install the wheel that `make dist` '
+            'builds, or work in a clone.\n'
         )
         with pytest.raises(FileNotFoundError, match="got 'none.py'; the configs of mmrednet must"):
             read_config('none.py')

@@ -75,8 +75,24 @@ def read_config(path: str, *, options: dict[str, Any] | None = None) -> Config:
         raise
     except FileNotFoundError as error:
         raise FileNotFoundError(missing_base(path, error)) from error
+    _drop_own_scope(cfg._cfg_dict)
     cfg.merge_from_dict(options or {})
     return cfg
+
+
+def _drop_own_scope(value: Any) -> None:
+    """Remove the scope that mmengine writes into all parts of a base named 'mmrednet::...'.
+
+    Names without a prefix are those of the config's ``default_scope``, there as in the base.
+    """
+    if isinstance(value, dict):
+        if value.get('_scope_') == 'mmrednet':
+            del value['_scope_']
+        for part in value.values():
+            _drop_own_scope(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _drop_own_scope(part)
 
 
 def load_config(
