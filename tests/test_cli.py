@@ -38,6 +38,11 @@ def test_examples_call_their_command(name):
     assert f'mmrednet {name}' in cli.COMMANDS[name].example
 
 
+@pytest.mark.parametrize('name', cli.COMMANDS)
+def test_the_page_has_every_command(name):
+    assert f'| `mmrednet {name}` |' in (ROOT / 'docs/commands.md').read_text()
+
+
 def test_the_overview_loads_nothing_heavy():
     code = 'import sys; from mmrednet.cli import main; print(main(["--help"])); print(*sys.modules)'
     result = subprocess.run(

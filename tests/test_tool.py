@@ -112,7 +112,16 @@ def test_loss_curves(folder):
     entries = [dict(loss=2.0 / step, lr=0.1, time=0.1, step=step, epoch=1) for step in (1, 2, 3)]
     (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, entries)))
     # the script's default style is of another package
-    words = ['plot_curve', 'scalars.json', '--keys', 'loss', '--style', 'ggplot', '--out', 'curve.png']
+    words = [
+        'plot_curve',
+        'scalars.json',
+        '--keys',
+        'loss',
+        '--style',
+        'ggplot',
+        '--out',
+        'curve.png',
+    ]
     run(folder, 'analyze_logs', *words)
     assert Image.open(folder / 'curve.png').width > 100
 
