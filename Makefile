@@ -7,7 +7,7 @@ export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 # ninja, which compiles the kernels, is one of the environment's programs
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: help env ext bench sanitize demo demo-seg demo-panoptic demo-conv test test-matrix lint
+.PHONY: help env ext bench sanitize demo demo-seg demo-panoptic demo-conv dist test test-dist test-matrix lint
 
 help:
 	@echo 'make demo       train, evaluate and draw a small RedNet detector'
@@ -18,6 +18,8 @@ help:
 	@echo 'make sanitize   the tests of the CPU kernels under sanitizers'
 	@echo 'make test-matrix  tests with other versions of torch and of the stack'
 	@echo 'make test       the test suite'
+	@echo 'make dist       the wheel with the compiled kernels, and the sdist'
+	@echo 'make test-dist  the tests of the wheel and sdist in fresh environments'
 	@echo 'make lint       ruff, clang-format and mypy'
 	@echo 'make env        only the environment, at VENV=$(VENV)'
 
@@ -67,6 +69,15 @@ demo-conv: ext
 
 test: ext
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -n $(TEST_JOBS)
+
+# in dist/; the wheel has the kernels of this clone, compiled for the torch of the environment
+dist: ext
+	@rm -rf dist build/lib build/lib.* build/bdist.*
+	@$(PYTHON) setup.py --quiet sdist bdist_wheel 2>&1 | grep '^mmrednet:' || true
+	@ls dist/*.whl dist/*.tar.gz
+
+test-dist: dist
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/test_dist.py -m dist
 
 # in further environments beside VENV; MATRIX= chooses among oldest, newest and original, TESTS= the tests
 test-matrix:

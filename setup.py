@@ -6,49 +6,33 @@ Without kernels the package is installed all the same: it compiles them when the
 
 import importlib.util
 import shutil
-import sys
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / 'mmrednet'
-# where mim and mmengine look for the files of a package
-MIM = PACKAGE / '.mim'
-MIM_FILES = ('configs', 'tools', 'model-index.yml')
-# commands that put files into a distribution or an installation
-BUILDING = {
-    'bdist_wheel',
-    'build',
-    'build_py',
-    'develop',
-    'dist_info',
-    'editable_wheel',
-    'egg_info',
-    'install',
-    'sdist',
-}
 
 
-def copy_mim_files():
-    """Copy configs, tools and the model index to where mim and mmengine look for them."""
-    shutil.rmtree(MIM, ignore_errors=True)
-    MIM.mkdir()
-    for name in MIM_FILES:
-        source = ROOT / name
-        if source.is_dir():
-            ignored = shutil.ignore_patterns('__pycache__', '*.pyc')
-            shutil.copytree(source, MIM / name, ignore=ignored)
-        else:
-            shutil.copy(source, MIM / name)
-
-
-def load_build():
-    """Return ``mmrednet/ops/_build.py`` without importing the package."""
-    spec = importlib.util.spec_from_file_location('_build', PACKAGE / 'ops' / '_build.py')
+def load(path):
+    """Return a module of the package, by its path: without importing the package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+class BuildWithConfigs(build_py):
+    """Copies configs, tools and the model index to where mim and mmengine look for them."""
+
+    def run(self):
+        super().run()
+        target = PACKAGE if self.editable_mode else Path(self.build_lib, 'mmrednet')
+        load(PACKAGE / 'shipped.py').copy_shipped(ROOT, target / '.mim')
+
+
+COMMANDS = dict(build_py=BuildWithConfigs)
 
 
 def build_arguments():
@@ -57,8 +41,8 @@ def build_arguments():
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError as error:
         report_missing_kernels(f'torch cannot be imported here ({error})')
-        return {}
-    build = load_build()
+        return dict(cmdclass=COMMANDS)
+    build = load(PACKAGE / 'ops' / '_build.py')
 
     class OptionalBuild(BuildExtension):
         """Installs the package without the kernels if they cannot be compiled."""
@@ -70,8 +54,15 @@ def build_arguments():
                 report_missing_kernels(f'{type(error).__name__}: {error}')
 
         def build_extension(self, ext):
-            super().build_extension(ext)
-            build.write_stamp(Path(self.get_ext_fullpath(ext.name)))
+            library = Path(self.get_ext_fullpath(ext.name))
+            built = PACKAGE / 'ops' / library.name
+            if built != library.resolve() and built.is_file() and build.misfit(built) is None:
+                # compiled in place from these sources: a wheel need not compile again
+                library.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(built, library)
+            else:
+                super().build_extension(ext)
+            build.write_stamp(library)
 
         def copy_extensions_to_source(self):
             # builds in place and editable installations copy the library alone
@@ -81,11 +72,11 @@ def build_arguments():
 
     extension = CppExtension(
         'mmrednet.ops._C',
-        [str(path.relative_to(ROOT.resolve())) for path in build.sources()],
+        [str(path.relative_to(ROOT)) for path in build.sources()],
         depends=[str(path) for path in build.CSRC.glob('*.h')],
         extra_compile_args=build.compile_flags(),
     )
-    return dict(ext_modules=[extension], cmdclass=dict(build_ext=OptionalBuild))
+    return dict(ext_modules=[extension], cmdclass=dict(COMMANDS, build_ext=OptionalBuild))
 
 
 def report_missing_kernels(reason):
@@ -96,6 +87,4 @@ def report_missing_kernels(reason):
     )
 
 
-if BUILDING & set(sys.argv):
-    copy_mim_files()
 setup(**build_arguments())

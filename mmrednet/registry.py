@@ -16,7 +16,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIMIZERS as ROOT_OPTIMIZERS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import VISUALIZERS as ROOT_VISUALIZERS
-from mmengine.registry import Registry
+from mmengine.registry import DefaultScope, Registry
 
 # tells mmengine how to count our operators
 from . import flop_handles  # noqa: F401
@@ -54,13 +54,26 @@ class NamingRegistry(Registry):
             KeyError: ``mmrednet.<name>`` is not registered.
         """
         try:
-            entry = super().get(key)
+            entry = self._get_from_framework(key) or super().get(key)
         except RuntimeError:
             entry = None
         # names without a scope may be those of parents or of a module path
         if entry is None and ('.' not in key or key.startswith('mmrednet.')):
             self._raise_missing(key.rpartition('.')[2])
         return entry
+
+    def _get_from_framework(self, key: str) -> Any:
+        """Get a name of the framework that a config is for, or None.
+
+        mmengine gives all parts of a base named 'mmrednet::...' our scope, also the framework's.
+        """
+        self.import_from_location()
+        scopes = [scope.scope_name for scope in DefaultScope._instance_dict.values()]
+        if '.' in key or key in self.module_dict or scopes[-1:] != ['mmrednet']:
+            return None
+        outer = next((scope for scope in reversed(scopes) if scope != 'mmrednet'), None)
+        framework = self._get_root_registry().children.get(outer)
+        return framework.get(key) if framework else None
 
     def _raise_missing(self, name: str) -> None:
         for error in self.import_errors:

@@ -7,26 +7,44 @@ require('mmrednet.engine', 'mmengine')
 from .checkpoint_hook import ResumableCheckpointHook
 from .class_check import check_classes
 from .data_check import add_check_options, check_data
+from .devices import check_device
 from .fit_check import FitHook, check_fit
-from .hosts import HOSTS, allow_checkpoint_globals, build_runner, load_config, read_config, scope_of
+from .hosts import (
+    HOSTS,
+    allow_checkpoint_globals,
+    build_runner,
+    load_config,
+    read_config,
+    register_host,
+    scope_of,
+)
 from .kept_memory import keep_memory_on_cpu
 from .label_check import check_labels_when_loaded
 from .name_hints import named_types
-from .options import TrainParser, apply_test_options, apply_train_options
+from .options import (
+    add_config_options,
+    add_launcher_options,
+    add_train_options,
+    apply_test_options,
+    apply_train_options,
+)
 from .pretrained_check import check_pretrained
 
 __all__ = [
     'HOSTS',
     'FitHook',
     'ResumableCheckpointHook',
-    'TrainParser',
     'add_check_options',
+    'add_config_options',
+    'add_launcher_options',
+    'add_train_options',
     'allow_checkpoint_globals',
     'apply_test_options',
     'apply_train_options',
     'build_runner',
     'check_classes',
     'check_data',
+    'check_device',
     'check_fit',
     'check_labels_when_loaded',
     'check_pretrained',
@@ -34,5 +52,6 @@ __all__ = [
     'load_config',
     'named_types',
     'read_config',
+    'register_host',
     'scope_of',
 ]

@@ -5,7 +5,10 @@ mmengine alone for classifiers.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
+import io
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,13 @@ from mmengine.runner import Runner
 from mmengine.utils import digit_version, is_installed
 
 from ..checkpoints.safe_loading import training_globals
+from ..config_names import missing_base, register_configs, resolve_config
 from ..packages import require
+from .devices import check_device, missing_operators
 
+# what the frameworks print and warn of when they are imported: optional packages that our configs
+# do not need
+OPTIONAL_LINE, OPTIONAL_WARNING = 'Could not import OneDL', 'faster_coco_eval is not installed'
 HOSTS = ('mmdet', 'mmseg')
 # scope of classifiers, which need no other framework
 CLASSIFIER_SCOPE = 'mmengine'
@@ -46,27 +54,45 @@ def read_config(path: str, *, options: dict[str, Any] | None = None) -> Config:
     """Read a config and merge the options of the command line.
 
     Args:
-        path: Path of the config.
+        path: Path of the config, or a name such as 'mmrednet::rednet/...'.
         options: Dotted keys and values, as ``--cfg-options`` gives them.
 
     Raises:
-        FileNotFoundError: The file does not exist.
+        FileNotFoundError: The file does not exist, or one that it inherits from.
         ImportError: A framework that it inherits from is not installed. The message says how to
             install it.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'config must be an existing file, got {path!r}.')
+    file = resolve_config(path)
     _name_distributions()
+    register_configs()
     try:
-        cfg = Config.fromfile(path)
+        cfg = Config.fromfile(file)
     except ModuleNotFoundError as error:
         # mmengine's error names the missing package; ours says how to install it as well
         for host in HOSTS:
             if host in str(error):
                 require(path, host, 'mmcv')
         raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(missing_base(path, error)) from error
+    _drop_own_scope(cfg._cfg_dict)
     cfg.merge_from_dict(options or {})
     return cfg
+
+
+def _drop_own_scope(value: Any) -> None:
+    """Remove the scope that mmengine writes into all parts of a base named 'mmrednet::...'.
+
+    Names without a prefix are those of the config's ``default_scope``, there as in the base.
+    """
+    if isinstance(value, dict):
+        if value.get('_scope_') == 'mmrednet':
+            del value['_scope_']
+        for part in value.values():
+            _drop_own_scope(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _drop_own_scope(part)
 
 
 def load_config(
@@ -79,7 +105,7 @@ def load_config(
     """Read a config, merge the options of the command line, and register the framework's classes.
 
     Args:
-        path: Path of the config.
+        path: Path of the config, or a name such as 'mmrednet::rednet/...'.
         options: Dotted keys and values, as ``--cfg-options`` gives them.
         work_dir: Folder for logs and checkpoints. Default: that of the config, or else
             ``work_dirs/<name of the config>``.
@@ -98,10 +124,37 @@ def load_config(
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(path).stem)
     _allow_no_workers(cfg)
     if scope in HOSTS:
-        # in a function, so that importing the engine loads neither framework
-        import_module(f'{scope}.utils').register_all_modules(init_default_scope=True)
+        register_host(scope)
     allow_checkpoint_globals()
     return cfg
+
+
+def register_host(scope: str, *, init_default_scope: bool = True) -> None:
+    """Import a framework and register its classes, without what its imports print.
+
+    In a function, so that importing the engine loads neither framework.
+
+    Args:
+        scope: 'mmdet' or 'mmseg'.
+        init_default_scope: True if names without a scope are the framework's. Default: True.
+    """
+    printed = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+            warnings.filterwarnings('ignore', OPTIONAL_WARNING)
+            import_module(f'{scope}.utils').register_all_modules(
+                init_default_scope=init_default_scope
+            )
+    except ImportError as error:
+        message = missing_operators(error)
+        if message is None:
+            raise
+        raise ImportError(message) from error
+    finally:
+        lines = printed.getvalue().splitlines()
+        for line in lines:
+            if not line.startswith(OPTIONAL_LINE):
+                print(line)
 
 
 def _allow_no_workers(cfg: Config) -> None:
@@ -127,8 +180,10 @@ def build_runner(cfg: Config) -> Runner:
     """Build the runner of a config: mmengine's, or the one that ``runner_type`` names.
 
     Raises:
+        ImportError: It is a detector for GPUs, and mmcv's operators are not compiled for them.
         ValueError: The config is for several processes on CPUs and for a backend other than gloo.
     """
+    check_device(get_device(), cfg.get('default_scope'))
     if cfg.get('launcher') == 'pytorch' and get_device() == 'cpu':
         _join_cpu_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
