@@ -48,6 +48,8 @@ def _load_library(library: Path) -> str | None:
 
 # None, or the reason why the kernels of this module cannot be called
 MISSING = _load()
+# why they could not be compiled, where that was tried
+FAILURE: _first_use.BuildError | None = None
 unavailable['native'] = MISSING
 
 
@@ -57,17 +59,17 @@ def _compile_once() -> None:
 
     Who installed a wheel without kernels would not know otherwise.
     """
-    global MISSING
+    global MISSING, FAILURE
     try:
         library = _first_use.compile_into_cache()
         MISSING = _load_library(library)
-    except RuntimeError as error:
-        MISSING = str(error)
+    except _first_use.BuildError as error:
+        MISSING, FAILURE = str(error), error
     unavailable['native'] = MISSING
     if MISSING:
         warnings.warn(
             'mmrednet: plain torch computes on the CPU, several times slower than the compiled '
-            f'kernels, which are missing ({MISSING}).',
+            f'kernels, which are missing ({MISSING}). `mmrednet doctor` says more.',
             stacklevel=2,
         )
 
