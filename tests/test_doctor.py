@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,14 @@ def report(code, environment, status):
     return result.stdout
 
 
+def processor_seconds():
+    """Return the time of the processor that finished child processes took."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def test_this_machine(somebody):
+    start = processor_seconds()
     text = report('import sys', somebody, 0)
     assert text.endswith('No problems were found.\n')
     assert 'OneDL' not in text
@@ -64,13 +72,14 @@ def test_this_machine(somebody):
     for name in ours:
         error = re.search(rf'^  {name} +cpu (\S+)', text, re.MULTILINE).group(1)
         assert 0 < float(error) < operators.TOLERANCE
-    assert float(re.search(r'after (\S+) s$', text, re.MULTILINE).group(1)) < 20
+    # of the processor, which other processes may keep busy, and with all imports
+    assert processor_seconds() - start < 20
 
 
 def test_without_operators_of_mmcv(somebody):
     text = report(BLOCK_EXTENSION, somebody, 1)
     assert "1. mmcv's compiled operators cannot be imported, which detectors and" in text
-    assert 'MMCV_WITH_OPS=1 pip install --no-build-isolation' in text
+    assert re.search(r'MMCV_WITH_OPS=1 pip install --no-build-isolation .* (onedl-)?mmcv==2', text)
     assert re.search(r'^  DCNv2 +cpu fails', text, re.MULTILINE)
     assert re.search(r'^  Involution +cpu \d', text, re.MULTILINE)
     assert text.count("   Mend mmcv's compiled operators.\n") == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,7 +14,10 @@ from .sections import Problem, Section, quiet
 
 # heads of detectors and deformable convolutions call them; classifiers and segmenters do not
 USERS = 'detectors and deformable convolutions'
-BUILD = 'MMCV_WITH_OPS=1 {force}pip install --no-build-isolation --no-cache-dir --force-reinstall'
+BUILD = (
+    'MMCV_WITH_OPS=1 {force}pip install --no-build-isolation --no-cache-dir --no-deps '
+    '--force-reinstall {distribution}'
+)
 
 
 def examine_mmcv() -> Section:
@@ -42,12 +46,20 @@ def examine_mmcv() -> Section:
 
 def _remedy(device: str) -> str:
     # without a visible GPU mmcv compiles for the CPU alone
-    command = BUILD.format(force='' if device == 'cpu' else 'FORCE_CUDA=1 ')
-    maintained, original = DISTRIBUTIONS['mmcv']
-    return (
-        f'Compile mmcv for this torch: {command} {maintained} (or {original}). It takes minutes; '
-        'not mmcv-lite, and versions as in docs/install.md.'
-    )
+    force = '' if device == 'cpu' else 'FORCE_CUDA=1 '
+    command = BUILD.format(force=force, distribution=_distribution())
+    return f'Compile mmcv for this torch, which takes minutes: {command}'
+
+
+def _distribution() -> str:
+    """Return the installed distribution of mmcv, with its version, as pip takes it."""
+    for name in DISTRIBUTIONS['mmcv']:
+        try:
+            return f'{name}=={version(name)}'
+        except PackageNotFoundError:
+            continue
+    # mmcv-lite, which has no operators, gives way to the full one
+    return DISTRIBUTIONS['mmcv'][0]
 
 
 def _failure(ops: Any, device: str) -> str | None:
