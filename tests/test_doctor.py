@@ -227,6 +227,13 @@ def test_private_names_are_left_out(monkeypatch, text, expected):
     assert scrubbed(text) == expected
 
 
+def test_the_transcripts_have_every_operator():
+    text = (ROOT / 'docs/doctor.md').read_text()
+    for name, layer in OPERATORS.items():
+        if layer.__module__.startswith('mmrednet'):
+            assert len(re.findall(rf'^  {name} ', text, re.MULTILINE)) == 2, name
+
+
 def test_sections_are_aligned():
     section = Section('Title', [('a', 'one'), ('long', 'two')])
     assert section.lines() == ['Title', '  a     one', '  long  two']

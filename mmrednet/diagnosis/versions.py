@@ -32,8 +32,10 @@ def examine_versions() -> Section:
     providers = packages_distributions()
     for name in DISTRIBUTIONS:
         _examine_package(section, name, providers.get(name, []))
-    threads = f'{os.cpu_count()} cores, {torch.get_num_threads()} threads'
-    section.rows.append(('processor', f'{chip_name()}, {threads}: {instruction_sets()}'))
+    section.rows += [
+        ('processor', f'{chip_name()}, {os.cpu_count()} cores; {instruction_sets()}'),
+        ('threads', f'{torch.get_num_threads()}'),
+    ]
     for index in range(torch.cuda.device_count()):
         section.rows.append((f'cuda:{index}', _describe_device(index)))
     if not torch.cuda.is_available() and shutil.which('nvidia-smi'):
