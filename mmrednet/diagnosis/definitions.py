@@ -42,7 +42,7 @@ def defined(layer: nn.Module, x: Tensor, direction: Tensor) -> Tensors:
         parameters = dict(tensors)
         return torch.func.functional_call(layer, parameters, parameters.pop('input'))
 
-    # under a transform of torch.func, torch's own operators compute in place of our kernels
+    # under a transform of torch.func, torch's own operators compute instead of our kernels
     parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
     result, pull_back = torch.func.vjp(run, dict(input=x, **parameters))[:2]
     return dict(result=result, **pull_back(direction)[0])
@@ -64,20 +64,20 @@ def _deformable(layer: Any, x: Tensor, direction: Tensor) -> Tensors:
     operators.
     """
     x.requires_grad_()
-    place, factor = layer.attention(x)
-    samples = _sampled(x, place[:, 0]) * factor
+    position, factor = layer.attention(x)
+    samples = _sampled(x, position[:, 0]) * factor
     result = torch.einsum('ock,bckhw->bohw', layer.weight.flatten(2), samples)
     result.backward(direction)
     gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
     return dict(result=result.detach(), input=x.grad, **gradients)
 
 
-def _sampled(x: Tensor, place: Tensor) -> Tensor:
-    """Sample (B, C, H, W) at places (B, K, 2, Ho, Wo), linearly between pixels and with zeros
+def _sampled(x: Tensor, position: Tensor) -> Tensor:
+    """Sample (B, C, H, W) at positions (B, K, 2, Ho, Wo), linearly between pixels and with zeros
     outside. Returns (B, C, K, Ho, Wo).
     """
     size = torch.tensor(x.shape[-2:]).to(x)[:, None, None]
     # from -1 at the first pixel to 1 at the last one, x before y
-    grid = (2 * place / (size - 1) - 1).flip(2).movedim(2, -1)
+    grid = (2 * position / (size - 1) - 1).flip(2).movedim(2, -1)
     samples = F.grid_sample(x, grid.flatten(1, 2), 'bilinear', 'zeros', align_corners=True)
     return samples.unflatten(2, grid.shape[1:3])

@@ -71,10 +71,10 @@ def _failure(ops: Any, device: str) -> str | None:
     columns = torch.arange(16.0, device=device).expand(1, 1, 16, 16).contiguous()
     region = torch.tensor([[0.0, 2, 2, 6, 6]], device=device)
     try:
-        kept = ops.nms(boxes, scores, 0.5)[1].tolist()
+        indices = ops.nms(boxes, scores, 0.5)[1].tolist()
         pooled = ops.roi_align(columns, region, (1, 2), 1.0, 2, 'avg', True).flatten().tolist()
     except Exception as error:  # noqa: BLE001
         return f'{type(error).__name__}: {error}'
-    if kept != [1, 2] or [round(value, 4) for value in pooled] != [2.5, 4.5]:
-        return f'wrong results, {kept} and {pooled}'
+    if indices != [1, 2] or [round(value, 4) for value in pooled] != [2.5, 4.5]:
+        return f'wrong results, {indices} and {pooled}'
     return None

@@ -23,8 +23,8 @@ class Problem:
     """Something that is wrong.
 
     Args:
-        text: What is wrong.
-        remedy: What to do.
+        text: Description of what is wrong.
+        remedy: Instructions for the user.
     """
 
     text: str
@@ -37,8 +37,8 @@ class Section:
 
     Args:
         title: Title of the section.
-        rows: Pairs of a subject and of what holds for it.
-        problems: What is wrong.
+        rows: Pairs of a subject and a description.
+        problems: Problems that were found.
     """
 
     title: str

@@ -28,8 +28,8 @@ class BuildError(RuntimeError):
     """The kernels cannot be compiled.
 
     Args:
-        reason: Why.
-        remedy: What to do.
+        reason: Reason why the compiler cannot run, or fails.
+        remedy: Instructions for the user.
     """
 
     def __init__(self, reason: str, remedy: str) -> None:
