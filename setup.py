@@ -5,6 +5,7 @@ Without kernels the package is installed all the same: it compiles them when the
 """
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 
@@ -74,9 +75,17 @@ def build_arguments():
         'mmrednet.ops._C',
         [str(path.relative_to(ROOT)) for path in build.sources()],
         depends=[str(path) for path in build.CSRC.glob('*.h')],
-        extra_compile_args=build.compile_flags(),
+        extra_compile_args=[*build.compile_flags(), *symbol_flags()],
     )
     return dict(ext_modules=[extension], cmdclass=dict(COMMANDS, build_ext=OptionalBuild))
+
+
+def symbol_flags():
+    """Return the flag that leaves debugging symbols out, unless CFLAGS asks for them.
+
+    Python's own flags ask for them. They are three quarters of the library.
+    """
+    return [] if '-g' in os.environ.get('CFLAGS', '').split() else ['-g0']
 
 
 def report_missing_kernels(reason):

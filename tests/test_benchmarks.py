@@ -19,6 +19,7 @@ from benchmarks.cases import CASES, LAYOUTS, Setting, features, size_of
 from benchmarks.report import Report
 from benchmarks.training_memory import in_own_process
 
+from mmrednet.diagnosis import processor
 from mmrednet.layers import Involution
 
 
@@ -133,10 +134,10 @@ def test_a_report_goes_to_a_file(tmp_path, capsys):
 def test_the_machine_is_described(monkeypatch, tmp_path):
     path = tmp_path / 'cpuinfo'
     path.write_text('model name\t: Some Chip\nflags\t\t: avx2 avx512f avx512_bf16\n')
-    monkeypatch.setattr(machine, 'CPUINFO', path)
-    processor, memory = machine.describe().splitlines()
+    monkeypatch.setattr(processor, 'CPUINFO', path)
+    described, memory = machine.describe().splitlines()
     start = 'Some Chip (AVX2, AVX-512, AVX512-BF16, no AMX), '
-    assert processor.startswith(start + f'{torch.get_num_threads()} threads, torch ')
+    assert described.startswith(start + f'{torch.get_num_threads()} threads, torch ')
     assert memory.startswith('Freed memory is ')
 
 

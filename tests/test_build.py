@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import cpp_extension
 
-from mmrednet.ops import _build, _native
+from mmrednet.ops import _build, _first_use, _native, _processor
 
 ROOT = Path(__file__).parents[1]
 SOURCE = """
@@ -24,10 +25,10 @@ import logging, sys
 from pathlib import Path
 import torch
 logging.basicConfig(level=logging.WARNING)
-from mmrednet.ops import _build
+from mmrednet.ops import _build, _first_use
 _build.CSRC = Path(sys.argv[1])
-print(_build.compile_into_cache())
-torch.ops.load_library(str(_build.cached_library()))
+print(_first_use.compile_into_cache())
+torch.ops.load_library(str(_first_use.cached_library()))
 print(torch.ops.mmrednet_test_build.answer())
 """
 
@@ -50,31 +51,99 @@ def test_two_processes_compile_once(sources):
     results = [process.communicate() for process in processes]
     for (output, errors), process in zip(results, processes, strict=True):
         assert process.returncode == 0, errors
-        assert output.split() == [str(_build.cached_library()), '42']
+        assert output.split() == [str(_first_use.cached_library()), '42']
     said = ''.join(errors for _, errors in results)
     assert said.count('mmrednet compiles its CPU kernels for torch') == 1
     # a third one finds it
-    before = _build.cached_library().stat().st_mtime_ns
-    assert _build.compile_into_cache() == _build.cached_library()
-    assert _build.cached_library().stat().st_mtime_ns == before
+    before = _first_use.cached_library().stat().st_mtime_ns
+    assert _first_use.compile_into_cache() == _first_use.cached_library()
+    assert _first_use.cached_library().stat().st_mtime_ns == before
 
 
 def test_a_failing_build_says_why(sources):
     (sources / 'answer.cpp').write_text('int answer() { return missing_name; }')
     with pytest.raises(RuntimeError, match='compilation failed: .*missing_name'):
-        _build.compile_into_cache()
+        _first_use.compile_into_cache()
 
 
 def test_without_a_compiler(sources, monkeypatch):
     monkeypatch.setenv('CXX', 'no-such-compiler')
     with pytest.raises(RuntimeError, match="no C\\+\\+ compiler 'no-such-compiler': install one"):
-        _build.compile_into_cache()
+        _first_use.compile_into_cache()
 
 
 def test_it_can_be_switched_off(sources, monkeypatch):
     monkeypatch.setenv('MMREDNET_BUILD', '0')
     with pytest.raises(RuntimeError, match='switched off by MMREDNET_BUILD=0'):
-        _build.compile_into_cache()
+        _first_use.compile_into_cache()
+
+
+@pytest.mark.parametrize(
+    ('error', 'remedy'),
+    [
+        ('Ninja is required to load C++ extensions', 'pip install ninja'),
+        ('fatal error: Killed signal terminated program cc1plus', 'set MAX_JOBS=1'),
+        ('ninja: build stopped', 'set CXX to a compiler that this torch supports'),
+    ],
+)
+def test_a_failing_build_says_what_to_do(sources, monkeypatch, error, remedy):
+    def fail(**_):
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(cpp_extension, 'load', fail)
+    with pytest.raises(_first_use.BuildError) as caught:
+        _first_use.compile_into_cache()
+    assert error in caught.value.reason
+    assert caught.value.remedy.startswith(remedy)
+
+
+class TestProcessor:
+    """Which instruction set is compiled on first use."""
+
+    @pytest.fixture
+    def cpuinfo(self, tmp_path, monkeypatch):
+        path = tmp_path / 'cpuinfo'
+        monkeypatch.setattr(_processor, 'CPUINFO', path)
+        monkeypatch.delenv(_processor.LIMIT, raising=False)
+        _processor.processor_flags.cache_clear()
+        yield path
+        _processor.processor_flags.cache_clear()
+
+    @pytest.mark.parametrize(
+        ('flags', 'expected'),
+        [
+            ('fpu sse2', 'plain'),
+            ('avx2 fma', 'avx2'),
+            ('avx2', 'plain'),
+            ('avx2 fma avx512f avx512bw avx512dq avx512vl', 'avx512'),
+            ('avx2 fma avx512f avx512bw avx512dq', 'avx2'),
+            ('avx2 fma avx512f avx512bw avx512dq avx512vl avx512_bf16', 'avx512bf16'),
+        ],
+    )
+    def test_the_widest_one_of_the_processor(self, cpuinfo, flags, expected):
+        cpuinfo.write_text(f'processor : 0\nflags : {flags}\n\nprocessor : 1\nflags : sse\n')
+        assert _processor.instruction_set() == expected
+
+    def test_the_limit(self, cpuinfo, monkeypatch):
+        cpuinfo.write_text('flags : avx2 fma')
+        for limit, expected in [('avx512', 'avx2'), ('plain', 'plain'), ('AVX', 'avx2')]:
+            monkeypatch.setenv(_processor.LIMIT, limit)
+            assert _processor.instruction_set() == expected
+
+    def test_all_without_a_list_of_features(self, cpuinfo):
+        assert _processor.instruction_set() is None
+
+    def test_each_has_its_own_library(self, cpuinfo, monkeypatch):
+        cpuinfo.write_text('flags : avx2 fma')
+        wide = _first_use.cached_library()
+        monkeypatch.setenv(_processor.LIMIT, 'plain')
+        assert _first_use.cached_library() != wide
+
+    def test_it_is_what_the_kernels_use(self):
+        """The system and the compiler's builtins agree."""
+        if _native.MISSING or _processor.instruction_set() is None:
+            pytest.skip('no kernels, or no list of features')
+        assert _processor.instruction_set() == _native.capability()
 
 
 class TestFit:

@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from mmrednet.ops import _build
+
 CSRC = Path(__file__).parents[1] / 'mmrednet' / 'ops' / 'csrc'
-# native.h includes headers of torch, which take seconds to compile
-HEADERS = sorted(path.name for path in CSRC.glob('*.h') if path.name != 'native.h')
+# without those that include headers of torch, which take seconds to compile, and without isa_*.h,
+# which set the instruction set that the test sets
+HEADERS = sorted(
+    path.name
+    for path in CSRC.glob('*.h')
+    if '<ATen/' not in path.read_text() and not path.name.startswith('isa_')
+)
 ISA_FLAGS = {
     'plain': [],
     'avx2': ['-mavx2', '-mfma'],
@@ -69,9 +76,13 @@ def test_standard_headers_come_before_the_instruction_set(isa):
     """An inline function of the standard library that is compiled for AVX-512 may be the one that
     the linker keeps for every processor.
     """
-    source = (CSRC / f'kernels_{isa}.cpp').read_text()
-    before_pragma = source[: source.index('#pragma GCC target')]
-    early = set(re.findall(r'#include <(\w+)>', before_pragma))
+    lines = (CSRC / f'isa_{isa}.h').read_text().splitlines()
+    pragma = next(number for number, line in enumerate(lines) if 'GCC target' in line)
+    assert '#include "instruction_set.h"' in lines[:pragma]
+    early = set(re.findall(r'#include <(\w+)>', (CSRC / 'instruction_set.h').read_text()))
+    for path in CSRC.glob(f'kernels_{isa}_*.cpp'):
+        includes = re.findall(r'#include .*', path.read_text())
+        assert includes == [f'#include "isa_{isa}.h"', '#include "kernels.h"']
     used = set()
     for header in HEADERS:
         used.update(re.findall(r'#include <(\w+)>', (CSRC / header).read_text()))
@@ -97,3 +108,40 @@ def test_exponentials_are_accurate_over_the_whole_range(tmp_path, isa):
     errors = [float(line) for line in result.stdout.split()]
     assert len(errors) == 2
     assert max(errors) < 2
+
+
+# kernels that are built by the instruction set that they are limited to
+LIMITED = {
+    None: {
+        'avx2_bfloat16',
+        'avx2_float32',
+        'avx2_float64',
+        'avx512_bfloat16',
+        'avx512_float32',
+        'avx512_float64',
+        'avx512bf16_bfloat16',
+        'plain_bfloat16',
+        'plain_float32',
+        'plain_float64',
+    },
+    'plain': {'plain_bfloat16', 'plain_float32', 'plain_float64'},
+    'avx2': {'avx2_bfloat16', 'avx2_float32', 'avx2_float64'},
+    'avx512': {'avx512_bfloat16', 'avx512_float32', 'avx512_float64'},
+    'avx512bf16': {'avx512bf16_bfloat16', 'avx512_float32', 'avx512_float64'},
+}
+
+
+@pytest.mark.parametrize('isa', LIMITED)
+def test_kernels_are_limited_to_one_instruction_set(isa):
+    compiler = shutil.which('g++')
+    if compiler is None or not accepts(compiler, ISA_FLAGS['avx512bf16']):
+        pytest.skip('no g++ that compiles for all instruction sets')
+    flags = [flag for flag in _build.compile_flags(isa) if flag.startswith('-D')]
+    built = set()
+    for path in CSRC.glob('kernels_*_*.cpp'):
+        # headers that were included, by the preprocessor alone
+        command = [compiler, '-std=c++20', '-M', *flags, str(path)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        if 'kernels.h' in [Path(name).name for name in result.stdout.split()]:
+            built.add(path.stem.removeprefix('kernels_'))
+    assert built == LIMITED[isa]

@@ -19,6 +19,7 @@ ORDER = (
     ('flop_handles',),
     ('registry',),
     ('layers',),
+    ('diagnosis',),
     ('backbones', 'necks'),
     ('fusion',),
     ('heads',),
@@ -29,6 +30,7 @@ ORDER = (
     ('analysis',),
     ('export',),
     ('convert',),
+    ('commands',),
     ('cli',),
     # the package itself offers functions of any part
     ('mmrednet',),
@@ -68,7 +70,9 @@ def imports_of(path, package):
             imports += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             module = resolve(node.module, node.level, parents)
-            imports += [(node.lineno, f'{module}.{alias.name}') for alias in node.names]
+            # the version of the package is no part of it
+            names = [alias.name for alias in node.names if alias.name != '__version__']
+            imports += [(node.lineno, f'{module}.{name}') for name in names]
         elif isinstance(node, ast.Call) and node.args:
             function = ast.unparse(node.func).rpartition('.')[2]
             name = getattr(node.args[0], 'value', None)

@@ -11,30 +11,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import _build
+from . import _build, _first_use
+from ._processor import instruction_set
 from .dispatch import unavailable
 
 
 def _load() -> str | None:
     """Load a compiled library that fits. Return None, or the reason why none is loaded."""
     reasons = []
-    for library in _candidates():
+    for library, only in _candidates():
         if not library.is_file():
             continue
-        reason = _build.misfit(library) or _load_library(library)
+        reason = _build.misfit(library, only) or _load_library(library)
         if reason is None:
             return None
         reasons.append(f'{library.name}: {reason}')
     return '; '.join(reasons) or 'not built'
 
 
-def _candidates() -> Iterator[Path]:
-    """Yield the libraries of the package, then that of the user's cache, whose name takes longer
-    to find.
+def _candidates() -> Iterator[tuple[Path, str | None]]:
+    """Yield the libraries of the package, for all instruction sets, then that of the user's cache,
+    for the one of this processor. The name of the latter takes longer to find.
     """
     for suffix in EXTENSION_SUFFIXES:
-        yield Path(__file__).with_name(f'_C{suffix}')
-    yield _build.cached_library()
+        yield Path(__file__).with_name(f'_C{suffix}'), None
+    yield _first_use.cached_library(), instruction_set()
 
 
 def _load_library(library: Path) -> str | None:
@@ -47,6 +48,8 @@ def _load_library(library: Path) -> str | None:
 
 # None, or the reason why the kernels of this module cannot be called
 MISSING = _load()
+# why they could not be compiled, where that was tried
+FAILURE: _first_use.BuildError | None = None
 unavailable['native'] = MISSING
 
 
@@ -56,17 +59,17 @@ def _compile_once() -> None:
 
     Who installed a wheel without kernels would not know otherwise.
     """
-    global MISSING
+    global MISSING, FAILURE
     try:
-        library = _build.compile_into_cache()
+        library = _first_use.compile_into_cache()
         MISSING = _load_library(library)
-    except RuntimeError as error:
-        MISSING = str(error)
+    except _first_use.BuildError as error:
+        MISSING, FAILURE = str(error), error
     unavailable['native'] = MISSING
     if MISSING:
         warnings.warn(
             'mmrednet: plain torch computes on the CPU, several times slower than the compiled '
-            f'kernels, which are missing ({MISSING}).',
+            f'kernels, which are missing ({MISSING}). `mmrednet doctor` says more.',
             stacklevel=2,
         )
 

@@ -2,13 +2,9 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/zeros.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
-#include <torch/library.h>
 
 #include <cstdint>
 #include <memory>
@@ -18,7 +14,9 @@
 #include "integers.h"
 #include "kernel_table.h"
 #include "native.h"
+#include "operators.h"
 #include "params.h"
+#include "torch_functions.h"
 #include "workspace.h"
 
 namespace mmrednet {
@@ -176,7 +174,7 @@ struct AttentionBackward {
     params.band_rows = kBandRows;
     params.bands = ceil_div(keys.out_height, kBandRows);
     if (call.rows.defined() || call.bias.defined())
-      table_sums = at::empty({call.query.size(0), keys.groups, params.bands, table_elements(keys)},
+      table_sums = new_empty({call.query.size(0), keys.groups, params.bands, table_elements(keys)},
                              call.query.options().dtype(call.accumulator));
   }
 
@@ -208,7 +206,7 @@ struct AttentionBackward {
     const int64_t taps = num_taps(keys.window);
     const auto options = call.query.options();
     const auto planar = [&](int64_t groups) {
-      return at::empty({1, groups, taps, keys.out_height, keys.out_width}, options);
+      return new_empty({1, groups, taps, keys.out_height, keys.out_width}, options);
     };
     const at::Tensor weight = planar(heads), grad_logits = planar(heads * planes);
     run_kernel(image, head, heads, weight, grad_logits);
@@ -224,8 +222,8 @@ struct AttentionBackward {
     }
     // each channel of the keys has its own gradients
     const at::Tensor ones =
-        at::ones({1, heads * planes, 1, keys.out_height, keys.out_width}, options);
-    at::Tensor grad_key = at::empty({1, heads * planes, 1, keys.height, keys.width}, options);
+        new_ones({1, heads * planes, 1, keys.out_height, keys.out_width}, options);
+    at::Tensor grad_key = new_empty({1, heads * planes, 1, keys.height, keys.width}, options);
     scatter_into(grad_key, ones, grad_logits, window);
     part(result.key, image, head, heads)
         .copy_(grad_key.view({1, heads, planes, keys.height, keys.width}));
@@ -264,7 +262,7 @@ struct AttentionBackward {
     const LocalParams& keys = call.params.keys;
     const Window& taps = keys.window;
     const int64_t half = keys.channels / 2;
-    at::Tensor sums = at::zeros({keys.groups, table_elements(keys)}, table_sums.options());
+    at::Tensor sums = new_zeros({keys.groups, table_elements(keys)}, table_sums.options());
     for (int64_t image = 0; image < table_sums.size(0); ++image)
       for (int64_t band = 0; band < table_sums.size(2); ++band)
         sums.add_(table_sums.select(0, image).select(1, band));
@@ -293,17 +291,19 @@ Gradients backward(AttentionCall& call, const at::Tensor& grad, at::IntArrayRef 
 // is no table.
 at::Tensor table_gradient(const OptionalTensor& table, const at::Tensor& grad,
                           const at::Tensor& like) {
-  if (!table) return at::empty({0}, like.options());
-  if (!grad.defined()) return at::zeros(table->sizes(), table->options());
+  if (!table) return new_empty({0}, like.options());
+  if (!grad.defined()) return new_zeros(table->sizes(), table->options());
   return grad.to(table->scalar_type()).contiguous();
 }
+
+}  // namespace
 
 std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::Tensor& key,
                                              const at::Tensor& value, const OptionalTensor& rows,
                                              const OptionalTensor& columns,
                                              const OptionalTensor& bias, at::IntArrayRef window) {
   AttentionCall call({query, key, value, rows, columns, bias}, to_window(window), kProduct);
-  at::Tensor logsumexp = at::empty({query.size(0), query.size(1), query.size(3), query.size(4)},
+  at::Tensor logsumexp = new_empty({query.size(0), query.size(1), query.size(3), query.size(4)},
                                    query.options().dtype(call.accumulator));
   const at::Tensor result = forward(call, value.scalar_type(), logsumexp);
   // the values may be float64 where query and key are not
@@ -341,13 +341,4 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> difference_attention_
           grads.value.to(value.scalar_type()), table_gradient(bias, grads.bias, query)};
 }
 
-}  // namespace
-
 }  // namespace mmrednet
-
-TORCH_LIBRARY_IMPL(mmrednet, CPU, m) {
-  m.impl("attention", &mmrednet::attention);
-  m.impl("attention_backward", &mmrednet::attention_backward);
-  m.impl("difference_attention", &mmrednet::difference_attention);
-  m.impl("difference_attention_backward", &mmrednet::difference_attention_backward);
-}

@@ -2,13 +2,9 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
-#include <torch/library.h>
 
 #include <cstdint>
 #include <memory>
@@ -19,7 +15,9 @@
 #include "integers.h"
 #include "kernel_table.h"
 #include "native.h"
+#include "operators.h"
 #include "params.h"
+#include "torch_functions.h"
 
 namespace mmrednet {
 
@@ -97,7 +95,8 @@ struct AxialCall {
   at::Tensor table_by_distance(const at::Tensor& relative) {
     const int64_t columns = relative.size(1), keys = params.key_channels;
     const int64_t end = padded_length(params) - 1;
-    at::Tensor by_query = at::empty({2 * end + 1}, at::kLong), by_key = at::empty_like(by_query);
+    at::Tensor by_query = new_empty({2 * end + 1}, at::kLong),
+               by_key = new_empty(by_query.sizes(), at::kLong);
     for (int64_t w = -end; w <= end; ++w) {
       by_query.mutable_data_ptr<int64_t>()[w + end] = table_column(w, columns);
       by_key.mutable_data_ptr<int64_t>()[w + end] = table_column(-w, columns);
@@ -110,7 +109,7 @@ struct AxialCall {
   // Returns rows of scales for all three terms; those that are not asked for are zero.
   at::Tensor all_terms(const at::Tensor& tensor, at::IntArrayRef terms) const {
     check_sizes("scale", tensor, {static_cast<int64_t>(terms.size()), params.heads});
-    at::Tensor result = at::zeros({kAxialTerms, params.heads}, tensor.options().dtype(accumulator));
+    at::Tensor result = new_zeros({kAxialTerms, params.heads}, tensor.options().dtype(accumulator));
     for (size_t index = 0; index < terms.size(); ++index)
       result.select(0, terms[index]).copy_(tensor.select(0, index));
     return result;
@@ -150,8 +149,8 @@ struct AxialSums {
     // the gradients are dense, and kernels take the strides of both to be the same
     call.set_lines(in_layout_of(call.lines, call.lines));
     lines = empty_in_layout_of(call.lines, call.lines.sizes());
-    table = at::zeros({p.chunks, table_rows(p), line_channels(p)}, at::kDouble);
-    scale = at::zeros({p.chunks, kAxialTerms, p.heads}, at::kDouble);
+    table = new_zeros({p.chunks, table_rows(p), line_channels(p)}, at::kDouble);
+    scale = new_zeros({p.chunks, kAxialTerms, p.heads}, at::kDouble);
     call.pointers.grad_lines = lines.mutable_data_ptr();
     call.pointers.table_sums = table.mutable_data_ptr<double>();
     call.pointers.scale_sums = scale.mutable_data_ptr<double>();
@@ -161,7 +160,7 @@ struct AxialSums {
   at::Tensor relative_gradient(const AxialParams& p, const at::Tensor& relative) const {
     const int64_t rows = table_rows(p), channels = line_channels(p), end = padded_length(p) - 1;
     const int64_t columns = relative.size(1);
-    at::Tensor result = at::zeros({channels, columns}, at::kDouble);
+    at::Tensor result = new_zeros({channels, columns}, at::kDouble);
     double* target = result.mutable_data_ptr<double>();
     const double* source = table.const_data_ptr<double>();
     for (int64_t row = 0; row < p.chunks * rows; ++row, source += channels) {
@@ -177,14 +176,16 @@ struct AxialSums {
   // Returns the gradient of the scale of some terms.
   at::Tensor scale_gradient(const AxialParams& p, at::IntArrayRef terms,
                             at::ScalarType scalar_type) const {
-    at::Tensor sums = at::zeros({kAxialTerms, p.heads}, at::kDouble);
+    at::Tensor sums = new_zeros({kAxialTerms, p.heads}, at::kDouble);
     for (int64_t chunk = 0; chunk < p.chunks; ++chunk) sums += scale.select(0, chunk);
-    at::Tensor result = at::empty({static_cast<int64_t>(terms.size()), p.heads}, at::kDouble);
+    at::Tensor result = new_empty({static_cast<int64_t>(terms.size()), p.heads}, at::kDouble);
     for (size_t index = 0; index < terms.size(); ++index)
       result.select(0, index).copy_(sums.select(0, terms[index]));
     return result.to(scalar_type);
   }
 };
+
+}  // namespace
 
 at::Tensor axial_attention(const at::Tensor& lines, const at::Tensor& relative,
                            const at::Tensor& scale, const at::Tensor&,
@@ -238,12 +239,13 @@ std::tuple<at::Tensor, at::Tensor> axial_moments(const at::Tensor& lines,
   AxialCall call(lines, relative, key_channels, terms, span);
   AxialParams& p = call.params;
   const int64_t items = work_items(p);
-  at::Tensor parts = at::empty({items, kAxialTerms, 2}, at::kDouble);
+  at::Tensor parts = new_empty({items, kAxialTerms, 2}, at::kDouble);
   call.pointers.moments = parts.mutable_data_ptr<double>();
   call.run(kernels_for(call.type).axial_moments, items, call.item_work(),
            axial_backward_elements(p));
   const int64_t count = static_cast<int64_t>(terms.size());
-  at::Tensor mean = at::empty({count, p.heads}, at::kDouble), variance = at::empty_like(mean);
+  at::Tensor mean = new_empty({count, p.heads}, at::kDouble),
+             variance = new_empty(mean.sizes(), at::kDouble);
   for (int64_t index = 0; index < count; ++index)
     for (int64_t head = 0; head < p.heads; ++head) {
       // tiles of lines are added in order (Chan et al., 1979)
@@ -281,13 +283,4 @@ std::tuple<at::Tensor, at::Tensor> axial_moments_backward(
   return {sums.lines.to(lines.scalar_type()), sums.relative_gradient(p, relative)};
 }
 
-}  // namespace
-
 }  // namespace mmrednet
-
-TORCH_LIBRARY_IMPL(mmrednet, CPU, m) {
-  m.impl("axial_attention", &mmrednet::axial_attention);
-  m.impl("axial_attention_backward", &mmrednet::axial_attention_backward);
-  m.impl("axial_moments", &mmrednet::axial_moments);
-  m.impl("axial_moments_backward", &mmrednet::axial_moments_backward);
-}

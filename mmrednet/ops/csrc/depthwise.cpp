@@ -2,16 +2,9 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/conv2d.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-#include <c10/core/DispatchKeySet.h>
 #include <c10/core/ScalarType.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
-#include <torch/library.h>
 
 #include <cstdint>
 #include <memory>
@@ -22,7 +15,9 @@
 #include "integers.h"
 #include "kernel_table.h"
 #include "native.h"
+#include "operators.h"
 #include "params.h"
+#include "torch_functions.h"
 #include "workspace.h"
 
 namespace mmrednet {
@@ -76,7 +71,7 @@ void set_items(DepthwiseParams& p, int64_t element) {
 // Returns (blocks, rows, 16) of (channels, rows), with zeros for missing channels.
 at::Tensor to_blocks(const at::Tensor& tensor, at::ScalarType type) {
   const int64_t channels = tensor.size(0), missing = round_up(channels) - channels;
-  const at::Tensor padded = at::constant_pad_nd(tensor.to(type), {0, 0, 0, missing});
+  const at::Tensor padded = padded_rows(tensor.to(type), missing);
   return padded.view({padded.size(0) / kSimdWidth, kSimdWidth, tensor.size(1)})
       .transpose(1, 2)
       .contiguous();
@@ -119,7 +114,7 @@ struct DepthwiseCall {
   void pack(const at::Tensor& kernels, const OptionalTensor& bias_or_none) {
     weight = to_blocks(kernels.flatten(1), accumulator);
     const OptionalTensor column = bias_or_none ? bias_or_none->unsqueeze(1) : bias_or_none;
-    bias = to_blocks(column ? *column : at::zeros({params.channels, 1}), accumulator);
+    bias = to_blocks(column ? *column : new_zeros({params.channels, 1}), accumulator);
     pointers.map = map.const_data_ptr();
     pointers.weight = weight.const_data_ptr();
     pointers.bias = bias.const_data_ptr();
@@ -182,13 +177,13 @@ bool takes_torch(const at::Tensor& x, const at::Tensor& weight, at::IntArrayRef 
          x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous();
 }
 
+}  // namespace
+
 at::Tensor depthwise(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                      at::IntArrayRef padding, at::IntArrayRef dilation, bool gelu) {
   DepthwiseCall call(x, weight, bias, padding, dilation, gelu);
   if (!call.is_empty() && takes_torch(x, weight, dilation, gelu)) {
-    // the dtype has been chosen
-    c10::impl::ExcludeDispatchKeyGuard without_autocast(c10::autocast_dispatch_keyset);
-    return at::conv2d(x, weight, bias, {1, 1}, padding, dilation, call.params.channels)
+    return depthwise_by_torch(x, weight, bias, padding, dilation)
         .contiguous(at::MemoryFormat::ChannelsLast);
   }
   at::Tensor result = call.empty_outputs();
@@ -204,6 +199,8 @@ at::Tensor depthwise(const at::Tensor& x, const at::Tensor& weight, const Option
   return result.to(x.scalar_type());
 }
 
+namespace {
+
 // Returns the gradient of the map: that of the result convolved with the taps in reverse order.
 at::Tensor map_gradient(const at::Tensor& grad, const at::Tensor& weight, const Window& window) {
   const int64_t padding_h = window.dilation_h * (window.kernel_h - 1) - window.padding_h;
@@ -211,6 +208,8 @@ at::Tensor map_gradient(const at::Tensor& grad, const at::Tensor& weight, const 
   const int64_t dilation[] = {window.dilation_h, window.dilation_w};
   return depthwise(grad, weight.flip({2, 3}), {}, {padding_h, padding_w}, dilation, false);
 }
+
+}  // namespace
 
 // Returns the gradients of x, weight and bias.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> depthwise_backward(
@@ -223,13 +222,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> depthwise_backward(
   const at::Tensor empty = call.empty_outputs();
   at::Tensor grad_outputs = in_layout_of(empty, grad.to(call.type));
   at::Tensor grad_convolution = gelu ? empty : grad_outputs;
-  at::Tensor sums = at::zeros({1, round_up(channels) / kSimdWidth, taps + 1, kSimdWidth},
+  at::Tensor sums = new_zeros({1, round_up(channels) / kSimdWidth, taps + 1, kSimdWidth},
                               x.options().dtype(call.accumulator));
   if (!call.is_empty()) {
     call.pack(weight, bias);
     p.outputs = map_strides(empty);
     set_items(p, accumulator_size(call.type));
-    sums = at::empty({p.images * p.bands, p.blocks, taps + 1, kSimdWidth}, sums.options());
+    sums = new_empty({p.images * p.bands, p.blocks, taps + 1, kSimdWidth}, sums.options());
     const DepthwiseBackwardPointers pointers = {call.pointers, grad_outputs.const_data_ptr(),
                                                 grad_convolution.mutable_data_ptr(),
                                                 sums.mutable_data_ptr()};
@@ -245,16 +244,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> depthwise_backward(
   const at::Tensor grad_weight =
       grads.slice(1, 0, taps).reshape(weight.sizes()).to(weight.scalar_type());
   const at::Tensor grad_bias = bias ? grads.select(1, taps).to(bias->scalar_type()).contiguous()
-                                    : at::empty({0}, weight.options());
+                                    : new_empty({0}, weight.options());
   const at::Tensor grad_x = map_gradient(grad_convolution, weight, p.window);
   return {grad_x.to(x.scalar_type()), grad_weight.contiguous(), grad_bias};
 }
 
-}  // namespace
-
 }  // namespace mmrednet
-
-TORCH_LIBRARY_IMPL(mmrednet, CPU, m) {
-  m.impl("depthwise", &mmrednet::depthwise);
-  m.impl("depthwise_backward", &mmrednet::depthwise_backward);
-}

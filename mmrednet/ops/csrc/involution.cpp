@@ -2,14 +2,9 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
-#include <torch/library.h>
 
 #include <cstdint>
 #include <memory>
@@ -19,7 +14,9 @@
 #include "integers.h"
 #include "kernel_table.h"
 #include "native.h"
+#include "operators.h"
 #include "params.h"
+#include "torch_functions.h"
 #include "workspace.h"
 
 namespace mmrednet {
@@ -66,7 +63,7 @@ struct InvolutionCall {
     hidden = inputs.hidden.to(type);
     weight = inputs.weight.to(type).contiguous();
     bias = inputs.bias ? inputs.bias->to(type).contiguous()
-                       : at::zeros({weight.size(0)}, weight.options());
+                       : new_zeros({weight.size(0)}, weight.options());
     pointers.value = value.const_data_ptr();
     pointers.hidden = hidden.const_data_ptr();
     pointers.weight = weight.const_data_ptr();
@@ -139,28 +136,15 @@ at::Tensor forward(const Inputs& inputs, const Affine* affine, at::IntArrayRef n
   return result.to(result_type);
 }
 
-at::Tensor involution(const at::Tensor& value, const at::Tensor& hidden, const at::Tensor& weight,
-                      const OptionalTensor& bias, at::IntArrayRef window) {
-  return forward({value, hidden, weight, bias}, nullptr, window);
-}
-
-at::Tensor involution_affine(const at::Tensor& value, const at::Tensor& hidden,
-                             const at::Tensor& weight, const OptionalTensor& bias,
-                             const at::Tensor& scale, const at::Tensor& shift, bool relu,
-                             at::IntArrayRef window) {
-  const Affine affine = {scale, shift, relu};
-  return forward({value, hidden, weight, bias}, &affine, window);
-}
-
 // Returns the kernels (B, G, K, Ho, Wo), and the hidden features (B, Ho Wo, R) in the accumulator
 // type, with R rounded up to the SIMD width.
 std::tuple<at::Tensor, at::Tensor> generate_kernels(InvolutionCall& call) {
   InvolutionParams& params = call.params;
   const LocalParams& p = params.local;
   const int64_t batch = call.value.size(0), outputs = p.out_height * p.out_width;
-  at::Tensor kernels = at::empty({batch, p.groups, num_taps(p.window), p.out_height, p.out_width},
+  at::Tensor kernels = new_empty({batch, p.groups, num_taps(p.window), p.out_height, p.out_width},
                                  call.value.options());
-  at::Tensor features = at::empty({batch, outputs, round_up(params.hidden_channels)},
+  at::Tensor features = new_empty({batch, outputs, round_up(params.hidden_channels)},
                                   call.value.options().dtype(call.accumulator));
   call.pointers.result = kernels.mutable_data_ptr();
   set_flat_tiles(params, accumulator_size(call.type));
@@ -186,14 +170,14 @@ struct GeneratorGradients {
     params.local.second = strides_of(call.value);
     params.hidden_channels = call.params.hidden_channels;
     set_parts(params, call.value.size(0), accumulator_size(call.type));
-    grad_hidden = at::empty_like(call.hidden);
+    grad_hidden = new_empty_like(call.hidden);
     params.hidden_strides = hidden_strides(grad_hidden);
 
     const int64_t rows = p.groups * num_taps(p.window), hidden = params.hidden_channels;
     const auto options = call.value.options().dtype(call.accumulator);
-    weight_sums = at::empty({params.chunks, rows, round_up(hidden)}, options);
-    bias_sums = at::empty({params.chunks, rows}, options);
-    hidden_sums = at::empty({params.blocks, params.tiles, hidden, params.tile_pitch}, options);
+    weight_sums = new_empty({params.chunks, rows, round_up(hidden)}, options);
+    bias_sums = new_empty({params.chunks, rows}, options);
+    hidden_sums = new_empty({params.blocks, params.tiles, hidden, params.tile_pitch}, options);
   }
 
   // Computes all gradients: that of the hidden features is then in grad_hidden, those of weight and
@@ -233,9 +217,24 @@ Gradients zero_gradients(const at::Tensor& grad, const Inputs& inputs) {
   const auto& [value, hidden, weight, bias] = inputs;
   const at::Tensor grad_value = empty_in_layout_of(grad, value.sizes()).to(value.scalar_type());
   const at::Tensor grad_bias =
-      bias ? at::zeros(bias->sizes(), bias->options()) : at::empty({0}, weight.options());
-  return {grad_value.zero_(), at::zeros_like(hidden), at::zeros(weight.sizes(), weight.options()),
-          grad_bias};
+      bias ? new_zeros(bias->sizes(), bias->options()) : new_empty({0}, weight.options());
+  return {grad_value.zero_(), new_empty_like(hidden).zero_(),
+          new_zeros(weight.sizes(), weight.options()), grad_bias};
+}
+
+}  // namespace
+
+at::Tensor involution(const at::Tensor& value, const at::Tensor& hidden, const at::Tensor& weight,
+                      const OptionalTensor& bias, at::IntArrayRef window) {
+  return forward({value, hidden, weight, bias}, nullptr, window);
+}
+
+at::Tensor involution_affine(const at::Tensor& value, const at::Tensor& hidden,
+                             const at::Tensor& weight, const OptionalTensor& bias,
+                             const at::Tensor& scale, const at::Tensor& shift, bool relu,
+                             at::IntArrayRef window) {
+  const Affine affine = {scale, shift, relu};
+  return forward({value, hidden, weight, bias}, &affine, window);
 }
 
 // Returns the gradients of value, hidden, weight and bias; an empty tensor if there is no bias.
@@ -261,17 +260,9 @@ Gradients involution_backward(const at::Tensor& grad_output, const at::Tensor& v
   const at::Tensor grad_hidden = gradients.grad_hidden.to(hidden.scalar_type());
   const at::Tensor grad_weight = gradients.weight_sums[0].narrow(1, 0, hidden.size(1));
   const at::Tensor grad_bias =
-      bias ? gradients.bias_sums[0].to(bias->scalar_type()) : at::empty({0}, weight.options());
+      bias ? gradients.bias_sums[0].to(bias->scalar_type()) : new_empty({0}, weight.options());
   return {grad_value.to(value.scalar_type()), in_layout_of(hidden, grad_hidden),
           grad_weight.to(weight.scalar_type()).contiguous(), grad_bias};
 }
 
-}  // namespace
-
 }  // namespace mmrednet
-
-TORCH_LIBRARY_IMPL(mmrednet, CPU, m) {
-  m.impl("involution", &mmrednet::involution);
-  m.impl("involution_affine", &mmrednet::involution_affine);
-  m.impl("involution_backward", &mmrednet::involution_backward);
-}

@@ -1,4 +1,4 @@
-// The table of kernels that each instruction set exports, and from which native.cpp chooses.
+// The kernels for each dtype that the instruction sets export, and from which native.cpp chooses.
 
 #pragma once
 
@@ -46,15 +46,27 @@ struct DtypeKernels {
   DepthwiseGradients depthwise_gradients;
 };
 
-// The kernels for one instruction set. `name` is null where the compiler cannot build them.
+// The kernels for one instruction set.
 struct KernelTable {
   const char* name;
-  DtypeKernels float32, float64, bfloat16;
+  const DtypeKernels *float32, *float64, *bfloat16;
 };
 
-}  // namespace mmrednet
+// Tables of pointers, which are filled before any code runs: a function that returned them would be
+// compiled for its instruction set, and this processor may lack it. Where the compiler cannot build
+// kernels, or was not asked to, the pointers are null.
+namespace avx512bf16 {
+// kernels of other dtypes gain nothing from these instructions
+extern const DtypeKernels bfloat16_kernels;
+}  // namespace avx512bf16
+namespace avx512 {
+extern const DtypeKernels float32_kernels, float64_kernels, bfloat16_kernels;
+}
+namespace avx2 {
+extern const DtypeKernels float32_kernels, float64_kernels, bfloat16_kernels;
+}
+namespace plain {
+extern const DtypeKernels float32_kernels, float64_kernels, bfloat16_kernels;
+}
 
-mmrednet::KernelTable mmrednet_kernels_plain();
-mmrednet::KernelTable mmrednet_kernels_avx2();
-mmrednet::KernelTable mmrednet_kernels_avx512();
-mmrednet::KernelTable mmrednet_kernels_avx512bf16();
+}  // namespace mmrednet

@@ -1,5 +1,5 @@
-// All kernels for one instruction set, gathered in a table. Each kernels_*.cpp includes this file
-// once, with MMREDNET_ISA set to its instruction set.
+// All kernels, gathered in a table. Each kernels_*.cpp includes this file once, with MMREDNET_ISA
+// set to its instruction set, and makes the table of one dtype.
 //
 // Kernels work on raw pointers and strides. What the tensors mean is documented in mmrednet/ops/.
 //
@@ -56,13 +56,6 @@ constexpr DtypeKernels dtype_kernels() {
           fold_vector_strips<A>,
           run_depthwise<T, A>,
           run_depthwise_gradients<T, A>};
-}
-
-// A template, so that a file with kernels of one dtype alone does not compile the others.
-template <typename... Name>
-KernelTable kernel_table(Name... name) {
-  return {name..., dtype_kernels<float, float>(), dtype_kernels<double, double>(),
-          dtype_kernels<BFloat16, float>()};
 }
 
 }  // namespace mmrednet::MMREDNET_ISA

@@ -4,13 +4,13 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
-#include <torch/library.h>
 
 #include <cstdint>
 #include <memory>
 
 #include "kernel_table.h"
 #include "native.h"
+#include "operators.h"
 #include "params.h"
 #include "workspace.h"
 
@@ -125,9 +125,3 @@ void scatter_into(const at::Tensor& result, const at::Tensor& grad, const at::Te
 }
 
 }  // namespace mmrednet
-
-TORCH_LIBRARY_IMPL(mmrednet, CPU, m) {
-  m.impl("aggregate", &mmrednet::aggregate);
-  m.impl("correlate", &mmrednet::correlate);
-  m.impl("scatter", &mmrednet::scatter);
-}

@@ -1,15 +1,12 @@
-// Chooses the kernels for this processor, and defines what native.h declares. The operators are
-// defined in Python; local.cpp, involution.cpp and attention.cpp implement them for the CPU.
+// Chooses the kernels for this processor, and defines what native.h declares.
 
 #include "native.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty_strided.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <array>
@@ -17,12 +14,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
-#include <string>
 #include <vector>
 
 #include "integers.h"
 #include "kernel_table.h"
 #include "params.h"
+#include "torch_functions.h"
 
 namespace mmrednet {
 
@@ -33,7 +30,7 @@ bool equal(const char* first, const char* second) { return std::strcmp(first, se
 // Whether the processor has an instruction set, that is, all that its kernels are compiled for.
 bool is_supported(const char* isa) {
 #if defined(__GNUC__) && defined(__x86_64__)
-  // as in kernels_avx512bf16.cpp
+  // as in instruction_set.h
 #if __GNUC__ >= 11
   if (equal(isa, "avx512bf16"))
     return is_supported("avx512") && __builtin_cpu_supports("avx512bf16");
@@ -47,43 +44,48 @@ bool is_supported(const char* isa) {
   return equal(isa, "plain");
 }
 
-KernelTable choose_kernels() {
-  const char* limit = std::getenv("MMREDNET_CPU_CAPABILITY");
-  TORCH_CHECK_VALUE(limit == nullptr || equal(limit, "avx512bf16") || equal(limit, "avx512") ||
-                        equal(limit, "avx2") || equal(limit, "plain"),
-                    "MMREDNET_CPU_CAPABILITY must be avx512bf16, avx512, avx2 or plain, got '",
-                    limit, "'");
-  // from the widest to the narrowest; those before the limit are skipped
-  bool allowed = limit == nullptr;
-  for (const KernelTable& table : {mmrednet_kernels_avx512bf16(), mmrednet_kernels_avx512(),
-                                   mmrednet_kernels_avx2(), mmrednet_kernels_plain()}) {
-    if (table.name == nullptr) continue;
-    allowed = allowed || equal(limit, table.name);
-    if (allowed && is_supported(table.name)) return table;
-  }
-  // a limit that was not built is wider than what was
-  return mmrednet_kernels_plain();
+// From the widest instruction set to the narrowest.
+const KernelTable kTables[] = {
+    {"avx512bf16", &avx512::float32_kernels, &avx512::float64_kernels,
+     &avx512bf16::bfloat16_kernels},
+    {"avx512", &avx512::float32_kernels, &avx512::float64_kernels, &avx512::bfloat16_kernels},
+    {"avx2", &avx2::float32_kernels, &avx2::float64_kernels, &avx2::bfloat16_kernels},
+    {"plain", &plain::float32_kernels, &plain::float64_kernels, &plain::bfloat16_kernels},
+};
+
+bool is_built(const KernelTable& table) {
+  return table.float32->local && table.float64->local && table.bfloat16->local;
 }
 
-// Returns the number of torch's threads that share a large loop.
-int64_t num_threads() {
-  std::vector<char> ran(at::get_num_threads());
-  at::parallel_for(0, static_cast<int64_t>(ran.size()), 1,
-                   [&](int64_t, int64_t) { ran[at::get_thread_num()] = 1; });
-  return std::count(ran.begin(), ran.end(), 1);
+const KernelTable& choose_kernels() {
+  const char* limit = std::getenv("MMREDNET_CPU_CAPABILITY");
+  bool allowed = limit == nullptr;
+  const KernelTable* chosen = nullptr;
+  for (const KernelTable& table : kTables) {
+    // those before the limit are skipped
+    allowed = allowed || equal(limit, table.name);
+    if (allowed && !chosen && is_built(table) && is_supported(table.name)) chosen = &table;
+  }
+  TORCH_CHECK_VALUE(allowed,
+                    "MMREDNET_CPU_CAPABILITY must be avx512bf16, avx512, avx2 or plain, got '",
+                    limit, "'");
+  // kernels that were compiled on first use are for one instruction set
+  TORCH_CHECK(chosen, "the CPU kernels were compiled for another processor, or for another value ",
+              "of MMREDNET_CPU_CAPABILITY");
+  return *chosen;
 }
 
 }  // namespace
 
 const KernelTable& kernel_table() {
-  static const KernelTable table = choose_kernels();
+  static const KernelTable& table = choose_kernels();
   return table;
 }
 
 const DtypeKernels& kernels_for(at::ScalarType type) {
   const KernelTable& table = kernel_table();
-  if (type == at::kDouble) return table.float64;
-  return type == at::kBFloat16 ? table.bfloat16 : table.float32;
+  if (type == at::kDouble) return *table.float64;
+  return type == at::kBFloat16 ? *table.bfloat16 : *table.float32;
 }
 
 at::ScalarType kernel_type(at::ScalarType first, at::ScalarType second) {
@@ -147,6 +149,13 @@ std::array<int64_t, 2> output_size(const Window& window, at::IntArrayRef map) {
   return {room_h / window.stride_h + 1, room_w / window.stride_w + 1};
 }
 
+int64_t num_threads() {
+  std::vector<char> ran(at::get_num_threads());
+  at::parallel_for(0, static_cast<int64_t>(ran.size()), 1,
+                   [&](int64_t, int64_t) { ran[at::get_thread_num()] = 1; });
+  return std::count(ran.begin(), ran.end(), 1);
+}
+
 at::Tensor empty_in_layout_of(const at::Tensor& like, at::IntArrayRef size) {
   // dimensions from the largest stride to the smallest
   std::vector<int64_t> order(like.dim());
@@ -161,7 +170,7 @@ at::Tensor empty_in_layout_of(const at::Tensor& like, at::IntArrayRef size) {
   }
   // Not a permuted view of a contiguous tensor: autograd would treat in-place operations on the
   // result as operations on a view.
-  return at::empty_strided(size, strides, like.options());
+  return new_strided(size, strides, like.options());
 }
 
 at::Tensor in_layout_of(const at::Tensor& like, const at::Tensor& tensor) {
@@ -175,8 +184,3 @@ at::Tensor in_layout_of(const at::Tensor& like, const at::Tensor& tensor) {
 }
 
 }  // namespace mmrednet
-
-TORCH_LIBRARY(mmrednet_native, m) {
-  m.def("capability() -> str", [] { return std::string(mmrednet::kernel_table().name); });
-  m.def("threads() -> int", &mmrednet::num_threads);
-}

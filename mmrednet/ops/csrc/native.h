@@ -34,6 +34,9 @@ int64_t accumulator_size(at::ScalarType type);
 // Returns the grain size for at::parallel_for, when an item takes `work` multiply-adds.
 int64_t grain_size(int64_t work);
 
+// Returns the number of torch's threads that share a large loop.
+int64_t num_threads();
+
 Strides strides_of(const at::Tensor& tensor);
 
 // Returns the window of the eight numbers that operators get. Checks that they are valid, and so
@@ -52,12 +55,6 @@ at::Tensor empty_in_layout_of(const at::Tensor& like, at::IntArrayRef size);
 
 // Returns the tensor in the layout of empty_in_layout_of(), copied if it has another one.
 at::Tensor in_layout_of(const at::Tensor& like, const at::Tensor& tensor);
-
-// The primitives, see mmrednet/ops/local.py.
-at::Tensor aggregate(const at::Tensor& value, const at::Tensor& weight, at::IntArrayRef window);
-at::Tensor correlate(const at::Tensor& query, const at::Tensor& key, at::IntArrayRef window);
-at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef size,
-                   at::IntArrayRef window);
 
 // Scatters into a tensor, which may be a part of one. All have one dtype, for which there are
 // kernels, and sizes that have been checked.

@@ -1,17 +1,10 @@
 // Vector attention for the CPU: see mmrednet/ops/vector_attention.py and vector_moments.py.
 
 #include <ATen/Parallel.h>
-#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
-#include <torch/library.h>
 
 #include <cmath>
 #include <cstdint>
@@ -24,6 +17,8 @@
 #include "integers.h"
 #include "kernel_table.h"
 #include "native.h"
+#include "operators.h"
+#include "torch_functions.h"
 #include "vector_params.h"
 
 namespace mmrednet {
@@ -147,7 +142,7 @@ struct VectorCall {
     check_sizes("scale2", scale, {params.hidden});
     check_sizes("shift2", shift, {params.hidden});
     const at::Tensor folded = keep(
-        by_tap(weight.to(accumulator) * scale.to(accumulator).unsqueeze(1)), &pointers.weight1);
+        by_tap(weight.to(accumulator).mul(scale.to(accumulator).unsqueeze(1))), &pointers.weight1);
     keep(shift, &pointers.bias1);
     if (is_backward()) keep(folded.t(), &pointers.weight1_t);
   }
@@ -195,7 +190,7 @@ struct VectorCall {
     const at::Tensor others =
         features.narrow(last, params.channels, params.features - params.channels);
     const at::Tensor matrix = others.unflatten(last, {rows, columns});
-    return at::cat({centre, matrix.transpose(last, last + 1).flatten(last)}, last);
+    return concatenated({centre, matrix.transpose(last, last + 1).flatten(last)}, last);
   }
 };
 
@@ -208,12 +203,12 @@ struct VectorGradients {
     VectorParams& p = call.params;
     const auto options = call.accumulator_options();
     const auto strips = [&](int64_t channels) {
-      return at::zeros({strip_count(p), strip_stride(p, channels)}, options);
+      return new_zeros({strip_count(p), strip_stride(p, channels)}, options);
     };
     query = empty_in_layout_of(call.query, call.query.sizes());
     key_strips = strips(p.channels);
     if (p.mode == kGradients) value_strips = strips(p.value_channels);
-    sums = at::zeros({p.parts, vector_sums(p).size}, options);
+    sums = new_zeros({p.parts, vector_sums(p).size}, options);
     p.grad_query = map_strides(query);
     call.pointers.grad_query = query.mutable_data_ptr();
     call.pointers.key_strips = key_strips.mutable_data_ptr();
@@ -232,7 +227,7 @@ struct VectorGradients {
   // Returns the gradient of keys or values, in the layout and the dtype of `like`.
   at::Tensor map(const at::Tensor& strips, const at::Tensor& like) {
     const VectorParams& p = call.params;
-    const at::Tensor result = at::empty(like.sizes(), call.accumulator_options());
+    const at::Tensor result = new_empty(like.sizes(), call.accumulator_options());
     VectorPointers pointers = call.pointers;
     pointers.grad_map = result.mutable_data_ptr();
     const VectorFold fold = kernels_for(call.type).vector_fold;
@@ -263,6 +258,49 @@ struct VectorGradients {
 at::Tensor like(const at::Tensor& parameter, const at::Tensor& grad) {
   return grad.to(parameter.scalar_type()).contiguous();
 }
+
+// Sets the norm and the first layer, if there are any.
+void set_first_layer(VectorCall& call, const OptionalTensor& scale, const OptionalTensor& shift,
+                     const OptionalTensor& weight) {
+  TORCH_CHECK_VALUE(
+      scale.has_value() == weight.has_value() && shift.has_value() == weight.has_value(),
+      "scale, shift and weight must be given together");
+  if (!weight) return;
+  call.set_norm1(*scale, *shift);
+  TORCH_CHECK_VALUE(weight->dim() == 2, "weight must have 2 dimensions, got ", weight->sizes());
+  const auto sizes = weight->sizes().slice(0, 1);
+  call.set_layer1(*weight, new_ones(sizes, call.accumulator_options()),
+                  new_zeros(sizes, call.accumulator_options()));
+}
+
+// The number of elements that each statistic is made of.
+double statistic_elements(const VectorParams& p) {
+  const double outputs = static_cast<double>(p.images * p.out_height * p.out_width);
+  return outputs * static_cast<double>(p.patchwise ? 1 : num_taps(p.window));
+}
+
+// Combines the statistics of strips, in order (Chan et al., 1979). Returns mean and variance.
+std::tuple<at::Tensor, at::Tensor> combined(const VectorParams& p, const at::Tensor& means,
+                                            const at::Tensor& deviations) {
+  at::Tensor mean = new_zeros({means.size(1)}, means.options()),
+             deviation = new_zeros(mean.sizes(), mean.options());
+  const int64_t vectors = p.patchwise ? 1 : num_taps(p.window);
+  double count = 0;
+  for (int64_t i = 0; i < means.size(0); ++i) {
+    const int64_t first_row = i % p.image_strips * p.strip_rows;
+    const int64_t rows = int_min(p.strip_rows, p.out_height - first_row);
+    const double added = static_cast<double>(rows * p.out_width * vectors);
+    count += added;
+    const at::Tensor difference = means[i].sub(mean);
+    mean.add_(difference, added / count);
+    deviation.add_(deviations[i]).add_(difference.square(), added * (count - added) / count);
+  }
+  // statistics of nothing are not a number, as torch has it
+  if (count == 0) mean.fill_(NAN);
+  return {mean, deviation.div(count)};
+}
+
+}  // namespace
 
 at::Tensor vector_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                             const at::Tensor& scale1, const at::Tensor& shift1,
@@ -320,51 +358,11 @@ Gradients vector_attention_backward(const at::Tensor& grad, const at::Tensor& qu
           grads.map(grads.value_strips, value),
           like(scale1, grads.feature_vector(at.scale1)),
           like(shift1, grads.feature_vector(at.shift1)),
-          like(weight1, folded * wide2.unsqueeze(1)),
-          like(scale2, (folded * wide1).sum(1)),
+          like(weight1, folded.mul(wide2.unsqueeze(1))),
+          like(scale2, folded.mul(wide1).sum(1)),
           like(shift2, grads.vector(at.shift2, p.hidden)),
           like(weight2, grads.matrix(at.weight2, p.outputs)),
           like(bias2, grads.vector(at.bias2, p.outputs))};
-}
-
-// Sets the norm and the first layer, if there are any.
-void set_first_layer(VectorCall& call, const OptionalTensor& scale, const OptionalTensor& shift,
-                     const OptionalTensor& weight) {
-  TORCH_CHECK_VALUE(
-      scale.has_value() == weight.has_value() && shift.has_value() == weight.has_value(),
-      "scale, shift and weight must be given together");
-  if (!weight) return;
-  call.set_norm1(*scale, *shift);
-  TORCH_CHECK_VALUE(weight->dim() == 2, "weight must have 2 dimensions, got ", weight->sizes());
-  const auto sizes = weight->sizes().slice(0, 1);
-  call.set_layer1(*weight, at::ones(sizes, call.accumulator_options()),
-                  at::zeros(sizes, call.accumulator_options()));
-}
-
-// The number of elements that each statistic is made of.
-double statistic_elements(const VectorParams& p) {
-  const double outputs = static_cast<double>(p.images * p.out_height * p.out_width);
-  return outputs * static_cast<double>(p.patchwise ? 1 : num_taps(p.window));
-}
-
-// Combines the statistics of strips, in order (Chan et al., 1979). Returns mean and variance.
-std::tuple<at::Tensor, at::Tensor> combined(const VectorParams& p, const at::Tensor& means,
-                                            const at::Tensor& deviations) {
-  at::Tensor mean = at::zeros({means.size(1)}, means.options()), deviation = at::zeros_like(mean);
-  const int64_t vectors = p.patchwise ? 1 : num_taps(p.window);
-  double count = 0;
-  for (int64_t i = 0; i < means.size(0); ++i) {
-    const int64_t first_row = i % p.image_strips * p.strip_rows;
-    const int64_t rows = int_min(p.strip_rows, p.out_height - first_row);
-    const double added = static_cast<double>(rows * p.out_width * vectors);
-    count += added;
-    const at::Tensor difference = means[i] - mean;
-    mean.add_(difference, added / count);
-    deviation.add_(deviations[i]).add_(difference.square(), added * (count - added) / count);
-  }
-  // statistics of nothing are not a number, as torch has it
-  if (count == 0) mean.fill_(NAN);
-  return {mean, deviation / count};
 }
 
 std::tuple<at::Tensor, at::Tensor> vector_moments(
@@ -379,8 +377,8 @@ std::tuple<at::Tensor, at::Tensor> vector_moments(
   const VectorParams& p = call.params;
   const int64_t rows = p.has_hidden ? p.hidden : p.features;
   const auto wide = key.options().dtype(at::kDouble);
-  const at::Tensor means = at::zeros({strip_count(p), rows}, wide);
-  const at::Tensor deviations = at::zeros({strip_count(p), rows}, wide);
+  const at::Tensor means = new_zeros({strip_count(p), rows}, wide);
+  const at::Tensor deviations = new_zeros({strip_count(p), rows}, wide);
   call.pointers.means = means.mutable_data_ptr<double>();
   call.pointers.deviations = deviations.mutable_data_ptr<double>();
   call.run();
@@ -408,8 +406,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> vector_mo
     check_sizes("statistics and their gradients", tensor, {rows});
   // the gradient of an element x is (grad_mean + 2 grad_variance (x - mean)) / elements
   const double elements = statistic_elements(p);
-  const at::Tensor factor = grad_variance.to(at::kDouble) * (2 / elements);
-  const at::Tensor offset = grad_mean.to(at::kDouble) / elements - factor * mean.to(at::kDouble);
+  const at::Tensor factor = grad_variance.to(at::kDouble).mul(2 / elements);
+  const at::Tensor offset =
+      grad_mean.to(at::kDouble).div(elements).sub(factor.mul(mean.to(at::kDouble)));
   const auto ordered = [&](const at::Tensor& x) { return p.has_hidden ? x : call.by_tap(x); };
   call.keep(ordered(factor), &call.pointers.factor);
   call.keep(ordered(offset), &call.pointers.offset);
@@ -418,7 +417,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> vector_mo
 
   const VectorSums at = vector_sums(p);
   // results of an operator must not share memory
-  const auto none = [&] { return at::empty({0}, query.options()); };
+  const auto none = [&] { return new_empty({0}, query.options()); };
   const at::Tensor grad_query = in_layout_of(query, grads.query.to(query.scalar_type()));
   const at::Tensor grad_key = grads.map(grads.key_strips, key);
   if (!weight) return {grad_query, grad_key, none(), none(), none()};
@@ -427,13 +426,4 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> vector_mo
           like(*shift, grads.feature_vector(at.shift1)), like(*weight, grad_weight)};
 }
 
-}  // namespace
-
 }  // namespace mmrednet
-
-TORCH_LIBRARY_IMPL(mmrednet, CPU, m) {
-  m.impl("vector_attention", &mmrednet::vector_attention);
-  m.impl("vector_attention_backward", &mmrednet::vector_attention_backward);
-  m.impl("vector_moments", &mmrednet::vector_moments);
-  m.impl("vector_moments_backward", &mmrednet::vector_moments_backward);
-}

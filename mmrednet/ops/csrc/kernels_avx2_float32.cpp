@@ -1,0 +1,11 @@
+// The float32 kernels for processors with AVX2 and FMA.
+
+#include "isa_avx2.h"
+
+#if MMREDNET_BUILDS_AVX2
+#include "kernels.h"
+
+constexpr mmrednet::DtypeKernels mmrednet::avx2::float32_kernels = dtype_kernels<float, float>();
+#else
+const mmrednet::DtypeKernels mmrednet::avx2::float32_kernels = {};
+#endif
