@@ -38,8 +38,8 @@ def leaf_module(forward: Function) -> Function:
     @functools.wraps(forward)
     def call(self: Any, x: Any) -> Any:
         if isinstance(x, fx.Proxy):
-            name = x.tracer.path_of_module(self)
-            return x.tracer.create_proxy('call_module', name, (x,), {})
+            tracer: Any = x.tracer
+            return tracer.create_proxy('call_module', tracer.path_of_module(self), (x,), {})
         return forward(self, x)
 
     return cast(Function, call)
