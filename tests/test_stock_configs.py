@@ -311,14 +311,27 @@ class TestDeformable:
         assert rates[id(module.conv_offset.weight)] == rates[id(module.conv_offset.bias)] == 0.1
         assert rates[id(module.weight)] == 1.0
 
-    def test_export_is_refused(self, layer):
-        with pytest.raises(RuntimeError, match=f'{layer.__name__} cannot be exported: mmcv'):
-            torch.export.export(layer(8).eval(), (torch.randn(1, 8, 9, 9),))
-
     def test_compilation(self, layer):
         module, x = layer(8).eval(), torch.randn(1, 8, 9, 9)
         nn.init.normal_(module.conv_offset.weight, std=0.1)
         torch.testing.assert_close(torch.compile(module, backend='eager')(x), module(x))
+
+    def test_the_operator_of_an_export(self, layer):
+        module, x = layer(8, stride=2, dilation=2), torch.randn(2, 8, 9, 12)
+        nn.init.normal_(module.conv_offset.weight, std=0.1)
+        exported = torch.export.export(module.eval(), (x,))
+        # the operator is in a part without autocast
+        graphs = [part.graph for part in exported.graph_module.modules() if hasattr(part, 'graph')]
+        nodes = [node for graph in graphs for node in graph.nodes]
+        (node,) = [node for node in nodes if str(node.target).startswith('mmrednet.')]
+        shapes = [value.meta['val'].shape for value in node.args if hasattr(value, 'meta')]
+        arguments = [torch.randn(shape) for shape in shapes]
+        arguments += [value for value in node.args if not hasattr(value, 'meta')]
+        if layer is DCNv2:
+            # without a bias
+            assert arguments[4] is None
+        torch.library.opcheck(node.target, arguments, test_utils=('test_schema', 'test_faketensor'))
+        torch.testing.assert_close(exported.module()(x), module(x))
 
     def test_copies_and_pickles(self, layer):
         module, x = layer(8, stride=2), torch.randn(1, 8, 9, 9)

@@ -128,8 +128,10 @@ class Bottleneck(CheckpointedBlock):
 class SpatialResNet(PyramidBackbone):
     """ResNet whose 3x3 convolutions may be any spatial operator.
 
-    With ``spatial_cfg=None`` it equals mmdet's ResNet in its state-dict keys and outputs. Other
-    arguments: see :class:`PyramidBackbone`.
+    With ``spatial_cfg=None`` it equals mmdet's ResNet in its state-dict keys, and in its outputs in
+    eval mode. In training the defaults differ: batch norms use the statistics of the batch here,
+    and with mmdet's ``norm_eval=True`` the running ones. Give ``norm_eval=True`` to get the same.
+    Other arguments: see :class:`PyramidBackbone`.
 
     Args:
         depth: Number of layers: 26, 38, 50, 101 or 152.

@@ -42,14 +42,15 @@ class PatchEmbedding(SafeModule):
     Args:
         in_channels: Number of input channels.
         out_channels: Number of output channels.
-        stride: Distance between neighbouring patches. A patch is 7 wide if it is 4, else 3 wide.
+        size: Height and width of a patch, an odd number.
+        stride: Distance between neighbouring patches.
         norm_cfg: Config of the norm.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, norm_cfg: dict) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, size: int, stride: int, norm_cfg: dict
+    ) -> None:
         super().__init__()
-        # patches overlap: the first are wider, as published
-        size = 7 if stride == 4 else 3
         self.proj = nn.Conv2d(in_channels, out_channels, size, stride, size // 2)
         self.norm = build_norm_layer(norm_cfg, out_channels)[1]
 
@@ -140,7 +141,7 @@ class VANBlock(CheckpointedBlock):
     def scale(self, layer_scale: Tensor, x: Tensor) -> Tensor:
         """Return the factors (B, channels, 1, 1) of a branch, zero for images that skip it."""
         # dropping the factors takes less time and memory than dropping the branch
-        return self.drop_path(layer_scale.repeat(len(x), 1)[..., None, None])
+        return self.drop_path(layer_scale.repeat(x.shape[0], 1)[..., None, None])
 
 
 def _published(embed_dims: Sequence[int], depths: Sequence[int]) -> Architecture:
@@ -151,11 +152,19 @@ def _published(embed_dims: Sequence[int], depths: Sequence[int]) -> Architecture
 class VAN(PyramidBackbone):
     """Visual Attention Network. Other arguments: see :class:`PyramidBackbone`.
 
+    It returns the feature maps of all stages unless ``out_indices`` says otherwise. mmpretrain's
+    VAN returns the last one by default.
+
     Args:
         arch: Size: 'b0' to 'b6' (table 5 of the paper), or a dict with embed_dims, depths and
             mlp_ratios, one of each per stage.
         spatial_cfg: Config of the operator, or a list with one config per stage. The published one
             is large kernel attention.
+        embed_dims: Number of channels of each stage, in place of those of ``arch``.
+        depths: Number of blocks of each stage, in place of those of ``arch``.
+        mlp_ratios: Ratio of each stage between the hidden channels of the feed-forward networks
+            and the channels, in place of those of ``arch``.
+        patch_sizes: Size of the patches of each stage, odd numbers.
         in_channels: Number of channels of the image.
         drop_rate: Dropout rate of the feed-forward networks.
         drop_path_rate: Probability that an image skips a branch of the last block. It grows
@@ -166,7 +175,8 @@ class VAN(PyramidBackbone):
         act_cfg: Config of the activations.
 
     Raises:
-        ValueError: ``arch`` has no such value, or its entries are not one per stage.
+        ValueError: ``arch`` has no such value, its entries or those in their place are not one per
+            stage, or ``patch_sizes`` are not odd numbers, one per stage.
     """
 
     archs: ClassVar[dict[str, Architecture]] = {
@@ -178,12 +188,18 @@ class VAN(PyramidBackbone):
         'b5': _published((96, 192, 480, 768), (3, 3, 24, 3)),
         'b6': _published((96, 192, 384, 768), (6, 6, 90, 6)),
     }
+    # patches overlap
+    default_patch_sizes: ClassVar[tuple[int, ...]] = (7, 3, 3, 3)
 
     def __init__(
         self,
         arch: str | Architecture = 'b0',
         spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = dict(type='LargeKernelAttention'),
         *,
+        embed_dims: Sequence[int] | None = None,
+        depths: Sequence[int] | None = None,
+        mlp_ratios: Sequence[int] | None = None,
+        patch_sizes: Sequence[int] | None = None,
         in_channels: int = 3,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
@@ -194,9 +210,11 @@ class VAN(PyramidBackbone):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.arch = self._architecture(arch)
+        entries = dict(embed_dims=embed_dims, depths=depths, mlp_ratios=mlp_ratios)
+        self.arch = self._architecture(arch, entries)
         dims, depths = self.arch['embed_dims'], self.arch['depths']
         self.check_stages(len(dims))
+        self.patch_sizes = self._sizes_of_patches(patch_sizes)
         self.in_channels, self.norm_cfg, self.act_cfg = in_channels, norm_cfg, act_cfg
         self.patch_embed1 = self.make_stem(dims[0])
         # on the CPU even if the network is built on the meta device
@@ -213,8 +231,9 @@ class VAN(PyramidBackbone):
             )
             stage: dict[str, nn.Module] = {}
             if index > 0:
-                patches = PatchEmbedding(dims[index - 1], dims[index], STRIDES[index], norm_cfg)
-                stage[f'patch_embed{index + 1}'] = patches
+                stage[f'patch_embed{index + 1}'] = PatchEmbedding(
+                    dims[index - 1], dims[index], self.patch_sizes[index], STRIDES[index], norm_cfg
+                )
             blocks = []
             for _ in range(depths[index]):
                 blocks.append(VANBlock(dims[index], drop_path_rate=drop_rates.pop(0), **block))
@@ -223,12 +242,16 @@ class VAN(PyramidBackbone):
             self.add_stage(stage)
         self._freeze()
 
-    def _architecture(self, arch: str | Architecture) -> Architecture:
+    def _architecture(
+        self, arch: str | Architecture, entries: dict[str, Sequence[int] | None]
+    ) -> Architecture:
+        """Return the architecture with those entries in place of its own that are not None."""
         if isinstance(arch, str):
             if arch not in self.archs:
                 raise ValueError(f'arch must be one of {list(self.archs)} or a dict, got {arch!r}.')
-            return self.archs[arch]
-        names = ('embed_dims', 'depths', 'mlp_ratios')
+            arch = self.archs[arch]
+        arch = dict(arch, **{name: entry for name, entry in entries.items() if entry is not None})
+        names = tuple(entries)
         if (
             set(arch) != set(names)
             or len({len(arch[name]) for name in names}) != 1
@@ -236,13 +259,24 @@ class VAN(PyramidBackbone):
         ):
             raise ValueError(
                 f'arch must have the keys {names} with one entry for each of 1 to {len(STRIDES)} '
-                f'stages, got {dict(arch)}.'
+                f'stages, got {arch}.'
             )
-        return dict(arch)
+        return arch
+
+    def _sizes_of_patches(self, sizes: Sequence[int] | None) -> Sequence[int]:
+        """Return the size of the patches of each stage, by default the published ones."""
+        stages = len(self.arch['depths'])
+        sizes = self.default_patch_sizes[:stages] if sizes is None else tuple(sizes)
+        if len(sizes) != stages or any(size % 2 == 0 for size in sizes):
+            raise ValueError(
+                f'patch_sizes must be odd numbers, one for each of {stages} stages, got {sizes}.'
+            )
+        return sizes
 
     def make_stem(self, channels: int) -> nn.Module:
         """Return the module that maps the image to the first stage's channels at stride 4."""
-        return PatchEmbedding(self.in_channels, channels, STRIDES[0], self.norm_cfg)
+        size = self.patch_sizes[0]
+        return PatchEmbedding(self.in_channels, channels, size, STRIDES[0], self.norm_cfg)
 
     def init_weights(self) -> None:
         """Draw convolutions as the authors do, N(0, 2 / fan-out), unless ``init_cfg`` says

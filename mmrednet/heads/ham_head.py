@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule
+from mmengine.logging import print_log
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
 from torch import Tensor
 
 from ..layers.hamburger import Hamburger
 from ..layers.safe_module import SafeModule
+
+
+@functools.cache
+def _warn_of_inv_t(inv_t: float) -> None:
+    """Say that a config's ``inv_t`` has no effect, once for each value."""
+    print_log(
+        f'ham_kwargs.inv_t={inv_t} is ignored: the published code overwrites it with 1, with which '
+        'the networks are trained and evaluated.',
+        'current',
+        logging.WARNING,
+    )
 
 
 class LightHamHead(SafeModule, BaseDecodeHead):
@@ -26,22 +40,19 @@ class LightHamHead(SafeModule, BaseDecodeHead):
     Args:
         ham_channels: Number of channels of the decomposition.
         ham_kwargs: Keyword arguments of :class:`mmrednet.layers.hamburger.NMF2D`, such as ``MD_R``
-            and ``seed``.
+            and ``seed``. ``inv_t``, which stock configs have, is ignored as in the published code:
+            the networks are trained and evaluated with 1. A warning says so once.
         **kwargs: Keyword arguments of mmseg's BaseDecodeHead.
-
-    Raises:
-        ValueError: ``ham_kwargs`` has ``inv_t``, which the published code overwrites with 1.
     """
 
     def __init__(
         self, ham_channels: int = 512, ham_kwargs: dict | None = None, **kwargs: Any
     ) -> None:
         super().__init__(input_transform='multiple_select', **kwargs)
-        if 'inv_t' in (ham_kwargs or {}):
-            raise ValueError(
-                'ham_kwargs must not have inv_t: the published networks are trained and evaluated '
-                f'with 1 whatever their configs say, got {ham_kwargs}.'
-            )
+        ham_kwargs = dict(ham_kwargs or {})
+        inv_t = ham_kwargs.pop('inv_t', 1)
+        if inv_t != 1:
+            _warn_of_inv_t(inv_t)
         options: dict[str, Any] = dict(
             conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg
         )

@@ -6,27 +6,29 @@ from typing import Any
 
 from mmdet.models import RPNHead
 from mmengine.structures import InstanceData
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layers.safe_module import SafeModule
 from ..layers.spatial import SpatialConfig, build_spatial
 
 
 class SpatialRPNHead(SafeModule, RPNHead):
-    """RPN head whose 3x3 convolution is a spatial operator.
+    """RPN head whose 3x3 convolutions are spatial operators.
 
-    The default is involution, as in RedNet's detectors.
+    The default is one involution, as in RedNet's detectors. Of several operators each has a ReLU.
+    With ``spatial_cfg=None`` the head equals mmdet's RPNHead in its state-dict keys and outputs.
 
     Args:
         in_channels: Number of channels of the input feature maps. It must equal ``feat_channels``,
             because an operator keeps the number of channels.
-        feat_channels: Number of channels of the operator.
+        feat_channels: Number of channels of the operators.
         spatial_cfg: Config of the operator, see :func:`mmrednet.layers.build_spatial`; None is the
             3x3 convolution.
+        num_convs: Number of operators.
         **kwargs: Keyword arguments of mmdet's RPNHead.
 
     Raises:
-        ValueError: ``in_channels`` and ``feat_channels`` differ, or ``num_convs`` is not 1.
+        ValueError: ``in_channels`` and ``feat_channels`` differ, or ``num_convs`` is below 1.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class SpatialRPNHead(SafeModule, RPNHead):
         feat_channels: int = 256,
         *,
         spatial_cfg: SpatialConfig = dict(type='Involution'),
+        num_convs: int = 1,
         **kwargs: Any,
     ) -> None:
         if in_channels != feat_channels:
@@ -42,17 +45,27 @@ class SpatialRPNHead(SafeModule, RPNHead):
                 'in_channels and feat_channels must be equal: a spatial operator keeps the '
                 f'channels, got {in_channels=}, {feat_channels=}.'
             )
-        if kwargs.get('num_convs', 1) != 1:
-            raise ValueError(
-                f'num_convs must be 1 with a spatial operator, got num_convs={kwargs["num_convs"]}.'
-            )
+        if num_convs < 1:
+            raise ValueError(f'num_convs must be at least 1, got {num_convs=}.')
         # before the base class, which calls `_init_layers`
         self.spatial_cfg = spatial_cfg
-        super().__init__(in_channels=in_channels, feat_channels=feat_channels, **kwargs)
+        super().__init__(
+            in_channels=in_channels, feat_channels=feat_channels, num_convs=num_convs, **kwargs
+        )
 
     def _init_layers(self) -> None:
         super()._init_layers()
-        self.rpn_conv = build_spatial(self.spatial_cfg, self.feat_channels, bias=True)
+        if self.spatial_cfg is None:
+            # mmdet's own convolutions
+            return
+        operators = [
+            build_spatial(self.spatial_cfg, self.feat_channels) for _ in range(self.num_convs)
+        ]
+        if self.num_convs == 1:
+            # its ReLU is in mmdet's forward
+            self.rpn_conv = operators[0]
+        else:
+            self.rpn_conv = nn.Sequential(*(nn.Sequential(x, nn.ReLU()) for x in operators))
 
     def _predict_by_feat_single(
         self,

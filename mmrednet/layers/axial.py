@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ops import axial, axial_moments
 from ..ops.axial_definition import TERMS, default_budget, logits, outside_span, tables
+from ..ops.tracing import leaf_module
 from .attention import AxisWeights
 from .batch_statistics import Moments, synchronised, update_running
 from .flat_layers import batch_norm, pointwise
@@ -109,6 +110,7 @@ class AxialAttention1d(SafeModule):
         self.register_buffer('position_scale', None)
         self.register_load_state_dict_pre_hook(_drop_index)
 
+    @leaf_module
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         mixed = self.attend(self.lines(x))

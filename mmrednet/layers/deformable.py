@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from ..ops import Window
 from ..ops.precision import full_precision
 from ..ops.transforms import is_transformed
+from . import deformable_ops  # noqa: F401  registers the operators of exported programs
 from .attention import SamplingPoints, TapWeights
 from .safe_module import SafeModule
 from .spatial import spatial_operator
@@ -98,7 +100,7 @@ class DeformableConv(SafeModule):
         padded = self._padded(x)
         offset = self.conv_offset(padded)
         # mmcv's operators refuse an empty batch, on which no tap moves
-        result = self._move(padded, offset) if len(x) else self._stay(padded)
+        result = self._move(padded, offset) if x.shape[0] else self._stay(padded)
         return self._cropped(result, x)
 
     def attention(self, x: Tensor) -> SamplingPoints:
@@ -134,12 +136,6 @@ class DeformableConv(SafeModule):
                 "torch.func: mmcv's operator is known to backward() and torch.autograd.grad alone. "
                 'Call these, for one sample after another if each needs its own gradient.'
             )
-        # before torch 2.7 there is no way to know
-        if getattr(torch.compiler, 'is_exporting', bool)():
-            raise RuntimeError(
-                f"{type(self).__name__} cannot be exported: mmcv's operator has no rules for "
-                'torch.export. Export a network with another operator; torch.compile runs this one.'
-            )
         dtype = torch.promote_types(x.dtype, torch.float32)
         with full_precision(x.device.type):
             # on a CPU the operators read memory as if it were contiguous
@@ -148,6 +144,12 @@ class DeformableConv(SafeModule):
 
     def _stay(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation)
+
+    def operator_of(self) -> Callable:
+        """Return mmcv's function, or during an export the operator that calls it."""
+        # before torch 2.7 there is no way to know
+        is_exporting = getattr(torch.compiler, 'is_exporting', bool)()
+        return getattr(torch.ops.mmrednet, self.operator) if is_exporting else self.function
 
     @abstractmethod
     def moves(self, offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,7 +201,7 @@ class DCN(DeformableConv):
     def convolve(self, x: Tensor, offset: Tensor) -> Tensor:
         """Apply mmcv's operator to the input and the offsets (y, x) of every tap."""
         weight = self.weight.contiguous()
-        return self.function(
+        return self.operator_of()(
             x, offset, weight, self.stride, self.padding, self.dilation, 1, self.deform_groups
         )
 
@@ -221,7 +223,7 @@ class DCNv2(DeformableConv):
         its weight.
         """
         moves, factor = self.moves(offset)
-        return self.function(
+        return self.operator_of()(
             x,
             moves,
             factor,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..ops import depthwise_conv2d
+from ..ops.tracing import leaf_module
 from .plain import is_plain
 
 
@@ -25,6 +26,7 @@ class DepthWiseConv2d(nn.Conv2d):
         options: dict[str, Any] = dict(padding=padding, dilation=dilation, groups=channels)
         super().__init__(channels, channels, kernel_size, **options)
 
+    @leaf_module
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         return super().forward(x) if _takes_torch(self, x) else _convolve(self, x, gelu=False)
@@ -46,20 +48,23 @@ def in_fast_layout(image: Tensor) -> Tensor:
     """Return an image in the layout in which a CPU computes depth-wise and 1x1 convolutions
     fastest, channels-last. What a network makes of it keeps the layout.
     """
-    if _is_captured() or image.dim() != 4 or image.device.type != 'cpu':
+    if _is_captured(image) or image.dim() != 4 or image.device.type != 'cpu':
         return image
     return image.contiguous(memory_format=torch.channels_last)
 
 
-def _is_captured() -> bool:
+def _is_captured(x: Tensor) -> bool:
     """Return whether a program is being traced, which should record what the layers say."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+    is_proxy = isinstance(x, fx.Proxy)
+    return is_proxy or torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def _takes_torch(convolution: nn.Module, x: Tensor) -> bool:
     """Return whether torch's convolution computes a layer, as on other devices than the CPU."""
+    if _is_captured(x):
+        return True
     is_supported = x.dim() == 4 and convolution.padding_mode == 'zeros'
-    if _is_captured() or not is_supported or x.device.type != 'cpu':
+    if not is_supported or x.device.type != 'cpu':
         return True
     return _is_faster_in_torch(convolution, x)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.precision import full_precision
+from ..ops.tracing import leaf_module
 from .safe_module import SafeModule
 
 
@@ -86,6 +87,7 @@ class NMF2D(nn.Module):
             bases * (x @ coefficients) / (bases @ (coefficients.mT @ coefficients) + self.epsilon)
         )
 
+    @leaf_module
     def forward(self, x: Tensor) -> Tensor:
         """Map the non-negative (B, C, H, W) to its approximation."""
         # float16 cannot hold products over all positions, nor epsilon

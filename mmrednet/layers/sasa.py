@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import Window, attend, local_aggregate, local_attention, local_correlate
+from ..ops.tracing import leaf_module
 from ..registry import MODELS
 from .attention import TapWeights
 from .plain import is_plain, plain_pointwise
@@ -206,6 +207,7 @@ class AttentionStem(SafeModule):
         projections = convolution.weight.reshape(len(shares), *self.heads, x.shape[1])
         return torch.einsum('mndc,bmnchw->bndhw', projections, sums.to(projections.dtype))
 
+    @leaf_module
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / k), ceil(W / k))."""
         out = self.aggregate(x, self.weights(x)).flatten(1, 2)

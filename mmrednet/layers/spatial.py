@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
+from ..ops.tracing import leaf_module
 from ..registry import MODELS
 from ..spelling import nearest
 from .attention import Attention
@@ -37,6 +38,7 @@ def spatial_operator(layer: type[nn.Module]) -> type[nn.Module]:
     """Register an operator, for ``spatial_cfg``, ``conv_cfg`` and ``plugins`` of stock ResNets.
 
     The operator is entered in ``OPERATORS``, the table that tests and documentation go through.
+    ``torch.fx`` records it as one node.
     Stock ResNets call the number of channels of a plugin ``in_channels``; the constructor of a
     registered operator takes it under both names.
 
@@ -71,6 +73,7 @@ def spatial_operator(layer: type[nn.Module]) -> type[nn.Module]:
         construct(self, in_channels if channels is None else channels, **kwargs)
 
     layer.__init__ = __init__  # type: ignore[method-assign]
+    layer.forward = leaf_module(layer.forward)  # type: ignore[method-assign]
     MODELS.register_module()(layer)
     OPERATORS[layer.__name__] = layer
     return layer

@@ -18,10 +18,12 @@ from torch.utils.flop_counter import register_flop_formula
 from . import _torch, _triton, local, multiply_adds
 from .checks import check_outputs, check_same, check_shape, check_tensors
 from .precision import full_precision
+from .tracing import leaf_function
 from .transforms import transformable
 from .window import Window
 
 
+@leaf_function
 def local_attention(
     query: Tensor,
     key: Tensor,
@@ -133,6 +135,7 @@ def relative_logits(query: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return (by_row[:, :, :, None] + by_column[:, :, None]).flatten(2, 3)
 
 
+@leaf_function
 def attend(logits: Tensor, window: Window, size: Sequence[int]) -> Tensor:
     """Return the softmax of logits (B, N, K, Ho, Wo) over the taps on a map of this size.
 

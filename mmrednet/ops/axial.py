@@ -18,9 +18,11 @@ from torch.utils.flop_counter import register_flop_formula
 from . import _torch, _triton, axial_definition, multiply_adds
 from .axial_definition import TERMS, default_budget
 from .checks import check_dtype, check_same, check_shape, check_tensors
+from .tracing import leaf_function
 from .transforms import transformable
 
 
+@leaf_function
 def axial_attention(
     query: Tensor,
     key: Tensor,

@@ -19,10 +19,12 @@ from torch.utils.flop_counter import register_flop_formula
 from . import _torch, multiply_adds
 from .checks import check_dtype, check_shape, check_tensors
 from .space_to_batch import dilated_depth_wise
+from .tracing import leaf_function
 from .transforms import transformable
 from .window import IntPair, to_pair
 
 
+@leaf_function
 def depthwise_conv2d(
     x: Tensor,
     weight: Tensor,

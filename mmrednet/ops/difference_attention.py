@@ -18,10 +18,12 @@ from torch.utils.flop_counter import register_flop_formula
 from . import _torch, _triton, local
 from .attention import attend
 from .checks import check_outputs, check_same, check_shape, check_tensors
+from .tracing import leaf_function
 from .transforms import transformable
 from .window import Window
 
 
+@leaf_function
 def local_difference_attention(
     query: Tensor, key: Tensor, value: Tensor, window: Window, *, bias: Tensor | None = None
 ) -> Tensor:

@@ -18,10 +18,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch, _triton, local, multiply_adds
 from .checks import check_dtype, check_outputs, check_same, check_shape, check_tensors
+from .tracing import leaf_function
 from .transforms import transformable
 from .window import Window
 
 
+@leaf_function
 def local_involution(
     value: Tensor,
     hidden: Tensor,

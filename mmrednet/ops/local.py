@@ -26,12 +26,14 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _native, _torch, _triton, multiply_adds, transforms
 from .checks import check_outputs, check_same, check_taps, check_tensors
+from .tracing import leaf_function
 from .transforms import transformable
 from .window import Window
 
 __all__ = ['active_kernels', 'local_aggregate', 'local_correlate', 'local_scatter']
 
 
+@leaf_function
 def local_aggregate(value: Tensor, weight: Tensor, window: Window) -> Tensor:
     """Sum the neighbours of every position, each times its own weight.
 
@@ -56,6 +58,7 @@ def local_aggregate(value: Tensor, weight: Tensor, window: Window) -> Tensor:
     return aggregate(value, weight, list(window))
 
 
+@leaf_function
 def local_correlate(query: Tensor, key: Tensor, window: Window) -> Tensor:
     """Multiply every position with each of its neighbours, which gives the logits of attention.
 
@@ -79,6 +82,7 @@ def local_correlate(query: Tensor, key: Tensor, window: Window) -> Tensor:
     return correlate(query, key, list(window))
 
 
+@leaf_function
 def local_scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Window) -> Tensor:
     """Add every position to each of its neighbours, times a weight of its own.
 

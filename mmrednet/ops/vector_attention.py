@@ -19,6 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch, local, multiply_adds
 from .precision import full_precision
+from .tracing import leaf_function
 from .transforms import is_transformed, transformable
 from .vector_mapping import (
     Gamma,
@@ -35,6 +36,7 @@ from .vector_relations import reflected_rows
 from .window import Window
 
 
+@leaf_function
 def local_vector_attention(
     query: Tensor,
     key: Tensor,

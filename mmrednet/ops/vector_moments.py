@@ -17,6 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch
 from .precision import full_precision
+from .tracing import leaf_function
 from .transforms import is_transformed, transformable
 from .vector_attention import differentiate
 from .vector_mapping import (
@@ -32,6 +33,7 @@ from .vector_relations import find_relation
 from .window import Window
 
 
+@leaf_function
 def vector_statistics(
     query: Tensor,
     key: Tensor,

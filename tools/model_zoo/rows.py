@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mmrednet.analysis.categories import check_count, select
-from mmrednet.analysis.counting import count_network
+from mmrednet.analysis.categories import CATEGORIES, check_count, select
+from mmrednet.analysis.counting import Complexity, count_network
 from mmrednet.analysis.image_network import ImageNetwork
 from mmrednet.analysis.networks import build_network
 from mmrednet.analysis.reports import describe, missing
@@ -31,16 +33,25 @@ class Convention:
     Args:
         text: Description for the page.
         count: Categories or operators, see :func:`mmrednet.analysis.categories.select`.
+        tool: Program that the source counts with. Default: '', not known.
         flops: Whether a multiply-add is two. Default: False.
         weights: Factors of operators that the source counts otherwise. Default: none.
-        norms: Regular expression that the names of the counted norms match. Default: '', all.
+        modules: Regular expressions by operators, categories or 'all'. Where the name of a module
+            does not match, the tool does not see such operators. Default: none.
+        resize: Whether the source counts that the first output is resized to the image. Default:
+            False.
+        decimals: Number of decimals that the tool prints, of which the source rounds again.
+            Default: None, the source rounds once.
     """
 
     text: str
     count: Sequence[str]
+    tool: str = ''
     flops: bool = False
     weights: Mapping[str, float] = field(default_factory=dict)
-    norms: str = ''
+    modules: Mapping[str, str] = field(default_factory=dict)
+    resize: bool = False
+    decimals: int | None = None
 
     @property
     def unit(self) -> str:
@@ -52,6 +63,22 @@ class Convention:
         counts = select(Counter(operators), self.count, flops=self.flops)
         return sum(value * self.weights.get(name, 1) for name, value in counts.items()) / 1e9
 
+    def visible(self, complexity: Complexity) -> Counter[str]:
+        """Return the counts of the operators of a network that the tool sees."""
+        operators: Counter[str] = Counter()
+        for module, counts in complexity.own().items():
+            for operator, count in counts.items():
+                patterns = [self.modules.get(name, '') for name in ('all', operator)]
+                patterns += [
+                    pattern
+                    for category, pattern in self.modules.items()
+                    if operator in CATEGORIES.get(category, ())
+                ]
+                if all(re.search(pattern, module) for pattern in patterns):
+                    operators[operator] += count
+        # an operator that is nowhere seen is none
+        return +operators
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -61,11 +88,13 @@ class Difference:
         unit: Name of its unit.
         computed: Our figure.
         published: Published figure as printed, '' if there is none.
+        decimals: Number of decimals that the source's tool prints. Default: None, all.
     """
 
     unit: str
     computed: float
     published: str
+    decimals: int | None = None
 
     @property
     def text(self) -> str:
@@ -74,8 +103,9 @@ class Difference:
             return ''
         printed = Decimal(self.published)
         digit = Decimal(1).scaleb(int(printed.as_tuple().exponent))
+        figure = self.computed if self.decimals is None else round(self.computed, self.decimals)
         # a half may be rounded either way; a float may lie beside it
-        if abs(Decimal(self.computed) - printed) <= digit * Decimal('0.5000001'):
+        if abs(Decimal(figure) - printed) <= digit * Decimal('0.5000001'):
             return '='
         return f'{100 * (self.computed / float(printed) - 1):+.1f} %'
 
@@ -99,6 +129,9 @@ class Row:
         task: Data set that it was trained on.
         metrics: Name of ``score``.
         source: Publication.
+        options: Changes of the config that make it the network which the source counted, by
+            dotted keys. Default: none.
+        options_why: How it is known that the source counted that network.
         shape: Height and width of the image. Default: that of
             :func:`mmrednet.analysis.networks.build_network`.
         parameters: Parameters that the source counts, 'all' or 'trainable'. Default: 'all'.
@@ -118,6 +151,8 @@ class Row:
     task: str = ''
     metrics: str = 'score'
     source: str = ''
+    options: Mapping[str, Any] = field(default_factory=dict)
+    options_why: str = ''
     shape: Sequence[int] | None = None
     parameters: str = 'all'
     params: str = ''
@@ -131,10 +166,18 @@ class Row:
         """Its key in the file of counts."""
         return self.config or self.name
 
-    def build(self, root: Path) -> tuple[ImageNetwork, Sequence[int]]:
-        """Return the network and (H, W) of its image. A backbone gets ImageNet's classifier."""
+    def build(
+        self, root: Path, options: Mapping[str, Any] | None = None
+    ) -> tuple[ImageNetwork, Sequence[int]]:
+        """Return the network and (H, W) of its image. A backbone gets ImageNet's classifier.
+
+        Args:
+            root: Root of the repository.
+            options: Changes of the config. Default: None.
+        """
         if self.model is None:
-            network, shape = build_network(str(root / f'configs/{self.config}.py'))
+            path = str(root / f'configs/{self.config}.py')
+            network, shape = build_network(path, options=dict(options or {}))
         else:
             network, shape = build_network(
                 {'init_cfg': None, **self.model}, classes=IMAGENET_CLASSES
@@ -144,25 +187,35 @@ class Row:
     def count(self, root: Path) -> dict[str, Any]:
         """Return shape, parameters and counts of operators, in exact integers.
 
+        'visible' has the counts that the source's tool sees, if it does not see all. Where the
+        source counted the network of other ``options``, 'published' has the counts of that.
+
         Raises:
             RuntimeError: An operator has no handle, or a part of the network never ran.
         """
-        network, shape = self.build(root)
+        counts = self._count(root)
+        if self.options:
+            counts['published'] = self._count(root, self.options)
+        return counts
+
+    def _count(self, root: Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        network, shape = self.build(root, options)
+        if self.convention.resize:
+            network.register_forward_hook(_resized)
         complexity = count_network(network, torch.zeros(1, 3, *shape))
         problems = missing(describe(complexity, network, name=self.key, shape=shape))
         if problems:
             raise RuntimeError(f'{self.key} cannot be counted wholly. {" ".join(problems)}')
-        operators = Counter(complexity.counts[''])
-        for module, own in complexity.own().items():
-            if not re.search(self.convention.norms, module):
-                operators['batch_norm'] -= own['batch_norm']
         parameters = complexity.parameters()
-        return dict(
+        counts: dict[str, Any] = dict(
             shape=list(shape),
             all=parameters.all,
             trainable=parameters.trainable,
-            operators=dict(sorted(operators.items())),
+            operators=dict(sorted(complexity.counts[''].items())),
         )
+        if self.convention.modules:
+            counts['visible'] = dict(sorted(self.convention.visible(complexity).items()))
+        return counts
 
     def differences(self, counts: Mapping[str, Any]) -> dict[str, Difference]:
         """Return the difference of each figure: of the parameters and of MACs or FLOPs.
@@ -170,19 +223,29 @@ class Row:
         Args:
             counts: Result of :meth:`count`.
         """
-        giga = self.convention.giga(counts['operators'])
+        counts = counts.get('published', counts)
+        operators = counts.get('visible', counts['operators'])
+        mega, giga = counts[self.parameters] / 1e6, self.convention.giga(operators)
+        decimals = self.convention.decimals
         return {
-            'parameters': Difference('parameters', counts[self.parameters] / 1e6, self.params),
-            'macs': Difference(self.convention.unit, giga, self.macs),
+            'parameters': Difference('parameters', mega, self.params, decimals),
+            'macs': Difference(self.convention.unit, giga, self.macs, decimals),
         }
+
+
+def _resized(_: nn.Module, inputs: tuple[Tensor], outputs: list[Tensor]) -> list[Tensor]:
+    """Return the outputs of a segmenter with its logits in the size of the image."""
+    size = inputs[0].shape[-2:]
+    return [F.interpolate(outputs[0], size=size, mode='bilinear'), *outputs[1:]]
 
 
 def read_rows(path: Path) -> list[Row]:
     """Read the rows of a file such as ``docs/model_zoo.yml``.
 
     Raises:
-        ValueError: A convention counts something unknown, two rows have one name, or a note is
-            empty, belongs to no figure, or to one that has another note.
+        ValueError: A convention counts something unknown, two rows have one name, a note is empty,
+            belongs to no figure, or to one that has another note, or changes of a config have no
+            reason.
     """
     data = yaml.safe_load(path.read_text())
     conventions = {name: Convention(**entry) for name, entry in data['conventions'].items()}
@@ -198,12 +261,26 @@ def read_rows(path: Path) -> list[Row]:
             row = Row(**values)
             check_count(row.convention.count)
             _check_notes(row)
+            check_options(row)
             rows.append(row)
     keys = Counter(row.key for row in rows)
     repeated = [key for key, count in keys.items() if count > 1]
     if repeated:
         raise ValueError(f'rows must have names of their own, got {repeated} in {path}.')
     return rows
+
+
+def check_options(row: Row) -> None:
+    """Check that a row says how the settings of the source's network are known.
+
+    Raises:
+        ValueError: It does not, or has no such settings.
+    """
+    if bool(row.options) != bool(row.options_why):
+        raise ValueError(
+            f'{row.key}: options and options_why must be given together, got '
+            f'{dict(row.options)} and {row.options_why!r}.'
+        )
 
 
 def _check_notes(row: Row) -> None:
