@@ -100,6 +100,11 @@ COMMANDS = {
         'run a script of mmdet, mmseg or mmrednet, such as browse_dataset',
         f'mmrednet tool browse_dataset {DETECTOR} --output-dir pictures --not-show',
     ),
+    'doctor': Command(
+        'mmrednet.commands.doctor',
+        'report versions and kernels, run every operator, and say how to mend what fails',
+        'mmrednet doctor',
+    ),
     'completion': Command(
         'mmrednet.commands.completion',
         'print the completion for bash or zsh',
