@@ -83,11 +83,16 @@ def misfit(library: Path) -> str | None:
     return None
 
 
+def cache_folder() -> Path:
+    """Return the package's folder in the user's cache, whether it exists or not."""
+    root = os.environ.get('XDG_CACHE_HOME') or str(Path.home() / '.cache')
+    return Path(root) / 'mmrednet'
+
+
 def cached_library() -> Path:
     """Return the path in the user's cache of the library that fits, whether it exists or not."""
-    root = os.environ.get('XDG_CACHE_HOME') or str(Path.home() / '.cache')
     compiler = hashlib.sha256(_compiler_version().encode()).hexdigest()[:8]
-    return Path(root) / 'mmrednet' / 'kernels' / f'{fingerprint()}-{compiler}' / '_C.so'
+    return cache_folder() / 'kernels' / f'{fingerprint()}-{compiler}' / '_C.so'
 
 
 def _compiler() -> str:
