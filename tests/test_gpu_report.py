@@ -81,8 +81,7 @@ def test_dry_run():
 
 @without_gpu
 def test_vector_attention_of_both_kinds():
-    """With a window of one tap: the interpreter takes a second for each of 49."""
-    options = ('--dtypes', 'float32', '--kernel-size', '1')
+    options = ('--dtypes', 'float32', '--kernel-size', '3')
     result = report('--dry-run', '--parts', 'vector', 'patchwise', *options)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith('| vector')]
@@ -91,7 +90,7 @@ def test_vector_attention_of_both_kinds():
     assert kinds == ['pairwise', 'pairwise', 'patchwise', 'patchwise']
     for row in rows:
         assert row[3:10] == ['–'] * 7
-        assert float(row[10]) < 1e-5
+        assert float(row[10]) < 1e-4
 
 
 def test_the_entry_of_a_verified_chip(monkeypatch):
@@ -274,9 +273,12 @@ def test_a_check_that_raises_leaves_the_others(monkeypatch):
     failed = [row for row in rows if not row[3]]
     assert [row[0] for row in failed] == [
         f"{name}, torch.compile: RuntimeError 'no such / kernel'"
-        for name in ('aggregate', 'correlate', 'involution', 'local attention', 'axial attention')
+        for name in (
+            *('aggregate', 'correlate', 'involution'),
+            *('local attention', 'axial attention', 'vector attention'),
+        )
     ]
-    assert len(rows) - len(failed) >= 5
+    assert len(rows) - len(failed) >= 6
 
 
 def test_an_operator_that_does_not_repeat_is_reported(monkeypatch):

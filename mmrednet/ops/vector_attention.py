@@ -196,8 +196,8 @@ def dense_definition(query: Tensor, key: Tensor, value: Tensor, *arguments: Any)
     return _torch.in_layout_of(value, definition(query, key, value, *arguments))
 
 
-def gradients(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """Return the gradients of :func:`definition` for its ten tensors, by torch's autograd."""
+def gradients(grad: Tensor, *arguments: Any) -> Any:
+    """Return the ten gradients of :func:`definition`, by torch's autograd."""
     tensors, options = arguments[:10], arguments[10:]
     with recorded():
         grads = differentiate(lambda *leaves: definition(*leaves, *options), [grad], tensors)

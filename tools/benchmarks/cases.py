@@ -331,7 +331,6 @@ def vector(setting: Setting, patchwise: bool = False) -> Case:
         scale2=norms[2],
         shift2=norms[3],
         weight2=setting.parameter(outputs, hidden) / hidden**0.5,
-        bias2=setting.parameter(outputs),
     )
     grad = torch.randn_like(inputs['value'])
     shapes = [inputs[name].shape for name in ('query', 'value', 'weight1', 'weight2')]
@@ -341,8 +340,10 @@ def vector(setting: Setting, patchwise: bool = False) -> Case:
     works = _works(inputs, grad, count, backward)
 
     def operator(query: Tensor, key: Tensor, value: Tensor, *gamma: Tensor) -> Tensor:
+        # a softmax does not change with a shift
+        bias = gamma[-1].new_zeros(outputs)
         return local_vector_attention(
-            *(query, key, value, Gamma(*gamma), window),
+            *(query, key, value, Gamma(*gamma, bias), window),
             relation='concatenation' if patchwise else 'subtraction',
             patchwise=patchwise,
             position_channels=places,

@@ -109,8 +109,7 @@ def attention(dtype: torch.dtype, layout: str, device: torch.device) -> Iterator
         yield f'gradient of attention for {name}', actual, reference
     arguments = (*inputs, tables[-1], list(WINDOW))
     result = kernels.difference_attention(*arguments)
-    expected = difference_attention.definition(*_wide(arguments))
-    yield 'difference_attention', result, expected
+    yield 'difference_attention', result, difference_attention.definition(*_wide(arguments))
 
 
 _ATTENTION = ('query', 'key', 'value', 'rows', 'columns', 'bias')
@@ -170,8 +169,10 @@ def vector_attention(dtype: torch.dtype, layout: str, device: torch.device) -> I
             yield f'gradient of {relation} for {name}', actual, reference
 
 
-_VECTOR = ('query', 'key', 'value', 'scale1', 'shift1', 'weight1', 'scale2', 'shift2', 'weight2')
-_VECTOR = (*_VECTOR, 'bias2')
+_VECTOR = (
+    *('query', 'key', 'value', 'scale1', 'shift1', 'weight1'),
+    *('scale2', 'shift2', 'weight2', 'bias2'),
+)
 
 
 def _vector_arguments(make: Maker, relation: str, patchwise: bool) -> tuple[Any, ...]:

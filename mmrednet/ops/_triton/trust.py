@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -143,7 +144,8 @@ def _driver() -> str:
         match = re.search(r'\b\d+\.\d+(\.\d+)?\b', text)
         if match:
             return match[0]
-    return str(torch._C._cuda_getDriverVersion())
+    library: Any = torch._C
+    return str(library._cuda_getDriverVersion())
 
 
 def _path(key: tuple) -> Path:

@@ -93,7 +93,9 @@ def vectors(case: Case, *, dry: bool, compiled: bool, flex: bool) -> dict[str, C
     relation = 'concatenation' if patchwise else 'subtraction'
 
     def stored_features(*inputs: Tensor) -> Tensor:
-        return vector_attention.definition(*inputs, relation, patchwise, places, list(case.window))
+        bias = inputs[-1].new_zeros(len(inputs[-1]))
+        options = (relation, patchwise, places, list(case.window))
+        return vector_attention.definition(*inputs, bias, *options)
 
     return {'fused': case.operator, 'stored features, in chunks': stored_features}
 
