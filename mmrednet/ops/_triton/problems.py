@@ -160,9 +160,9 @@ def vector_attention(dtype: torch.dtype, layout: str, device: torch.device) -> I
         grad = make.maps(GROUPS * CHANNELS, groups=1)[:, 0]
         result = kernels.attention(*arguments)
         grads = kernels.attention_backward(grad, *arguments)
-        wide = _wide(arguments)
-        yield relation, result, operator.definition(*wide)
-        expected = operator.gradients(grad.double(), *wide)
+        doubles = _wide(arguments)
+        yield relation, result, operator.definition(*doubles)
+        expected = operator.gradients(grad.double(), *doubles)
         # the last one, of the bias before a softmax, is nothing but rounding
         count = 10 if patchwise else 9
         for name, actual, reference in zip(_VECTOR[:count], grads, expected, strict=False):
@@ -177,17 +177,17 @@ _VECTOR = (
 
 def _vector_arguments(make: Maker, relation: str, patchwise: bool) -> tuple[Any, ...]:
     """Return the arguments of vector attention with 4 channels of keys and 8 hidden features."""
-    channels, places, hidden = 4, 0 if patchwise else 2, 8
-    features = channels * (WINDOW.taps + 1) if patchwise else channels + places
+    channels, coordinates, hidden = 4, 0 if patchwise else 2, 8
+    features = channels * (WINDOW.taps + 1) if patchwise else channels + coordinates
     outputs = GROUPS * WINDOW.taps if patchwise else GROUPS
     scale1, shift1, scale2, shift2 = (
         make.table(count, dtype=torch.float32) for count in (features, features, hidden, hidden)
     )
-    maps = [make.maps(count, groups=1)[:, 0] for count in (channels + places,) * 2]
+    maps = [make.maps(count, groups=1)[:, 0] for count in (channels + coordinates,) * 2]
     return (
         *(*maps, make.maps(GROUPS * CHANNELS, groups=1)[:, 0], scale1, shift1),
         *(make.table(hidden, features), scale2, shift2, make.table(outputs, hidden)),
-        *(make.table(outputs), relation, patchwise, places, list(WINDOW)),
+        *(make.table(outputs), relation, patchwise, coordinates, list(WINDOW)),
     )
 
 

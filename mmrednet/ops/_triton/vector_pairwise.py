@@ -46,9 +46,9 @@ from .vector_tiles import (
     read,
     read_groups,
     reflected,
-    seen_size,
     types_of,
     vector,
+    view_size,
     write,
     write_groups,
     write_matrix,
@@ -65,7 +65,7 @@ def read_content_and_position(
     tensor,
     strides,
     channels: tl.constexpr,
-    places: tl.constexpr,
+    coordinates: tl.constexpr,
     row,
     column,
     valid,
@@ -75,10 +75,10 @@ def read_content_and_position(
 ):
     """Return the channels of the relation [P, R] and those of the position."""
     channel = tl.arange(0, BLOCK_R).to(INDEX)
-    place = (channels + tl.arange(0, POSITION_BLOCK)).to(INDEX)
+    coordinate = (channels + tl.arange(0, POSITION_BLOCK)).to(INDEX)
     return (
         read(tensor, strides, channel, channels, row, column, valid, LAYOUT),
-        read(tensor, strides, place, channels + places, row, column, valid, LAYOUT),
+        read(tensor, strides, coordinate, channels + coordinates, row, column, valid, LAYOUT),
     )
 
 
@@ -94,23 +94,23 @@ def relate(q, k, RELATION: tl.constexpr):
 
 
 @triton.jit
-def first_norm(gamma, channels: tl.constexpr, places: tl.constexpr, BLOCK_R: tl.constexpr):
+def first_norm(gamma, channels: tl.constexpr, coordinates: tl.constexpr, BLOCK_R: tl.constexpr):
     """Return scale and shift of the features of the relation, and of the position."""
-    index, place = tl.arange(0, BLOCK_R), channels + tl.arange(0, POSITION_BLOCK)
+    index, coordinate = tl.arange(0, BLOCK_R), channels + tl.arange(0, POSITION_BLOCK)
     return (
         vector(gamma[0], index, channels),
         vector(gamma[1], index, channels),
-        vector(gamma[0], place, channels + places),
-        vector(gamma[1], place, channels + places),
+        vector(gamma[0], coordinate, channels + coordinates),
+        vector(gamma[1], coordinate, channels + coordinates),
     )
 
 
 @triton.jit
-def normed_features(features, places, norm):
+def normed_features(features, coordinates, norm):
     """Return the normed features of the relation and of the position."""
     return (
         features * norm[0][None, :] + norm[1][None, :],
-        places * norm[2][None, :] + norm[3][None, :],
+        coordinates * norm[2][None, :] + norm[3][None, :],
     )
 
 
@@ -119,35 +119,35 @@ def first_weights(
     gamma,
     chunk,
     channels: tl.constexpr,
-    places: tl.constexpr,
+    coordinates: tl.constexpr,
     hidden: tl.constexpr,
     BLOCK_R: tl.constexpr,
     DOT: tl.constexpr,
 ):
     """Return the weights of a chunk of hidden features, of the relation [R, M] and the position."""
-    index, place = tl.arange(0, BLOCK_R), channels + tl.arange(0, POSITION_BLOCK)
-    end: tl.constexpr = channels + places
+    index, coordinate = tl.arange(0, BLOCK_R), channels + tl.arange(0, POSITION_BLOCK)
+    end: tl.constexpr = channels + coordinates
     return (
         matrix(gamma[2], index, chunk, 1, end, channels, hidden).to(DOT),
-        matrix(gamma[2], place, chunk, 1, end, end, hidden).to(DOT),
+        matrix(gamma[2], coordinate, chunk, 1, end, end, hidden).to(DOT),
     )
 
 
 @triton.jit
-def hidden_features(normed, normed_place, weights, DOT: tl.constexpr, PRECISION: tl.constexpr):
+def hidden_features(normed, normed_coordinate, weights, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """Return a chunk of hidden features [P, M]."""
     result = tl.dot(tl.maximum(normed, 0.0).to(DOT), weights[0], input_precision=PRECISION)
-    factor = tl.maximum(normed_place, 0.0).to(DOT)
+    factor = tl.maximum(normed_coordinate, 0.0).to(DOT)
     return result + tl.dot(factor, weights[1], input_precision=PRECISION)
 
 
 @triton.jit
 def pair_logits(
     normed,
-    normed_place,
+    normed_coordinate,
     gamma,
     channels: tl.constexpr,
-    places: tl.constexpr,
+    coordinates: tl.constexpr,
     hidden: tl.constexpr,
     groups: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -162,8 +162,8 @@ def pair_logits(
     logits += vector(gamma[6], group, groups)[None, :]
     for first in range(0, hidden, BLOCK_M):
         chunk = first + tl.arange(0, BLOCK_M)
-        weights = first_weights(gamma, chunk, channels, places, hidden, BLOCK_R, DOT)
-        h = hidden_features(normed, normed_place, weights, DOT, PRECISION)
+        weights = first_weights(gamma, chunk, channels, coordinates, hidden, BLOCK_R, DOT)
+        h = hidden_features(normed, normed_coordinate, weights, DOT, PRECISION)
         h = h * vector(gamma[3], chunk, hidden)[None, :] + vector(gamma[4], chunk, hidden)[None, :]
         weight2 = matrix(gamma[5], chunk, group, 1, hidden, hidden, groups).to(DOT)
         logits += tl.dot(tl.maximum(h, 0.0).to(DOT), weight2, input_precision=PRECISION)
@@ -174,11 +174,11 @@ def pair_logits(
 def chunk_gradients(
     grad_logits,
     normed,
-    normed_place,
+    normed_coordinate,
     gamma,
     chunk,
     channels: tl.constexpr,
-    places: tl.constexpr,
+    coordinates: tl.constexpr,
     hidden: tl.constexpr,
     groups: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -187,8 +187,8 @@ def chunk_gradients(
     PRECISION: tl.constexpr,
 ):
     """Return a chunk of hidden features, normed ones, their gradients, and weights of the chunk."""
-    weights = first_weights(gamma, chunk, channels, places, hidden, BLOCK_R, DOT)
-    h = hidden_features(normed, normed_place, weights, DOT, PRECISION)
+    weights = first_weights(gamma, chunk, channels, coordinates, hidden, BLOCK_R, DOT)
+    h = hidden_features(normed, normed_coordinate, weights, DOT, PRECISION)
     scale = vector(gamma[3], chunk, hidden)[None, :]
     normed_h = h * scale + vector(gamma[4], chunk, hidden)[None, :]
     weight2 = matrix(gamma[5], tl.arange(0, BLOCK_G), chunk, hidden, 1, groups, hidden).to(DOT)
@@ -201,10 +201,10 @@ def chunk_gradients(
 def feature_gradients(
     grad_logits,
     normed,
-    normed_place,
+    normed_coordinate,
     gamma,
     channels: tl.constexpr,
-    places: tl.constexpr,
+    coordinates: tl.constexpr,
     hidden: tl.constexpr,
     groups: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -215,17 +215,27 @@ def feature_gradients(
 ):
     """Return the gradients of the normed features of the relation and of the position."""
     grad = tl.zeros((normed.shape[0], BLOCK_R), tl.float32)
-    grad_place = tl.zeros((normed.shape[0], POSITION_BLOCK), tl.float32)
+    grad_coordinate = tl.zeros((normed.shape[0], POSITION_BLOCK), tl.float32)
     for first in range(0, hidden, BLOCK_M):
         chunk = first + tl.arange(0, BLOCK_M)
         _, _, _, grad_h, weights = chunk_gradients(
-            *(grad_logits, normed, normed_place, gamma, chunk, channels, places, hidden, groups),
+            *(
+                grad_logits,
+                normed,
+                normed_coordinate,
+                gamma,
+                chunk,
+                channels,
+                coordinates,
+                hidden,
+                groups,
+            ),
             *(BLOCK_R, BLOCK_G, DOT, PRECISION),
         )
         factor = grad_h.to(DOT)
         grad += tl.dot(factor, tl.trans(weights[0]), input_precision=PRECISION)
-        grad_place += tl.dot(factor, tl.trans(weights[1]), input_precision=PRECISION)
-    return tl.where(normed > 0, grad, 0.0), tl.where(normed_place > 0, grad_place, 0.0)
+        grad_coordinate += tl.dot(factor, tl.trans(weights[1]), input_precision=PRECISION)
+    return tl.where(normed > 0, grad, 0.0), tl.where(normed_coordinate > 0, grad_coordinate, 0.0)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
@@ -248,7 +258,7 @@ def pairwise_kernel(
     # numbers of channels of the relation and of the position, of hidden features, and of groups
     # and their channels
     channels: tl.constexpr,
-    places: tl.constexpr,
+    coordinates: tl.constexpr,
     hidden: tl.constexpr,
     groups: tl.constexpr,
     depth: tl.constexpr,
@@ -281,9 +291,9 @@ def pairwise_kernel(
     key += start(key_strides, batch, 0 * batch, KEY)
     value += start(value_strides, batch, 0 * batch, VALUE)
     result += start(result_strides, batch, 0 * batch, RESULT)
-    norm = first_norm(gamma, channels, places, BLOCK_R)
-    q, q_place = read_content_and_position(
-        query, query_strides, channels, places, row, column, valid, QUERY, BLOCK_R, INDEX
+    norm = first_norm(gamma, channels, coordinates, BLOCK_R)
+    q, q_coordinate = read_content_and_position(
+        query, query_strides, channels, coordinates, row, column, valid, QUERY, BLOCK_R, INDEX
     )
     # Online softmax: the largest logit so far, the sum of weights relative to it, and the sum of
     # weighted values. A larger logit rescales both sums.
@@ -293,12 +303,14 @@ def pairwise_kernel(
     for tap in range(WINDOW[0] * WINDOW[1]):
         y, x = neighbour(row, column, tap // WINDOW[1], tap % WINDOW[1], WINDOW)
         y, x = reflected(y, height), reflected(x, width)
-        k, k_place = read_content_and_position(
-            key, key_strides, channels, places, y, x, valid, KEY, BLOCK_R, INDEX
+        k, k_coordinate = read_content_and_position(
+            key, key_strides, channels, coordinates, y, x, valid, KEY, BLOCK_R, INDEX
         )
-        normed, normed_place = normed_features(relate(q, k, RELATION), q_place - k_place, norm)
+        normed, normed_coordinate = normed_features(
+            relate(q, k, RELATION), q_coordinate - k_coordinate, norm
+        )
         logits = pair_logits(
-            *(normed, normed_place, gamma, channels, places, hidden, groups),
+            *(normed, normed_coordinate, gamma, channels, coordinates, hidden, groups),
             *(BLOCK_R, BLOCK_M, BLOCK_G, DOT, PRECISION),
         )
         new_largest = tl.maximum(largest, logits)
@@ -349,7 +361,7 @@ def pairwise_query_kernel(
     out_height,
     out_width,
     channels: tl.constexpr,
-    places: tl.constexpr,
+    coordinates: tl.constexpr,
     hidden: tl.constexpr,
     groups: tl.constexpr,
     depth: tl.constexpr,
@@ -380,9 +392,9 @@ def pairwise_query_kernel(
     key += start(key_strides, batch, 0 * batch, KEY)
     value += start(value_strides, batch, 0 * batch, VALUE)
     grad_query += start(result_strides, batch, 0 * batch, RESULT)
-    norm = first_norm(gamma, channels, places, BLOCK_R)
-    q, q_place = read_content_and_position(
-        query, query_strides, channels, places, row, column, valid, QUERY, BLOCK_R, INDEX
+    norm = first_norm(gamma, channels, coordinates, BLOCK_R)
+    q, q_coordinate = read_content_and_position(
+        query, query_strides, channels, coordinates, row, column, valid, QUERY, BLOCK_R, INDEX
     )
     g = read_groups(
         grad, grad_strides, groups, depth, row, column, valid, GRAD, BLOCK_D, BLOCK_G, INDEX
@@ -395,12 +407,14 @@ def pairwise_query_kernel(
     for tap in range(WINDOW[0] * WINDOW[1]):
         y, x = neighbour(row, column, tap // WINDOW[1], tap % WINDOW[1], WINDOW)
         y, x = reflected(y, height), reflected(x, width)
-        k, k_place = read_content_and_position(
-            key, key_strides, channels, places, y, x, valid, KEY, BLOCK_R, INDEX
+        k, k_coordinate = read_content_and_position(
+            key, key_strides, channels, coordinates, y, x, valid, KEY, BLOCK_R, INDEX
         )
-        normed, normed_place = normed_features(relate(q, k, RELATION), q_place - k_place, norm)
+        normed, normed_coordinate = normed_features(
+            relate(q, k, RELATION), q_coordinate - k_coordinate, norm
+        )
         logits = pair_logits(
-            *(normed, normed_place, gamma, channels, places, hidden, groups),
+            *(normed, normed_coordinate, gamma, channels, coordinates, hidden, groups),
             *(BLOCK_R, BLOCK_M, BLOCK_G, DOT, PRECISION),
         )
         v = read_groups(
@@ -421,22 +435,22 @@ def pairwise_query_kernel(
     tl.store(products + offset, product, mask=mask)
     # second pass: the gradients of logits, and what follows from them
     grad_q = tl.zeros((P, BLOCK_R), tl.float32)
-    grad_q_place = tl.zeros((P, POSITION_BLOCK), tl.float32)
+    grad_q_coordinate = tl.zeros((P, POSITION_BLOCK), tl.float32)
     scale = tl.zeros((BLOCK_R,), tl.float32)
     shift = tl.zeros((BLOCK_R,), tl.float32)
-    scale_place = tl.zeros((POSITION_BLOCK,), tl.float32)
-    shift_place = tl.zeros((POSITION_BLOCK,), tl.float32)
+    scale_coordinate = tl.zeros((POSITION_BLOCK,), tl.float32)
+    shift_coordinate = tl.zeros((POSITION_BLOCK,), tl.float32)
     bias = tl.zeros((BLOCK_G,), tl.float32)
     for tap in range(WINDOW[0] * WINDOW[1]):
         y, x = neighbour(row, column, tap // WINDOW[1], tap % WINDOW[1], WINDOW)
         y, x = reflected(y, height), reflected(x, width)
-        k, k_place = read_content_and_position(
-            key, key_strides, channels, places, y, x, valid, KEY, BLOCK_R, INDEX
+        k, k_coordinate = read_content_and_position(
+            key, key_strides, channels, coordinates, y, x, valid, KEY, BLOCK_R, INDEX
         )
-        features, place = relate(q, k, RELATION), q_place - k_place
-        normed, normed_place = normed_features(features, place, norm)
+        features, coordinate = relate(q, k, RELATION), q_coordinate - k_coordinate
+        normed, normed_coordinate = normed_features(features, coordinate, norm)
         logits = pair_logits(
-            *(normed, normed_place, gamma, channels, places, hidden, groups),
+            *(normed, normed_coordinate, gamma, channels, coordinates, hidden, groups),
             *(BLOCK_R, BLOCK_M, BLOCK_G, DOT, PRECISION),
         )
         v = read_groups(
@@ -445,30 +459,30 @@ def pairwise_query_kernel(
         # positions beyond the map have gradients of zero
         grad_logits = tl.exp(logits - total) * (tl.sum(g * v, 1) - product)
         bias += tl.sum(grad_logits, 0)
-        grad_normed, grad_normed_place = feature_gradients(
-            *(grad_logits, normed, normed_place, gamma, channels, places, hidden, groups),
+        grad_normed, grad_normed_coordinate = feature_gradients(
+            *(grad_logits, normed, normed_coordinate, gamma, channels, coordinates, hidden, groups),
             *(BLOCK_R, BLOCK_M, BLOCK_G, DOT, PRECISION),
         )
         scale += tl.sum(grad_normed * features, 0)
         shift += tl.sum(grad_normed, 0)
-        scale_place += tl.sum(grad_normed_place * place, 0)
-        shift_place += tl.sum(grad_normed_place, 0)
+        scale_coordinate += tl.sum(grad_normed_coordinate * coordinate, 0)
+        shift_coordinate += tl.sum(grad_normed_coordinate, 0)
         grad_features = grad_normed * norm[0][None, :]
         if RELATION == 2:
             grad_features = grad_features * k
         grad_q += grad_features
-        grad_q_place += grad_normed_place * norm[2][None, :]
-    channel, place_channel = tl.arange(0, BLOCK_R), channels + tl.arange(0, POSITION_BLOCK)
-    end: tl.constexpr = channels + places
+        grad_q_coordinate += grad_normed_coordinate * norm[2][None, :]
+    channel, coordinate_channel = tl.arange(0, BLOCK_R), channels + tl.arange(0, POSITION_BLOCK)
+    end: tl.constexpr = channels + coordinates
     index = channel.to(INDEX)
     write(grad_query, result_strides, index, channels, row, column, valid, grad_q, RESULT)
-    index = place_channel.to(INDEX)
-    write(grad_query, result_strides, index, end, row, column, valid, grad_q_place, RESULT)
+    index = coordinate_channel.to(INDEX)
+    write(grad_query, result_strides, index, end, row, column, valid, grad_q_coordinate, RESULT)
     parts += tl.program_id(0).to(tl.int64) * (2 * end + groups)
     tl.store(parts + channel, scale, mask=channel < channels)
-    tl.store(parts + place_channel, scale_place, mask=place_channel < end)
+    tl.store(parts + coordinate_channel, scale_coordinate, mask=coordinate_channel < end)
     tl.store(parts + end + channel, shift, mask=channel < channels)
-    tl.store(parts + end + place_channel, shift_place, mask=place_channel < end)
+    tl.store(parts + end + coordinate_channel, shift_coordinate, mask=coordinate_channel < end)
     tl.store(parts + 2 * end + group, bias, mask=group < groups)
 
 
@@ -495,7 +509,7 @@ def pairwise_weight_kernel(
     tile_groups,
     tile_count,
     channels: tl.constexpr,
-    places: tl.constexpr,
+    coordinates: tl.constexpr,
     hidden: tl.constexpr,
     groups: tl.constexpr,
     depth: tl.constexpr,
@@ -520,19 +534,19 @@ def pairwise_weight_kernel(
     chunk = tl.program_id(0) // tile_groups * BLOCK_M + tl.arange(0, BLOCK_M)
     image_tiles = tl.cdiv(out_height, TILE_H) * tl.cdiv(out_width, TILE_W)
     group = tl.arange(0, BLOCK_G)
-    norm = first_norm(gamma, channels, places, BLOCK_R)
+    norm = first_norm(gamma, channels, coordinates, BLOCK_R)
     scale = tl.zeros((BLOCK_M,), tl.float32)
     shift = tl.zeros((BLOCK_M,), tl.float32)
     weight = tl.zeros((BLOCK_R, BLOCK_M), tl.float32)
-    weight_place = tl.zeros((POSITION_BLOCK, BLOCK_M), tl.float32)
+    weight_coordinate = tl.zeros((POSITION_BLOCK, BLOCK_M), tl.float32)
     weight2 = tl.zeros((BLOCK_G, BLOCK_M), tl.float32)
     for item in range(tile_group, tile_count, tile_groups):
         batch = item // image_tiles
         row, column = positions(item % image_tiles, out_width, TILE_H, TILE_W, INDEX)
         valid = on_map(row, column, out_height, out_width)
-        q, q_place = read_content_and_position(
+        q, q_coordinate = read_content_and_position(
             *(query + start(query_strides, batch, 0 * batch, QUERY), query_strides),
-            *(channels, places, row, column, valid, QUERY, BLOCK_R, INDEX),
+            *(channels, coordinates, row, column, valid, QUERY, BLOCK_R, INDEX),
         )
         g = read_groups(
             *(grad + start(grad_strides, batch, 0 * batch, GRAD), grad_strides, groups, depth),
@@ -546,13 +560,15 @@ def pairwise_weight_kernel(
         for tap in range(WINDOW[0] * WINDOW[1]):
             y, x = neighbour(row, column, tap // WINDOW[1], tap % WINDOW[1], WINDOW)
             y, x = reflected(y, height), reflected(x, width)
-            k, k_place = read_content_and_position(
+            k, k_coordinate = read_content_and_position(
                 *(key + start(key_strides, batch, 0 * batch, KEY), key_strides),
-                *(channels, places, y, x, valid, KEY, BLOCK_R, INDEX),
+                *(channels, coordinates, y, x, valid, KEY, BLOCK_R, INDEX),
             )
-            normed, normed_place = normed_features(relate(q, k, RELATION), q_place - k_place, norm)
+            normed, normed_coordinate = normed_features(
+                relate(q, k, RELATION), q_coordinate - k_coordinate, norm
+            )
             logits = pair_logits(
-                *(normed, normed_place, gamma, channels, places, hidden, groups),
+                *(normed, normed_coordinate, gamma, channels, coordinates, hidden, groups),
                 *(BLOCK_R, BLOCK_M, BLOCK_G, DOT, PRECISION),
             )
             v = read_groups(
@@ -563,7 +579,16 @@ def pairwise_weight_kernel(
             softmax = tl.exp(tl.where(mask, logits - total, float('-inf')))
             grad_logits = softmax * (tl.sum(g * v, 1) - product)
             h, normed_h, grad_normed_h, grad_h, _ = chunk_gradients(
-                *(grad_logits, normed, normed_place, gamma, chunk, channels, places, hidden),
+                *(
+                    grad_logits,
+                    normed,
+                    normed_coordinate,
+                    gamma,
+                    chunk,
+                    channels,
+                    coordinates,
+                    hidden,
+                ),
                 *(groups, BLOCK_R, BLOCK_G, DOT, PRECISION),
             )
             scale += tl.sum(grad_normed_h * h, 0)
@@ -571,19 +596,19 @@ def pairwise_weight_kernel(
             factor = grad_h.to(DOT)
             active = tl.trans(tl.maximum(normed, 0.0).to(DOT))
             weight += tl.dot(active, factor, input_precision=PRECISION)
-            active = tl.trans(tl.maximum(normed_place, 0.0).to(DOT))
-            weight_place += tl.dot(active, factor, input_precision=PRECISION)
+            active = tl.trans(tl.maximum(normed_coordinate, 0.0).to(DOT))
+            weight_coordinate += tl.dot(active, factor, input_precision=PRECISION)
             active = tl.maximum(normed_h, 0.0).to(DOT)
             weight2 += tl.dot(tl.trans(grad_logits.to(DOT)), active, input_precision=PRECISION)
     # rows of hidden features: the weights of the first layer come as their transpose
-    end: tl.constexpr = channels + places
+    end: tl.constexpr = channels + coordinates
     parts += tile_group.to(tl.int64) * (hidden * (2 + end + groups))
     tl.store(parts + chunk, scale, mask=chunk < hidden)
     tl.store(parts + hidden + chunk, shift, mask=chunk < hidden)
     parts += 2 * hidden
-    channel, place = tl.arange(0, BLOCK_R), channels + tl.arange(0, POSITION_BLOCK)
+    channel, coordinate = tl.arange(0, BLOCK_R), channels + tl.arange(0, POSITION_BLOCK)
     write_matrix(parts, channel, chunk, hidden, channels, hidden, weight)
-    write_matrix(parts, place, chunk, hidden, end, hidden, weight_place)
+    write_matrix(parts, coordinate, chunk, hidden, end, hidden, weight_coordinate)
     write_matrix(parts + end * hidden, group, chunk, hidden, groups, hidden, weight2)
 
 
@@ -607,10 +632,10 @@ def pairwise_key_kernel(
     width,
     out_height,
     out_width,
-    seen_height,
-    seen_width,
+    view_height,
+    view_width,
     channels: tl.constexpr,
-    places: tl.constexpr,
+    coordinates: tl.constexpr,
     hidden: tl.constexpr,
     groups: tl.constexpr,
     depth: tl.constexpr,
@@ -632,43 +657,54 @@ def pairwise_key_kernel(
 ):
     """Gradients of keys and values: sums over the outputs that see a position."""
     P: tl.constexpr = TILE_H * TILE_W
-    tile, batch = program(seen_height, seen_width, TILE_H, TILE_W)
-    seen_row, seen_column = positions(tile, seen_width, TILE_H, TILE_W, INDEX)
-    valid = on_map(seen_row, seen_column, seen_height, seen_width)
+    tile, batch = program(view_height, view_width, TILE_H, TILE_W)
+    view_row, view_column = positions(tile, view_width, TILE_H, TILE_W, INDEX)
+    valid = on_map(view_row, view_column, view_height, view_width)
     # on the map, or beyond its border
-    row, column = seen_row - WINDOW[6], seen_column - WINDOW[7]
+    row, column = view_row - WINDOW[6], view_column - WINDOW[7]
     y, x = reflected(row, height), reflected(column, width)
     grad += start(grad_strides, batch, 0 * batch, GRAD)
     query += start(query_strides, batch, 0 * batch, QUERY)
     key += start(key_strides, batch, 0 * batch, KEY)
     value += start(value_strides, batch, 0 * batch, VALUE)
-    norm = first_norm(gamma, channels, places, BLOCK_R)
-    k, k_place = read_content_and_position(
-        key, key_strides, channels, places, y, x, valid, KEY, BLOCK_R, INDEX
+    norm = first_norm(gamma, channels, coordinates, BLOCK_R)
+    k, k_coordinate = read_content_and_position(
+        key, key_strides, channels, coordinates, y, x, valid, KEY, BLOCK_R, INDEX
     )
     v = read_groups(
         value, value_strides, groups, depth, y, x, valid, VALUE, BLOCK_D, BLOCK_G, INDEX
     )
     grad_k = tl.zeros((P, BLOCK_R), tl.float32)
-    grad_k_place = tl.zeros((P, POSITION_BLOCK), tl.float32)
+    grad_k_coordinate = tl.zeros((P, POSITION_BLOCK), tl.float32)
     grad_v = tl.zeros((P, BLOCK_D, BLOCK_G), tl.float32)
     group = tl.arange(0, BLOCK_G)
     for tap in range(WINDOW[0] * WINDOW[1]):
-        out_row, out_column, seen = viewer(
+        out_row, out_column, visible = viewer(
             row, column, tap // WINDOW[1], tap % WINDOW[1], out_height, out_width, WINDOW
         )
-        seen = seen & valid
-        q, q_place = read_content_and_position(
-            query, query_strides, channels, places, out_row, out_column, seen, QUERY, BLOCK_R, INDEX
+        visible = visible & valid
+        q, q_coordinate = read_content_and_position(
+            query,
+            query_strides,
+            channels,
+            coordinates,
+            out_row,
+            out_column,
+            visible,
+            QUERY,
+            BLOCK_R,
+            INDEX,
         )
-        normed, normed_place = normed_features(relate(q, k, RELATION), q_place - k_place, norm)
+        normed, normed_coordinate = normed_features(
+            relate(q, k, RELATION), q_coordinate - k_coordinate, norm
+        )
         logits = pair_logits(
-            *(normed, normed_place, gamma, channels, places, hidden, groups),
+            *(normed, normed_coordinate, gamma, channels, coordinates, hidden, groups),
             *(BLOCK_R, BLOCK_M, BLOCK_G, DOT, PRECISION),
         )
         position = (batch.to(tl.int64) * out_height + out_row) * out_width + out_column
         offset = position[:, None] * groups + group[None, :]
-        mask = seen[:, None] & (group < groups)[None, :]
+        mask = visible[:, None] & (group < groups)[None, :]
         total = tl.load(logsumexp + offset, mask=mask, other=0.0)
         product = tl.load(products + offset, mask=mask, other=0.0)
         g = read_groups(
@@ -678,7 +714,7 @@ def pairwise_key_kernel(
             depth,
             out_row,
             out_column,
-            seen,
+            visible,
             GRAD,
             BLOCK_D,
             BLOCK_G,
@@ -688,8 +724,8 @@ def pairwise_key_kernel(
         weight = tl.exp(tl.where(mask, logits - total, float('-inf')))
         grad_logits = weight * (tl.sum(g * v, 1) - product)
         grad_v += weight[:, None, :] * g
-        grad_normed, grad_normed_place = feature_gradients(
-            *(grad_logits, normed, normed_place, gamma, channels, places, hidden, groups),
+        grad_normed, grad_normed_coordinate = feature_gradients(
+            *(grad_logits, normed, normed_coordinate, gamma, channels, coordinates, hidden, groups),
             *(BLOCK_R, BLOCK_M, BLOCK_G, DOT, PRECISION),
         )
         grad_features = grad_normed * norm[0][None, :]
@@ -699,16 +735,16 @@ def pairwise_key_kernel(
             grad_k += grad_features
         else:
             grad_k += grad_features * q
-        grad_k_place -= grad_normed_place * norm[2][None, :]
-    position = (batch.to(tl.int64) * seen_height + seen_row) * seen_width + seen_column
-    features_count: tl.constexpr = channels + places
+        grad_k_coordinate -= grad_normed_coordinate * norm[2][None, :]
+    position = (batch.to(tl.int64) * view_height + view_row) * view_width + view_column
+    features_count: tl.constexpr = channels + coordinates
     channel = tl.arange(0, BLOCK_R)
     offset = position[:, None] * features_count + channel[None, :]
     tl.store(grad_key + offset, grad_k, mask=valid[:, None] & (channel < channels)[None, :])
     channel = channels + tl.arange(0, POSITION_BLOCK)
     offset = position[:, None] * features_count + channel[None, :]
     mask = valid[:, None] & (channel < features_count)[None, :]
-    tl.store(grad_key + offset, grad_k_place, mask=mask)
+    tl.store(grad_key + offset, grad_k_coordinate, mask=mask)
     d, group = tl.arange(0, BLOCK_D)[None, :, None], tl.arange(0, BLOCK_G)[None, None, :]
     offset = position[:, None, None] * (depth * groups) + d * groups + group
     mask = valid[:, None, None] & (d < depth) & (group < groups)
@@ -729,7 +765,7 @@ def _constants(
     hidden, depth = gamma[2].shape[0], value.shape[1] // groups
     return dict(
         channels=channels,
-        places=position_channels,
+        coordinates=position_channels,
         hidden=hidden,
         groups=groups,
         depth=depth,
@@ -785,7 +821,7 @@ def backward(
     )
     constants |= dict(GRAD=layout(dy), QUERY=layout(q), KEY=layout(k), VALUE=layout(v))
     tile = constants['TILE_H'], constants['TILE_W']
-    size, seen = query.shape[2:], seen_size(window, query.shape[2:])
+    size, view = query.shape[2:], view_size(window, query.shape[2:])
     programs = len(query) * tiles(size, tile)
     tile_groups, chunks = (
         min(TILE_GROUPS, programs),
@@ -817,14 +853,14 @@ def backward(
         *(*sizes, tile_groups, programs),
         **constants,
     )
-    grad_key, grad_value = (torch.empty(len(x), *seen, x.shape[1], **numbers) for x in (key, value))
+    grad_key, grad_value = (torch.empty(len(x), *view, x.shape[1], **numbers) for x in (key, value))
     launch(
         pairwise_key_kernel,
-        len(query) * tiles(seen, tile),
+        len(query) * tiles(view, tile),
         query.device,
         *(dy, q, k, v, gamma, grad_key, grad_value, *sums),
         *map(strides, maps[:4]),
-        *(*sizes, *seen),
+        *(*sizes, *view),
         **constants,
     )
     scale1, shift1, bias2 = norm_parts.sum(0).split(norm_sizes)

@@ -44,9 +44,9 @@ from .vector_tiles import (
     read,
     read_groups,
     reflected,
-    seen_size,
     types_of,
     vector,
+    view_size,
     write,
     write_groups,
     write_matrix,
@@ -420,8 +420,8 @@ def patchwise_key_kernel(
     width,
     out_height,
     out_width,
-    seen_height,
-    seen_width,
+    view_height,
+    view_width,
     channels: tl.constexpr,
     hidden: tl.constexpr,
     groups: tl.constexpr,
@@ -441,11 +441,11 @@ def patchwise_key_kernel(
 ):
     """Gradients of keys and values: sums over the outputs that see a position."""
     P: tl.constexpr = TILE_H * TILE_W
-    tile, batch = program(seen_height, seen_width, TILE_H, TILE_W)
-    seen_row, seen_column = positions(tile, seen_width, TILE_H, TILE_W, INDEX)
-    valid = on_map(seen_row, seen_column, seen_height, seen_width)
+    tile, batch = program(view_height, view_width, TILE_H, TILE_W)
+    view_row, view_column = positions(tile, view_width, TILE_H, TILE_W, INDEX)
+    valid = on_map(view_row, view_column, view_height, view_width)
     # on the map, or beyond its border
-    row, column = seen_row - WINDOW[6], seen_column - WINDOW[7]
+    row, column = view_row - WINDOW[6], view_column - WINDOW[7]
     grad += start(grad_strides, batch, 0 * batch, GRAD)
     key += start(key_strides, batch, 0 * batch, KEY)
     channel, feature, group = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_G)
@@ -456,19 +456,19 @@ def patchwise_key_kernel(
     grad_k = tl.zeros((P, BLOCK_R), tl.float32)
     grad_v = tl.zeros((P, BLOCK_D, BLOCK_G), tl.float32)
     for tap in range(WINDOW[0] * WINDOW[1]):
-        out_row, out_column, seen = viewer(
+        out_row, out_column, visible = viewer(
             row, column, tap // WINDOW[1], tap % WINDOW[1], out_height, out_width, WINDOW
         )
-        seen = seen & valid
+        visible = visible & valid
         position = (batch.to(tl.int64) * out_height + out_row) * out_width + out_column
         offset = position[:, None] * hidden + feature[None, :]
-        mask = seen[:, None] & (feature < hidden)[None, :]
+        mask = visible[:, None] & (feature < hidden)[None, :]
         active = tl.load(active_hidden + offset, mask=mask, other=0.0).to(DOT)
         weight = _second_weight(gamma, tap, hidden, groups, BLOCK_M, BLOCK_G, DOT)
         alpha = tl.dot(active, weight, input_precision=PRECISION)
         alpha += vector(gamma[6] + tap * groups, group, groups)[None, :]
         g = read_groups(
-            *(grad, grad_strides, groups, depth, out_row, out_column, seen, GRAD),
+            *(grad, grad_strides, groups, depth, out_row, out_column, visible, GRAD),
             *(BLOCK_D, BLOCK_G, INDEX),
         )
         # outputs that do not exist have gradients of zero
@@ -479,7 +479,7 @@ def patchwise_key_kernel(
         normed = _normed(k, gamma, tap + 1, channels, BLOCK_R)
         scale = vector(gamma[0] + (tap + 1) * channels, channel, channels)
         grad_k += tl.where(normed > 0, grad_normed, 0.0) * scale[None, :]
-    position = (batch.to(tl.int64) * seen_height + seen_row) * seen_width + seen_column
+    position = (batch.to(tl.int64) * view_height + view_row) * view_width + view_column
     offset = position[:, None] * channels + channel[None, :]
     tl.store(grad_key + offset, grad_k, mask=valid[:, None] & (channel < channels)[None, :])
     d, group = tl.arange(0, BLOCK_D)[None, :, None], tl.arange(0, BLOCK_G)[None, None, :]
@@ -568,7 +568,7 @@ def backward(
     constants = _constants(query, value, gamma, window, q, k, v, dy, dq)
     hidden, groups = constants['hidden'], constants['groups']
     constants |= dict(GRAD=layout(dy), KEY=layout(k))
-    size, seen = query.shape[2:], seen_size(window, query.shape[2:])
+    size, view = query.shape[2:], view_size(window, query.shape[2:])
     tile = constants['TILE_H'], constants['TILE_W']
     programs, device = len(query) * tiles(size, tile), query.device
     tile_groups = min(TILE_GROUPS, programs)
@@ -599,14 +599,14 @@ def backward(
         VALUE=layout(v),
         **constants,
     )
-    grad_key, grad_value = (torch.empty(len(x), *seen, x.shape[1], **numbers) for x in (key, value))
+    grad_key, grad_value = (torch.empty(len(x), *view, x.shape[1], **numbers) for x in (key, value))
     launch(
         patchwise_key_kernel,
-        len(query) * tiles(seen, tile),
+        len(query) * tiles(view, tile),
         device,
         *(dy, k, gamma, *features, grad_key, grad_value),
         *map(strides, (dy, k)),
-        *(*sizes, *seen),
+        *(*sizes, *view),
         **constants,
     )
     centre = centre_parts.sum(0).split(centre_sizes)

@@ -42,7 +42,7 @@ RELATIONS = {'subtraction': 0, 'summation': 1, 'hadamard': 2, 'concatenation': 3
 # arguments for whose values Triton must not compile anew
 NOT_SPECIALISED = [
     *('query_strides', 'key_strides', 'value_strides', 'grad_strides', 'result_strides'),
-    *('height', 'width', 'out_height', 'out_width', 'seen_height', 'seen_width'),
+    *('height', 'width', 'out_height', 'out_width', 'view_height', 'view_width'),
     *('tile_groups', 'tile_count'),
 ]
 
@@ -194,14 +194,14 @@ def reasons_against(
         reasons.append(f'{position_channels} channels of the position')
     groups = outputs // (window[0] * window[1]) if patchwise else outputs
     blocks = blocks_of(1, 1, groups, channels // groups)
-    for name, number, most in (
+    for name, number, limit in (
         ('channels of a relation', query.shape[1] - position_channels, MOST_CHANNELS),
         ('hidden features', hidden, MOST_HIDDEN_OF_PATCHES if patchwise else MOST_HIDDEN),
         ('groups', groups, MOST_HIDDEN_OF_PATCHES if patchwise else MOST_CHANNELS),
         ('channels of values', blocks['BLOCK_D'] * blocks['BLOCK_G'], MOST_VALUES),
     ):
-        if number > most:
-            reasons.append(f'more than {most} {name}, {number}')
+        if number > limit:
+            reasons.append(f'more than {limit} {name}, {number}')
     return reasons
 
 
@@ -240,7 +240,7 @@ def types_of(window: Sequence[int], weights: Sequence[Tensor], *maps: Tensor) ->
     )
 
 
-def seen_size(window: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
+def view_size(window: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
     """Return the rows and columns that outputs of a size look at, on the map and beyond it."""
     kernel, step, dilation = window[0:2], window[2:4], window[4:6]
     rows, columns = (
