@@ -54,6 +54,8 @@ bench: ext
 
 # the kernels' tests under the address and undefined-behaviour sanitizers, in a copy; one allocates too much for them, and
 # what torch compiles is not the kernels
+SANITIZED = tests/test_native*.py tests/test_ops.py tests/test_fused.py tests/test_depthwise.py tests/test_vector_attention.py
+
 sanitize: env
 	@rm -rf build/sanitize && mkdir -p build/sanitize && cp -r setup.py pyproject.toml mmrednet tests build/sanitize
 	@rm -f build/sanitize/mmrednet/ops/_C*
@@ -62,7 +64,7 @@ sanitize: env
 	@ls build/sanitize/mmrednet/ops/_C*.so > /dev/null || { echo 'make sanitize: the kernels were not built' >&2; exit 1; }
 	@cd build/sanitize && PYTHONPATH=$$PWD ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    $(PYTHON) -m pytest tests/test_native*.py tests/test_ops.py tests/test_fused.py -k 'not 32_bits and not compile'
+	    $(PYTHON) -m pytest $(SANITIZED) -k 'not 32_bits and not compile'
 
 demo-conv: ext
 	@$(PYTHON) tools/demo.py --config configs/shapes/faster-rcnn_r26_fpn_shapes.py

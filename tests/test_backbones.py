@@ -9,6 +9,7 @@ from torch import nn
 
 from mmrednet.backbones import RedNet, SpatialResNet
 from mmrednet.necks import SpatialFPN
+from mmrednet.registry import MODELS
 
 SMALL = dict(depth=26, base_channels=32)
 
@@ -215,3 +216,29 @@ def test_bad_necks(arguments, message):
         SpatialFPN(**{**dict(in_channels=[16, 32], out_channels=16, num_outs=2), **arguments})
     with pytest.raises(ValueError, match='inputs must be 2 maps, one per in_channels, got 1'):
         SpatialFPN([16, 32], 16, 2)([torch.zeros(1, 16, 4, 4)])
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(type='RedNet', depth=26),
+        dict(type='SASAResNet', depth=26, stem='attention'),
+        dict(type='SASAResNet', depth=26),
+        dict(type='SAN', depth=10),
+        dict(type='SAN', depth=10, relation='patchwise'),
+    ],
+)
+def test_an_image_is_converted_once_for_inference(arguments):
+    torch.manual_seed(0)
+    model = MODELS.build(arguments).eval()
+    image = torch.randn(2, 3, 40, 56)
+    with torch.no_grad():
+        results = model(image)
+    expected = model(image)
+    for result, reference in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, reference, rtol=1e-3, atol=1e-4)
+        # a gradient is recorded in the layout of the image
+        layouts = [x.is_contiguous(memory_format=torch.channels_last) for x in (result, reference)]
+        assert layouts == [True, False]
+    # the image itself stays as it is
+    assert image.is_contiguous()

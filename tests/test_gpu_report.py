@@ -57,8 +57,8 @@ def test_dry_run():
     ]
     start = next(number for number, line in enumerate(lines) if line[0] == 'what')
     checks, table = lines[2:start], lines[start:]
-    # three families in three layouts, lines in one; five operators, repeated and compiled
-    assert [line[3] for line in checks] == ['passed'] * (3 * 3 + 1 + 5 * 2)
+    # four families in three layouts, lines in one; six operators, repeated and compiled
+    assert [line[3] for line in checks] == ['passed'] * (4 * 3 + 1 + 6 * 2)
     names = {row[1] for row in table[2:]}
     assert {
         'fused',
@@ -77,6 +77,33 @@ def test_dry_run():
             continue
         compared = row[1] != 'convolution 3x3' and not row[0].startswith('bottleneck')
         assert (float(row[10]) < 1e-5) if compared else row[10] == '–', row
+
+
+@without_gpu
+def test_vector_attention_of_both_kinds():
+    options = ('--dtypes', 'float32', '--kernel-size', '3')
+    result = report('--dry-run', '--parts', 'vector', 'patchwise', *options)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith('| vector')]
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+    kinds = [row[0].split()[2] for row in rows]
+    assert kinds == ['pairwise', 'pairwise', 'patchwise', 'patchwise']
+    for row in rows:
+        assert row[3:10] == ['–'] * 7
+        assert float(row[10]) < 1e-4
+
+
+def test_the_entry_of_a_verified_chip(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from importlib import import_module
+
+    from mmrednet.ops._triton import trust
+    from mmrednet.ops._triton.verified import Verified
+
+    monkeypatch.setenv('MMREDNET_TRITON', '')
+    text = import_module('gpu_report').table_entry(DEVICE)
+    (line,) = [line for line in text.splitlines() if line.startswith('    Verified(')]
+    assert eval(line.strip(' ,'), dict(Verified=Verified)) == trust.entry(torch.device(DEVICE))
 
 
 @pytest.mark.filterwarnings('ignore:flex_attention called without:UserWarning')
@@ -246,9 +273,12 @@ def test_a_check_that_raises_leaves_the_others(monkeypatch):
     failed = [row for row in rows if not row[3]]
     assert [row[0] for row in failed] == [
         f"{name}, torch.compile: RuntimeError 'no such / kernel'"
-        for name in ('aggregate', 'correlate', 'involution', 'local attention', 'axial attention')
+        for name in (
+            *('aggregate', 'correlate', 'involution'),
+            *('local attention', 'axial attention', 'vector attention'),
+        )
     ]
-    assert len(rows) - len(failed) >= 5
+    assert len(rows) - len(failed) >= 6
 
 
 def test_an_operator_that_does_not_repeat_is_reported(monkeypatch):
@@ -265,6 +295,7 @@ def test_an_operator_that_does_not_repeat_is_reported(monkeypatch):
     monkeypatch.setattr(launches, 'ways', lambda _: {'repeated': launches.both_passes})
     assert [row[3] for row in launches.check_launches(DEVICE, tiny=True)] == [
         False,
+        True,
         True,
         True,
         True,

@@ -1,6 +1,7 @@
 """Compile kernels for a GPU that is not there. As a script, print the resources of each."""
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -72,6 +73,33 @@ def offline(capability=90):
         driver.set_active(None)
 
 
+def launch_vector_attention(dtype, sizes, groups, group_channels, channels):
+    """Launch the kernels of vector attention on channels-last maps of each of these sizes."""
+    from mmrednet.ops import Window
+    from mmrednet.ops._triton import vector_attention
+
+    window = Window(7)
+    for size, (relation, patchwise) in itertools.product(
+        sizes, (('subtraction', False), ('concatenation', True))
+    ):
+        places = 0 if patchwise else 2
+        features = channels * (window.taps + 1) if patchwise else channels + places
+        hidden, outputs = (groups, groups * window.taps) if patchwise else (channels, groups)
+        query, key, value = (
+            torch.randn(1, *size, count).to(dtype).permute(0, 3, 1, 2)
+            for count in (channels + places, channels + places, groups * group_channels)
+        )
+        norms = [torch.randn(count) for count in (features, features, hidden, hidden)]
+        weight1, weight2, bias2 = (
+            torch.randn(shape).to(dtype)
+            for shape in ((hidden, features), (outputs, hidden), (outputs,))
+        )
+        gamma = (*norms[:2], weight1, *norms[2:], weight2, bias2)
+        arguments = (query, key, value, *gamma, relation, patchwise, places, list(window))
+        vector_attention.attention(*arguments)
+        vector_attention.attention_backward(value, *arguments)
+
+
 def launch_all(dtype, sizes, groups, group_channels, hidden_channels, kernel=7):
     """Launch every kernel on channels-last maps of each of these sizes."""
     from mmrednet.ops import Window
@@ -122,18 +150,19 @@ def main():
     parser.add_argument(
         '--hidden', type=int, help='features of the generator (default: a quarter of all channels)'
     )
+    parser.add_argument('--families', nargs='+', default=['others', 'vector'])
     parser.add_argument('--capability', type=int, default=90)
     parser.add_argument('--json', action='store_true')
     args = parser.parse_args()
     with offline(args.capability) as compiled:
-        hidden = args.hidden or max(1, args.groups * args.group_channels // 4)
-        launch_all(
-            getattr(torch, args.dtype),
-            ((16, 32), (13, 17)),
-            args.groups,
-            args.group_channels,
-            hidden,
-        )
+        dtype, sizes = getattr(torch, args.dtype), ((16, 32), (13, 17))
+        channels = args.groups * args.group_channels
+        hidden = args.hidden or max(1, channels // 4)
+        if 'others' in args.families:
+            launch_all(dtype, sizes, args.groups, args.group_channels, hidden)
+        if 'vector' in args.families:
+            # networks have a quarter of the channels for relations, and groups of 8
+            launch_vector_attention(dtype, sizes, channels // 8, 8, channels // 4)
     kernels = {
         name: [resources(binary) for binary in binaries] for name, binaries in compiled.items()
     }

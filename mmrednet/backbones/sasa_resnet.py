@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..layers.depth_wise import in_inference_layout
 from ..layers.sasa import AttentionStem
 from ..layers.spatial import SpatialConfig
 from ..registry import MODELS
@@ -57,4 +58,7 @@ class SASAResNet(SpatialResNet):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, base_channels, H / 4, W / 4)."""
-        return super().forward_stem(x) if self.stem_type == 'conv' else self.stem(x)
+        if self.stem_type == 'conv':
+            return super().forward_stem(in_inference_layout(x))
+        # this stem returns contiguous maps, whatever the layout of the image
+        return in_inference_layout(self.stem(x))

@@ -53,6 +53,11 @@ def in_fast_layout(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
+def in_inference_layout(image: Tensor) -> Tensor:
+    """Return an image in the layout of :func:`in_fast_layout` where no gradients are recorded."""
+    return image if torch.is_grad_enabled() else in_fast_layout(image)
+
+
 def _is_captured(x: Tensor) -> bool:
     """Return whether a program is being traced, which should record what the layers say."""
     is_proxy = isinstance(x, fx.Proxy)

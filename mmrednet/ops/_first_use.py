@@ -37,12 +37,17 @@ class BuildError(RuntimeError):
         self.reason, self.remedy = reason, remedy
 
 
+def cache_folder() -> Path:
+    """Return the package's folder in the user's cache, whether it exists or not."""
+    root = os.environ.get('XDG_CACHE_HOME') or str(Path.home() / '.cache')
+    return Path(root) / 'mmrednet'
+
+
 def cached_library() -> Path:
     """Return the path in the user's cache of the library that fits, whether it exists or not."""
-    root = os.environ.get('XDG_CACHE_HOME') or str(Path.home() / '.cache')
     compiler = hashlib.sha256(_compiler_version().encode()).hexdigest()[:8]
     name = f'{_build.fingerprint(instruction_set())}-{compiler}'
-    return Path(root) / 'mmrednet' / 'kernels' / name / '_C.so'
+    return cache_folder() / 'kernels' / name / '_C.so'
 
 
 def compiler() -> str:

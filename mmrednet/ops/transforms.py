@@ -7,7 +7,8 @@ by a definition that consists of torch's own operators.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,6 +58,18 @@ def is_transformed(arguments: Sequence[Any]) -> bool:
         return True
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Let torch's autograd record operators in the body of a custom op, which it passes by.
+
+    A fallback may then differentiate a definition where a kernel has a backward pass.
+    """
+    keys = torch._C.DispatchKey
+    exclude = torch._C._SetExcludeDispatchKeyGuard
+    with exclude(keys.AutogradFunctionality, False), exclude(keys.ADInplaceOrView, False):
+        yield
 
 
 def _fold_options(window: Sequence[int]) -> dict[str, Any]:

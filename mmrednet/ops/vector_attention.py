@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _torch, local, multiply_adds
+from . import _torch, _triton, local, multiply_adds
 from .precision import full_precision
 from .tracing import leaf_function
-from .transforms import is_transformed, transformable
+from .transforms import is_transformed, recorded, transformable
 from .vector_mapping import (
     Gamma,
     Options,
@@ -187,10 +187,28 @@ def attention(
     position_channels: int,
     window: Sequence[int],
 ) -> Tensor:
-    """See :func:`definition`. The arguments have been checked, and there is a kernel for them."""
+    """See :func:`definition`. The arguments have been checked."""
     gamma = (scale1, shift1, weight1, scale2, shift2, weight2, bias2)
     options = (relation, patchwise, position_channels, window)
-    return _torch.in_layout_of(value, definition(query, key, value, *gamma, *options))
+    return dense_definition(query, key, value, *gamma, *options)
+
+
+def dense_definition(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> Tensor:
+    """Return the result of :func:`definition` with the strides that the op promises."""
+    return _torch.in_layout_of(value, definition(query, key, value, *arguments))
+
+
+def gradients(grad: Tensor, *arguments: Any) -> Any:
+    """Return the ten gradients of :func:`definition`, by torch's autograd."""
+    tensors, options = arguments[:10], arguments[10:]
+    with recorded():
+        grads = differentiate(lambda *leaves: definition(*leaves, *options), [grad], tensors)
+    # with the strides that the op promises
+    results = []
+    for tensor, result in zip(tensors, grads, strict=True):
+        is_map = tensor.dim() == 4
+        results.append(_torch.in_layout_of(tensor, result) if is_map else result.contiguous())
+    return tuple(results)
 
 
 @custom_op('mmrednet::vector_attention_backward', mutates_args=())
@@ -211,8 +229,17 @@ def attention_backward(
     position_channels: int,
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of :func:`definition` for its ten tensors, computed by a kernel."""
-    raise NotImplementedError('Only the CPU kernels compute the backward pass.')
+    """See :func:`gradients`."""
+    gamma = (scale1, shift1, weight1, scale2, shift2, weight2, bias2)
+    options = (relation, patchwise, position_channels, window)
+    return gradients(grad, query, key, value, *gamma, *options)
+
+
+_triton.register(
+    'vector_attention',
+    attention=(attention, dense_definition),
+    attention_backward=(attention_backward, gradients),
+)
 
 
 @attention.register_fake
@@ -238,8 +265,7 @@ def _grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     # a backward pass that is recorded, for higher derivatives, must be made of differentiable ops,
     # and so must one whose gradient has a tangent
-    is_differentiated = torch.is_grad_enabled() or is_transformed([grad])
-    if is_differentiated or grad.device.type != 'cpu':
+    if torch.is_grad_enabled() or is_transformed([grad]):
         grads = differentiate(lambda *leaves: definition(*leaves, *ctx.options), [grad], tensors)
     else:
         grads = attention_backward(grad, *tensors, *ctx.options)

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from . import _native
 from .checks import check_outputs, check_same, check_shape, check_tensors
-from .dispatch import fall_back, report_missing_kernel
+from .dispatch import DEVICES, fall_back, report_missing_kernel, unavailable
 from .vector_relations import features, find_relation
 from .window import Window
 
 # Elements that the features of one chunk of rows have, at most: 128 MiB in float32.
 CHUNK_BUDGET = 1 << 25
-# relations of the CPU kernels, pairwise and patchwise
+# relations that kernels have, pairwise and patchwise
 NATIVE = {False: ('subtraction', 'summation', 'hadamard'), True: ('concatenation',)}
+# operators that have kernels
+OPERATORS = {'native': ('vector_attention', 'vector_moments'), 'triton': ('vector_attention',)}
 
 Result = TypeVar('Result')
 
@@ -119,15 +121,16 @@ def has_kernel(operator: str, query: Tensor, options: Options) -> bool:
     Raises:
         RuntimeError: The kernels of this device were required.
     """
-    if query.device.type != 'cpu':
-        report_missing_kernel(operator, query)
-        return False
     _native.ensure(query)
-    if _native.MISSING:
+    kernels = {device: name for name, device in DEVICES.items()}.get(query.device.type)
+    if kernels is None or unavailable[kernels]:
+        return False
+    if operator not in OPERATORS[kernels]:
+        report_missing_kernel(operator, query)
         return False
     if options.relation not in NATIVE[options.patchwise]:
         name = ('patchwise ' if options.patchwise else 'pairwise ') + options.relation
-        fall_back('native', operator, [f'it has no kernel for the {name} relation'])
+        fall_back(kernels, operator, [f'it has no kernel for the {name} relation'])
         return False
     return True
 

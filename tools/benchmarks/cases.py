@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from mmrednet.ops import (
+    Gamma,
     Window,
     axial_attention,
     local_aggregate,
     local_attention,
     local_correlate,
     local_involution,
+    local_vector_attention,
     multiply_adds,
 )
 
@@ -311,12 +313,59 @@ def axial(setting: Setting) -> Case:
     return Case(name, operator, inputs, grad, *works)
 
 
+def vector(setting: Setting, patchwise: bool = False) -> Case:
+    """Return vector attention of the released networks: a quarter of the channels for relations,
+    and groups of 8.
+    """
+    window, channels, groups = setting.window, setting.channels // 4, setting.channels // 8
+    places = 0 if patchwise else 2
+    features = channels * (window.taps + 1) if patchwise else channels + places
+    hidden, outputs = (groups, groups * window.taps) if patchwise else (channels, groups)
+    maps = [setting.features(1, count)[:, 0] for count in (*[channels + places] * 2, 8 * groups)]
+    norms = [torch.rand(count, device=setting.device) for count in (features,) * 2 + (hidden,) * 2]
+    inputs = dict(
+        **dict(zip(('query', 'key', 'value'), maps, strict=True)),
+        scale1=norms[0],
+        shift1=norms[1],
+        weight1=setting.parameter(hidden, features) / features**0.5,
+        scale2=norms[2],
+        shift2=norms[3],
+        weight2=setting.parameter(outputs, hidden) / hidden**0.5,
+    )
+    grad = torch.randn_like(inputs['value'])
+    shapes = [inputs[name].shape for name in ('query', 'value', 'weight1', 'weight2')]
+    count = multiply_adds.vector_attention(*shapes, window.taps, patchwise)
+    # features again; then two gradients of each product
+    backward = Counter(conv=3 * count['conv'], aggregate=2 * count['aggregate'])
+    works = _works(inputs, grad, count, backward)
+
+    def operator(query: Tensor, key: Tensor, value: Tensor, *gamma: Tensor) -> Tensor:
+        # a softmax does not change with a shift
+        bias = gamma[-1].new_zeros(outputs)
+        return local_vector_attention(
+            *(query, key, value, Gamma(*gamma, bias), window),
+            relation='concatenation' if patchwise else 'subtraction',
+            patchwise=patchwise,
+            position_channels=places,
+        )
+
+    name = 'patchwise' if patchwise else 'pairwise'
+    return Case(setting.name(f'vector attention, {name}'), operator, inputs, grad, *works, window)
+
+
+def patchwise_vector(setting: Setting) -> Case:
+    """Return patchwise vector attention."""
+    return vector(setting, patchwise=True)
+
+
 CASES: dict[str, Callable[[Setting], Case]] = {
     'aggregate': aggregate,
     'correlate': correlate,
     'involution': involution,
     'attention': attention,
     'axial': axial,
+    'vector': vector,
+    'patchwise': patchwise_vector,
 }
 
 

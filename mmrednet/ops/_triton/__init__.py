@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..dispatch import fall_back, unavailable
+from . import trust
 
 # the first release whose matrix products may have fewer than sixteen columns
 OLDEST = (3, 5)
@@ -57,11 +58,19 @@ def _imported_late(family: str, name: str, definition: Callable) -> Callable:
     """Return a CUDA kernel that imports its module, and Triton with it, at the first call."""
 
     def kernel(*arguments: Any) -> Any:
+        if trust.is_checking():
+            # kernels must not be compared with kernels
+            return definition(*arguments)
         module = import_module(f'.{family}', __name__)
         reasons_against = getattr(module, f'reasons_against_{name}', None)
         reasons = reasons_against(*arguments) if reasons_against else []
         if reasons:
             fall_back('triton', f'{family}.{name}', reasons)
+            return definition(*arguments)
+        distrust = trust.distrusted(family, arguments[0])
+        if distrust:
+            # one warning for a family, whichever of its operators is called
+            fall_back('triton', family, [distrust])
             return definition(*arguments)
         return getattr(module, name)(*arguments)
 
@@ -72,6 +81,9 @@ def state() -> str:
     """Say whether the kernels are used on CUDA devices, and if not, why."""
     if MISSING is not None:
         return f'plain torch, one tap at a time (triton: {MISSING})'
+    if trust.failures:
+        failed = '; '.join(f'{family}: {reason}' for family, reason in trust.failures.items())
+        return f'triton {VERSION}, without families that failed their check ({failed})'
     if torch.cuda.is_available():
         return f'triton {VERSION}'
     return f'triton {VERSION}, unused: torch sees no CUDA device'

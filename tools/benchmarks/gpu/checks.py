@@ -13,17 +13,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from mmrednet.ops import Window, _torch, attention, axial, involution
+from mmrednet.ops import Window, _torch, attention, axial, involution, vector_attention
 from mmrednet.ops._triton import attention as fused_attention
 from mmrednet.ops._triton import axial as fused_axial
 from mmrednet.ops._triton import involution as fused_involution
 from mmrednet.ops._triton import local as fused_local
+from mmrednet.ops._triton import vector_attention as fused_vector
 
 from ..cases import LAYOUTS, features
 from .errors import worst
 
 # largest norm of the error over the norm of the result
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+# of vector attention: its gradients of weights are sums of rounded products that cancel
+VECTOR_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # window, size of the map, groups and their channels; the smallest for the interpreter
 PROBLEMS = {
     False: [
@@ -185,11 +188,79 @@ def lines(
     return _worst([result], [axial.definition(*_double(inputs), *options)])
 
 
+def vectors(
+    window: Window,
+    size: tuple[int, int],
+    groups: int,
+    channels: int,
+    layout: str,
+    dtype: torch.dtype,
+    device: str,
+) -> float:
+    """Return the worst error of pairwise and patchwise vector attention and their gradients."""
+    errors = []
+    for relation in ('subtraction', 'summation', 'hadamard', 'concatenation'):
+        patchwise = relation == 'concatenation'
+        inputs = _vector_inputs(window, size, groups, channels, patchwise, layout, dtype, device)
+        options = (relation, patchwise, 0 if patchwise else 2, list(window))
+        outputs = window.output_size(*size)
+        grad = features(layout, 2, 1, groups * channels, outputs, dtype, device)[:, 0]
+        results = [
+            fused_vector.attention(*inputs, *options),
+            *fused_vector.attention_backward(grad, *inputs, *options),
+        ]
+        wide, grad = _double(inputs), grad.cpu().double()
+        expected = [
+            vector_attention.definition(*wide, *options),
+            *vector_attention.gradients(grad, *wide, *options),
+        ]
+        # the gradient of the last bias before a softmax is nothing but rounding
+        count = len(results) - (0 if patchwise else 1)
+        errors.append(_worst(results[:count], expected[:count]))
+    return worst(errors)
+
+
+def _vector_inputs(
+    window: Window,
+    size: tuple[int, int],
+    groups: int,
+    channels: int,
+    patchwise: bool,
+    layout: str,
+    dtype: torch.dtype,
+    device: str,
+) -> list[Tensor]:
+    """Return the tensors of vector attention with 6 channels of a relation."""
+    places, hidden = 0 if patchwise else 2, 10
+    count = 6 * (window.taps + 1) if patchwise else 6 + places
+    outputs = groups * window.taps if patchwise else groups
+    query, key, value = (
+        features(layout, 2, 1, number, map_size, dtype, device)[:, 0]
+        for number, map_size in (
+            (6 + places, window.output_size(*size)),
+            (6 + places, size),
+            (groups * channels, size),
+        )
+    )
+    # norms are in float32, as in layers
+    scale1, shift1, scale2, shift2 = (
+        torch.randn(number, device=device) for number in (count, count, hidden, hidden)
+    )
+    weight1, weight2, bias2 = (
+        torch.randn(shape, device=device).to(dtype)
+        for shape in ((hidden, count), (outputs, hidden), (outputs,))
+    )
+    # so that hidden features and logits are about one
+    weight1, weight2 = weight1 / count**0.5, weight2 / hidden**0.5
+    return [query, key, value, scale1, shift1, weight1, scale2, shift2, weight2, bias2]
+
+
 FAMILIES: dict[str, Callable] = {
     'primitives': primitives,
     'involution': involutions,
     'local attention': attentions,
     'axial attention': lines,
+    'vector attention': vectors,
 }
 
 
@@ -218,7 +289,8 @@ def check_kernels(dtypes: Sequence[torch.dtype], device: str, tiny: bool) -> lis
             def check(family=family, layout=layout, dtype=dtype) -> tuple[float, bool]:
                 errors = [family(*problem, layout, dtype, device) for problem in PROBLEMS[tiny]]
                 error = worst(errors)
-                return error, error < TOLERANCE[dtype]
+                limits = VECTOR_TOLERANCE if family is vectors else TOLERANCE
+                return error, error < limits[dtype]
 
             rows.append(guarded(name if family is lines else f'{name}, {layout}', dtype, check))
     return rows

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmrednet.ops import Window, attention, axial_definition, involution
+from mmrednet.ops import Window, attention, axial_definition, involution, vector_attention
 
 from ..baselines import shifts_involution, unfold_attention, unfold_involution, with_window
 from ..cases import Case, Work, convolution
@@ -83,6 +83,21 @@ def axials(case: Case, *, dry: bool, compiled: bool, flex: bool) -> dict[str, Ca
         return axial_definition.mix(*inputs, shift, [0, 1, 2], 0, True)
 
     return {'fused': case.operator, 'stored logits': stored_logits}
+
+
+def vectors(case: Case, *, dry: bool, compiled: bool, flex: bool) -> dict[str, Callable]:
+    """Return all ways to vector attention. The first is ours."""
+    # only pairwise features have a position
+    places = case.inputs['query'].shape[1] - case.inputs['value'].shape[1] // 4
+    patchwise = places == 0
+    relation = 'concatenation' if patchwise else 'subtraction'
+
+    def stored_features(*inputs: Tensor) -> Tensor:
+        bias = inputs[-1].new_zeros(len(inputs[-1]))
+        options = (relation, patchwise, places, list(case.window))
+        return vector_attention.definition(*inputs, bias, *options)
+
+    return {'fused': case.operator, 'stored features, in chunks': stored_features}
 
 
 class Convolution:

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from mmrednet.ops import (
+    Gamma,
     Window,
     axial_attention,
     local_aggregate,
     local_attention,
     local_correlate,
     local_involution,
+    local_vector_attention,
 )
 
 from ..cases import features
@@ -63,6 +65,19 @@ def operators(
             random(32, 2 * size[1] - 1),
             torch.rand(3, 4, device=device),
         ],
+    )
+    maps = [random_map(1, channels)[:, 0] for channels in (10, 10, 32)]
+    norms = [torch.rand(count, device=device) for count in (10, 10, 8, 8)]
+    gamma = (*norms[:2], random(8, 10), *norms[2:], random(4, 8), random(4))
+    yield (
+        'vector attention',
+        # small, since the interpreter walks over the taps five times
+        lambda query, key, value, *gamma: local_vector_attention(
+            *(query, key, value, Gamma(*gamma), Window((1, 3))),
+            relation='subtraction',
+            position_channels=2,
+        ),
+        [*maps, *gamma],
     )
 
 
