@@ -33,6 +33,7 @@ from mmrednet.analysis.attention_views import ROLLOUT, VIEWS
 from mmrednet.analysis.class_activation import METHODS
 from mmrednet.analysis.panels import display_image
 from mmrednet.engine import check_data, check_fit, load_config, named_types, scope_of
+from mmrednet.engine.hosts import CLASSIFIER_SCOPE
 from mmrednet.layers import Involution
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -139,7 +140,7 @@ TASKS = {
     'mmseg': (open_segmenter, draw_segmentations, 'segmentations.png'),
     'panoptic': (open_detector, draw_panoptics, 'panoptics.png'),
     # a classifier has photographs alone
-    'mmrednet': (open_classifier, None, None),
+    CLASSIFIER_SCOPE: (open_classifier, None, None),
 }
 
 
