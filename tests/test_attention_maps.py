@@ -26,7 +26,7 @@ from mmrednet.analysis.attention_drawing import _panels
 from mmrednet.analysis.attention_maps import AttentionMap
 from mmrednet.analysis.attention_views import Grid, distance, entropy, query, spread, views_of
 from mmrednet.analysis.class_activation import METHODS
-from mmrednet.backbones import RedNet, SASAResNet, SpatialResNet
+from mmrednet.backbones import AxialResNet, RedNet, SASAResNet, SpatialResNet
 from mmrednet.layers import AttentionStem, Involution, build_spatial
 from mmrednet.layers.attention import AxisWeights, Gate, TapWeights
 from mmrednet.ops import Window
@@ -469,6 +469,14 @@ class TestMaps:
         assert values.shape == (1, 1, 8, 12)
         assert (values > 0).all()
         assert values.sum().item() == pytest.approx(1, rel=1e-5)
+
+    def test_blocks_of_the_axial_network_are_global(self):
+        model = AxialResNet(0.25, depth=26, input_size=32, num_heads=4)
+        x = torch.randn(1, 3, 32, 48)
+        (item,) = attention_maps(model, x, layers='layer1.0', at=(45, 2), heads='mean')
+        assert (item.view, item.values.shape) == ('query', (1, 1, 8, 12))
+        assert (item.values > 0).all()
+        assert item.values.sum().item() == pytest.approx(1, rel=1e-5)
 
     def test_gates_and_points(self):
         plugins = [dict(cfg=dict(type='mmrednet.SE'), position='after_conv3')]
