@@ -3,7 +3,10 @@
 import copy
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import oracles
@@ -19,13 +22,18 @@ from mmrednet.analysis import (
     draw_attention_maps,
     model_image,
 )
+from mmrednet.analysis.attention_drawing import _panels
+from mmrednet.analysis.attention_maps import AttentionMap
 from mmrednet.analysis.attention_views import Grid, distance, entropy, query, spread, views_of
-from mmrednet.backbones import RedNet, SASAResNet, SpatialResNet
+from mmrednet.analysis.class_activation import METHODS
+from mmrednet.backbones import AxialResNet, RedNet, SASAResNet, SpatialResNet
 from mmrednet.layers import AttentionStem, Involution, build_spatial
-from mmrednet.layers.attention import AxisWeights, TapWeights
+from mmrednet.layers.attention import AxisWeights, Gate, TapWeights
 from mmrednet.ops import Window
 
 CHANNELS = 16
+# the function of this name hides the module as an attribute of its package
+activation_module = sys.modules['mmrednet.analysis.class_activation']
 
 
 def drawn(layer):
@@ -297,9 +305,14 @@ class TestViews:
         assert values.sum().item() == pytest.approx(1)
 
     def test_names(self):
-        assert views_of(random_taps(Window(3), (4, 4))) == ['distance', 'entropy', 'query']
+        softmax = random_taps(Window(3), (4, 4))
+        assert views_of(softmax) == ['distance', 'entropy', 'query', 'rollout']
         kernels = random_taps(Window(3), (4, 4), softmax=False)
-        assert views_of(kernels) == ['kernel-sum', 'distance', 'entropy', 'query']
+        assert views_of(kernels) == ['kernel-sum', 'distance', 'entropy', 'query', 'rollout']
+        gate = Gate(torch.ones(1, 2, 1, 1))
+        assert views_of(gate) == ['gate']
+        assert views_of((softmax, kernels)) == ['query', 'rollout']
+        assert views_of((softmax, gate)) == []
 
 
 @pytest.fixture(scope='module')
@@ -407,6 +420,64 @@ class TestMaps:
         with pytest.raises(ValueError, match=r'an input must be of shape .*\(2, 3, 8, 8\)'):
             attention_maps(network, torch.zeros(2, 3, 8, 8))
 
+    def test_layers_without_the_view(self):
+        """A pattern leaves them out; a name must have the view."""
+        cfg = [dict(type='StandAloneSelfAttention', num_heads=2), dict(type='LargeKernelAttention')]
+        options = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
+        model = SpatialResNet(26, cfg, base_channels=16, **options)
+        x = torch.randn(1, 3, 32, 32)
+        names = [item.layer for item in attention_maps(model, x, view='entropy')]
+        assert names == ['layer1.0.conv2']
+        names = [item.layer for item in attention_maps(model, x, view='gate')]
+        assert names == ['layer2.0.conv2', 'layer2.1.conv2']
+        lists = (
+            'StandAloneSelfAttention has the views distance, .*; LargeKernelAttention has .* gate'
+        )
+        with pytest.raises(ValueError, match=f"{lists}; got view='points'"):
+            attention_maps(model, x, view='points')
+        for view in ('entropy', 'rollout'):
+            layers = ['layer1.*', 'layer2.0.conv2']
+            with pytest.raises(ValueError, match=f"LargeKernel.* gate; got view='{view}'"):
+                attention_maps(model, x, view=view, layers=layers)
+
+    def test_a_rollout_leaves_out_gates_and_inner_layers(self):
+        attention = dict(type='AxialAttention', num_heads=2, table_size=8)
+        cfg = [attention, dict(type='LargeKernelAttention')]
+        options = dict(num_stages=2, strides=(1, 1), dilations=(1, 1), out_indices=(1,))
+        model = SpatialResNet(26, cfg, base_channels=16, **options)
+        x = torch.randn(1, 3, 32, 48)
+        rollout = attention_maps(model, x, view='rollout')[0]
+        assert rollout.layer == 'layer1.0.conv2'
+        (expected,) = attention_maps(model, x, view='rollout', layers='layer1.0.conv2')
+        torch.testing.assert_close(rollout.values, expected.values)
+        with pytest.raises(ValueError, match="LargeKernelAttention has .*; got view='rollout'"):
+            attention_maps(model, x, view='rollout', layers='layer2.*')
+
+    @pytest.mark.parametrize(
+        'cfg',
+        [
+            dict(type='AxialAttention', num_heads=2, table_size=8),
+            dict(type='StandAloneSelfAttention', num_heads=2, kernel_size=23),
+        ],
+    )
+    def test_global_attention_is_a_map_over_the_whole_image(self, cfg):
+        options = dict(num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
+        model = SpatialResNet(26, cfg, base_channels=16, **options)
+        x = torch.randn(1, 3, 32, 48)
+        options = dict(layers='layer1.0.conv2', view='query', at=(45, 2), heads='mean')
+        values = attention_maps(model, x, **options)[0].values
+        assert values.shape == (1, 1, 8, 12)
+        assert (values > 0).all()
+        assert values.sum().item() == pytest.approx(1, rel=1e-5)
+
+    def test_blocks_of_the_axial_network_are_global(self):
+        model = AxialResNet(0.25, depth=26, input_size=32, num_heads=4)
+        x = torch.randn(1, 3, 32, 48)
+        (item,) = attention_maps(model, x, layers='layer1.0', at=(45, 2), heads='mean')
+        assert (item.view, item.values.shape) == ('query', (1, 1, 8, 12))
+        assert (item.values > 0).all()
+        assert item.values.sum().item() == pytest.approx(1, rel=1e-5)
+
     def test_gates_and_points(self):
         plugins = [dict(cfg=dict(type='mmrednet.SE'), position='after_conv3')]
         cfg = [None, dict(type='DCNv2'), None, dict(type='LargeKernelAttention')]
@@ -423,6 +494,13 @@ class TestMaps:
         rows = points[:, 0].unique()
         assert len(rows) == 3
         assert (rows[1] - rows[0]).item() == pytest.approx(1 / 16)
+
+
+class LastMean(nn.Module):
+    """Scores of classes: the means of the channels of a backbone's last feature map."""
+
+    def forward(self, features):
+        return features[-1].mean((2, 3))
 
 
 class TestClassActivation:
@@ -452,6 +530,55 @@ class TestClassActivation:
         torch.testing.assert_close(item.values[0, 0], expected.detach())
         with pytest.raises(ValueError, match='target must be a class from 0 to 2, got 3'):
             class_activation(model, x, layer='0', method='grad-cam', target=3)
+
+    @pytest.mark.parametrize('method', METHODS)
+    def test_the_library_gives_the_same(self, method):
+        """Up to the library's scaling, cutting and centring."""
+        pytest.importorskip('torchvision')
+        pytest.importorskip('pytorch_grad_cam')
+        torch.manual_seed(0)
+        model = SpatialResNet(26, dict(type='Involution'), base_channels=16).eval()
+        network = nn.Sequential(model, LastMean())
+        x = torch.randn(1, 3, 64, 96)
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        options = dict(layer='0', method=method)
+        library = class_activation(network, x, **options, use_library=True).values
+        assert library.shape == (1, 1, 64, 96)
+        own = class_activation(network, x, **options, use_library=False).values
+        resized = nn.functional.interpolate(own, (64, 96), mode='bilinear')
+        # the sign of a component is arbitrary
+        correlation = torch.corrcoef(torch.stack([library.flatten(), resized.flatten()]))[0, 1]
+        assert correlation.abs() > 0.8
+        assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+        assert all(parameter.requires_grad for parameter in network.parameters())
+        assert all(parameter.grad is None for parameter in network.parameters())
+        assert not model._forward_hooks
+
+    def test_the_library_is_used_where_it_can_be_imported(self, network, monkeypatch):
+        """A library in its place gets a network whose only layer gives the feature map."""
+
+        class Library:
+            def __init__(self, model, layers):
+                self.model, self.features = model, []
+                self.activations_and_grads = SimpleNamespace(release=lambda: None)
+                layers[0].register_forward_hook(lambda _, __, output: self.features.append(output))
+
+            def __call__(self, x, targets):
+                score = self.model(x)
+                (features,) = self.features
+                assert targets[0](score[0]).shape == ()
+                (gradient,) = torch.autograd.grad(score.sum(), features)
+                assert features.shape == gradient.shape == (1, 512, 2, 3)
+                return np.full((1, *x.shape[2:]), 0.25, np.float32)
+
+        stub = SimpleNamespace(GradCAM=Library)
+        monkeypatch.setitem(sys.modules, 'pytorch_grad_cam', stub)
+        monkeypatch.setattr(activation_module, 'has_library', lambda: True)
+        model = nn.Sequential(SpatialResNet(26, base_channels=16), LastMean())
+        x = torch.randn(1, 3, 64, 96)
+        item = class_activation(model, x, layer='0', method='grad-cam')
+        assert item.values.shape == (1, 1, 64, 96)
+        assert (item.values == 0.25).all()
 
     def test_errors(self, network):
         x = torch.randn(1, 3, 32, 32)
@@ -511,6 +638,41 @@ class TestPictures:
         maps = attention_maps(model, image, heads='mean')
         assert {item.view for item in maps} == {'points', 'gate'}
         assert draw_attention_maps(image, maps).shape[1] > 500
+
+    def test_titles_name_layer_view_and_scale(self, network):
+        image = model_image(network, np.full((64, 96, 3), 128, np.uint8))
+        maps = attention_maps(network, image, layers='layer3.0.conv2', view='query', heads='each')
+        titles = [title for item in maps for _, title, _ in _panels(image, item)]
+        assert titles[1] == 'layer3.0.conv2\nquery, 8 x 12, stride 8, 2 of 8'
+        bars = AttentionMap('se', 'gate', torch.ones(1, 5, 1, 1))
+        assert _panels(image, bars)[0][1] == 'se\ngate, 5 channels'
+        points = AttentionMap('dcn', 'points', torch.ones(1, 1, 9, 3))
+        assert _panels(image, points)[0][1] == 'dcn\npoints, 9 taps'
+
+
+def test_the_command_draws_a_classifier(tmp_path):
+    """Photographs of one name and a folder, with weights that are random."""
+    import cv2
+
+    root = Path(__file__).parents[1]
+    for folder, size in (('a', (40, 60)), ('b', (64, 48))):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / 'photo.png'), np.full((*size, 3), 128, np.uint8))
+    (tmp_path / 'b/notes.txt').write_text('no image')
+    config = root / 'configs/shapes/rednet26-narrow_single-shapes.py'
+    photos = [tmp_path / 'a/photo.png', tmp_path / 'b']
+    command = [sys.executable, root / 'tools/analysis_tools/draw.py', config, 'none', *photos]
+    options = ['--layers', 'backbone.layer4.*', '--columns', 2, '--out', tmp_path / 'out']
+    command = list(map(str, command + options))
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert 'weights are random' in result.stdout
+    pictures = [cv2.imread(str(path)) for path in sorted((tmp_path / 'out').iterdir())]
+    assert [path.name for path in sorted((tmp_path / 'out').iterdir())] == [
+        'photo.png',
+        'photo_2.png',
+    ]
+    assert all(picture.shape[1] == 760 for picture in pictures)
 
 
 class TestHook:

@@ -32,9 +32,10 @@ def draw_attention_maps(
 ) -> np.ndarray:
     """Draw the image and each map over it.
 
-    Titles name layer and view. A colour bar says what the colours are; each map has its own range.
-    The chosen point is marked on the views that have one. Factors of channels alone are a bar
-    chart.
+    Titles name the layer, the view, and the size of the map with its stride in pixels of the
+    input. A colour bar says what the colours are; each map has its own range. The image below a map
+    is grey, so that all colours are the map's. The chosen point is marked on the views that have
+    one. Factors of channels alone are a bar chart.
 
     Args:
         image: Image of :func:`mmrednet.analysis.model_image`.
@@ -55,7 +56,7 @@ def draw_attention_maps(
 
     if not maps:
         raise ValueError('maps must have at least one map, got none.')
-    panels = [panel for item in maps for panel in _panels(item)]
+    panels = [panel for item in maps for panel in _panels(image, item)]
     columns = min(columns, len(panels) + 1)
     rows = math.ceil((len(panels) + 1) / columns)
     height, width = image.image.shape[:2]
@@ -82,20 +83,28 @@ def draw_attention_maps(
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _panels(item: AttentionMap) -> list[tuple[AttentionMap, str, Tensor]]:
+def _panels(image: ModelImage, item: AttentionMap) -> list[tuple[AttentionMap, str, Tensor]]:
     """Return (map, title, values) of each panel of a view."""
     values = item.values[0]
     title = f'{item.layer or "operator"}\n{item.view}'
-    if item.view == 'points' or values[0].numel() == 1:
-        return [(item, title, values)]
-    height, width = values.shape[-2:]
-    title = f'{title}, {height} x {width}'
+    if item.view == 'points':
+        return [(item, f'{title}, {values.shape[1]} taps', values)]
+    if values[0].numel() == 1:
+        return [(item, f'{title}, {len(values)} channels', values)]
+    title = f'{title}, {_scale(image, values)}'
     if len(values) == 1:
         return [(item, title, values)]
     panels = []
     for head, plane in enumerate(values[:MAX_HEADS]):
         panels.append((item, f'{title}, {head + 1} of {len(values)}', plane[None]))
     return panels
+
+
+def _scale(image: ModelImage, values: Tensor) -> str:
+    """Return the size of a map, and its stride on the model's input."""
+    height, width = values.shape[-2:]
+    stride = image.inputs.shape[-1] / width
+    return f'{height} x {width}, stride {stride:.3g}'
 
 
 def _draw_panel(
@@ -107,7 +116,7 @@ def _draw_panel(
     elif values[0].numel() == 1 and len(values) > 1:
         _draw_bars(axis, values, scale)
     else:
-        axis.imshow(image.image)
+        _draw_grey(axis, image)
         plane = values[0].float().numpy()
         if view == 'query':
             # positions without a tap show the image
@@ -121,6 +130,10 @@ def _draw_panel(
         )
         figure.colorbar(drawn, ax=axis, shrink=0.8).set_label(scale, fontsize=8)
         _fit(axis, image)
+
+
+def _draw_grey(axis: Any, image: ModelImage) -> None:
+    axis.imshow(image.image.mean(2), cmap='gray', vmin=0, vmax=255)
 
 
 def _extent(image: ModelImage) -> tuple[float, float, float, float]:
@@ -138,7 +151,7 @@ def _fit(axis: Any, image: ModelImage) -> None:
 
 
 def _draw_points(figure: Any, axis: Any, image: ModelImage, values: Tensor, scale: str) -> None:
-    axis.imshow(image.image)
+    _draw_grey(axis, image)
     _, right, bottom, _ = _extent(image)
     places = values.flatten(0, 1).float().numpy()
     rows, columns, factors = places[:, 0] * bottom, places[:, 1] * right, places[:, 2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -71,7 +71,8 @@ def attention_maps(
     Args:
         model: Detector of mmdet, segmenter of mmseg, classifier or backbone.
         image: Path of an image; array (H, W, 3), uint8, BGR; or an input (1, C, H, W) of the model.
-        layers: Names of layers, or patterns such as 'backbone.layer3.*'. Default: '*', all layers.
+        layers: Names of layers, or patterns such as 'backbone.layer3.*'. Layers of a pattern that
+            do not have the view are left out. Default: '*', all layers.
         view: Name of the view, one of 'kernel-sum', 'distance', 'entropy', 'query', 'gate',
             'points' and 'rollout'. Default: None, the first view that each layer has.
         at: Point (x, y) in pixels of the image, for the views 'query', 'points' and 'rollout'.
@@ -83,22 +84,26 @@ def attention_maps(
         rollout is a single map of all layers, named after the last.
 
     Raises:
-        ValueError: No layer matches, a layer does not have the view, or an argument has no such
-            value. The message lists what there is.
+        ValueError: A pattern matches no layer, no layer has the view or a named one does not, or an
+            argument has no such value. The message lists what there is.
     """
     _check_choice('view', view, (*VIEWS, ROLLOUT, None))
     _check_choice('heads', heads, ('each', 'mean'))
     prepared = image if isinstance(image, ModelImage) else model_image(model, image)
-    chosen = matching_layers(model, [layers] if isinstance(layers, str) else layers)
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    chosen = matching_layers(model, patterns)
     point = fraction_of(prepared, at)
     if view == ROLLOUT:
-        return [_rollout(model, prepared, chosen, point)]
+        return [_rollout(model, prepared, chosen, point, chosen.keys() & patterns)]
     maps: list[AttentionMap] = []
     calls: Counter[str] = Counter()
+    missing = MissingViews(view, chosen.keys() & patterns)
 
     def look(name: str, layer: Any, x: Tensor) -> None:
         attention = layer.attention(x)
-        chosen_view = _view_of(name, layer, attention, view)
+        chosen_view = missing.view_of(name, layer, attention)
+        if chosen_view is None:
+            return
         values = VIEWS[chosen_view].function(attention, _grid(prepared, x, point))
         if heads == 'mean' and chosen_view != 'points' and values.shape[-1] > 1:
             values = values.mean(1, keepdim=True)
@@ -107,6 +112,8 @@ def attention_maps(
         maps.append(AttentionMap(title, chosen_view, values.cpu()))
 
     _run(model, prepared, chosen, look)
+    if not maps:
+        missing.report()
     return maps
 
 
@@ -168,16 +175,48 @@ def _grid(image: ModelImage, x: Tensor, point: tuple[float, float]) -> Grid:
     return Grid((height, width), (rows * inputs[0] / height, columns * inputs[1] / width), point)
 
 
-def _view_of(name: str, layer: nn.Module, attention: Any, view: str | None) -> str:
-    views = views_of(attention)
-    if view is None and views:
-        return views[0]
-    if view not in views:
+class MissingViews:
+    """A view, and the layers that were asked for it and do not have it.
+
+    Args:
+        view: Name of the view; None stands for the first view of each layer.
+        named: Names of layers that must have the view, because no pattern chose them.
+    """
+
+    def __init__(self, view: str | None, named: Set[str]) -> None:
+        self.view, self.named = view, named
+        # views of each type of layer
+        self.views: dict[str, list[str]] = {}
+
+    def view_of(self, name: str, layer: nn.Module, attention: Any) -> str | None:
+        """Return the view of a layer, or None if the layer does not have it.
+
+        Raises:
+            ValueError: The layer was named and does not have it.
+        """
+        views = views_of(attention)
+        if self.view is None and views:
+            return views[0]
+        if self.view in views:
+            return self.view
+        self.views[type(layer).__name__] = views
+        if name in self.named:
+            self.report()
+        return None
+
+    def report(self) -> None:
+        """Raise the error of a view that no layer has.
+
+        Raises:
+            ValueError: Always. The message lists the views of each type of layer.
+        """
+        lists = []
+        for name, views in self.views.items():
+            lists.append(f'{name} has the views {", ".join(views) or "none"}')
         raise ValueError(
-            f'{type(layer).__name__} has the views {", ".join(views) or "none"}, got '
-            f'view={view!r} for the layer {name!r}.'
+            f'view must be one that a chosen layer has: {"; ".join(lists) or "none was run"}; got '
+            f'view={self.view!r}.'
         )
-    return view
 
 
 @contextmanager
@@ -243,30 +282,55 @@ def _run(
 
 
 def _rollout(
-    model: nn.Module, image: ModelImage, layers: dict[str, Any], point: tuple[float, float]
+    model: nn.Module,
+    image: ModelImage,
+    layers: dict[str, Any],
+    point: tuple[float, float],
+    named: Set[str],
 ) -> AttentionMap:
     """Return how much each position contributes to the chosen one through all layers (Abnar and
     Zuidema, ACL 2020): each layer passes on half by its weights, averaged over heads, and half
     as it is, as a residual connection does.
     """
+    # a layer's weights include those of layers within it
+    layers = _without_inner(layers)
     steps: list[tuple[str, Any, Tensor]] = []
     # inputs are smaller than weights: these are computed again, one layer at a time
     _run(model, image, layers, lambda name, layer, x: steps.append((name, layer, x.clone())))
     mass: Tensor | None = None
+    last, missing = '', MissingViews(ROLLOUT, named)
     with evaluating(model):
         for name, layer, x in reversed(steps):
-            mass = _through_layer(name, layer, x, mass, _grid(image, x, point))
+            if mass is None:
+                last = name
+            mass = _through_layer(name, layer, x, mass, _grid(image, x, point), missing)
+    if mass is None:
+        missing.report()
     assert mass is not None
-    return AttentionMap(steps[-1][0], ROLLOUT, mass.cpu())
+    return AttentionMap(last, ROLLOUT, mass.cpu())
+
+
+def _without_inner(layers: dict[str, Any]) -> dict[str, Any]:
+    """Return the layers that lie in no other of these layers."""
+    result = {}
+    for name, layer in layers.items():
+        parts = name.split('.')
+        outer = ['.'.join(parts[:count]) for count in range(1, len(parts))]
+        if not any(prefix in layers for prefix in outer):
+            result[name] = layer
+    return result
 
 
 def _through_layer(
-    name: str, layer: Any, x: Tensor, mass: Tensor | None, grid: Grid
+    name: str, layer: Any, x: Tensor, mass: Tensor | None, grid: Grid, missing: MissingViews
 ) -> Tensor | None:
-    """Return the mass of a layer's input; a function of its own, so that weights are freed."""
+    """Return the mass of a layer's input; a function of its own, so that weights are freed.
+
+    Layers without weights over positions, such as gates, pass all of it on.
+    """
     attention = layer.attention(x)
-    if 'query' not in views_of(attention):
-        _view_of(name, layer, attention, ROLLOUT)
+    if missing.view_of(name, layer, attention) is None:
+        return mass
     parts = [attention] if isinstance(attention, Attention) else list(attention)
     for part in reversed(parts):
         mass = _pass_on(part, mass, grid)

@@ -205,9 +205,10 @@ SCALES = {
 def views_of(attention: Attention | tuple[Attention, ...]) -> list[str]:
     """Return the names of the views of an attention, the default one first."""
     if not isinstance(attention, Attention):
-        has_weights = all(isinstance(part, (TapWeights, AxisWeights)) for part in attention)
-        return ['query'] if has_weights else []
+        has_weights = all(isinstance(part, PositionWeights) for part in attention)
+        return ['query', ROLLOUT] if has_weights else []
     names = [name for name, view in VIEWS.items() if isinstance(attention, view.kinds)]
     if isinstance(attention, TapWeights) and attention.sums_to_one:
         names.remove('kernel-sum')
-    return names
+    # made of all layers together
+    return [*names, ROLLOUT] if isinstance(attention, PositionWeights) else names

@@ -1,7 +1,7 @@
 """Class activation maps: which parts of an image a detection or a class depends on.
 
-The library grad-cam has these methods too, and needs torchvision, which the OpenMMLab stack does
-not.
+The library grad-cam computes them where it can be imported. It needs torchvision, which the
+OpenMMLab stack does not; without it the formulas here are used.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..spelling import nearest
 from .attention_maps import AttentionMap, evaluating
+from .grad_cam_library import has_library, library_activation
 from .model_image import ModelImage, model_image
 
 METHODS = ('eigen-cam', 'grad-cam')
@@ -28,6 +29,7 @@ def class_activation(
     layer: str = 'backbone',
     method: str = 'eigen-cam',
     target: int | None = None,
+    use_library: bool | None = None,
 ) -> AttentionMap:
     r"""Return where a feature map is active, or where a result depends on it.
 
@@ -40,6 +42,9 @@ def class_activation(
     2020), with the sign that makes the greatest magnitude positive. g is the gradient of the target
     by A, averaged over positions (Selvaraju et al., ICCV 2017).
 
+    Where the library grad-cam can be imported, it computes the map. It leaves the sign of u
+    arbitrary, centres A, cuts off negative values, and scales the map to the input and to [0, 1].
+
     Args:
         model: Detector of mmdet, segmenter of mmseg, classifier or backbone.
         image: Path of an image; array (H, W, 3), uint8, BGR; or an input (1, C, H, W) of the model.
@@ -48,25 +53,37 @@ def class_activation(
         method: 'eigen-cam', which needs no gradient and no target, or 'grad-cam'.
         target: For grad-cam, the index of a detection in order of scores, or of a class of a
             segmenter or classifier. Default: None, the best detection or class.
+        use_library: True for the library grad-cam, False for the formulas here. Default: None, the
+            library if it can be imported.
 
     Returns:
         A map of shape (1, 1, h, w).
 
     Raises:
         ValueError: There is no such layer, method or target, or the layer gives no feature map.
+        ImportError: ``use_library`` is True and the library cannot be imported.
     """
     if method not in METHODS:
         raise ValueError(f'method must be one of {METHODS}, got {method!r}.')
     module = _find(model, layer)
     prepared = image if isinstance(image, ModelImage) else model_image(model, image)
+    needs_score = method == 'grad-cam'
+
+    def score() -> Any:
+        return _score(model, prepared, target, needs_score=needs_score)
+
+    if has_library() if use_library is None else use_library:
+        with evaluating(model):
+            values = library_activation(model, module, method, prepared.inputs, score)
+        return AttentionMap(layer, method, values[None, None])
     outputs: list[Any] = []
     handle = module.register_forward_hook(lambda _, __, output: outputs.append(output))
     try:
-        with evaluating(model), torch.set_grad_enabled(method == 'grad-cam'):
-            score = _score(model, prepared, target, needs_score=method == 'grad-cam')
+        with evaluating(model), torch.set_grad_enabled(needs_score):
+            result = score()
             features = _feature_map(outputs, layer)
-            if method == 'grad-cam':
-                values = _weighted_by_gradient(features, score)
+            if needs_score:
+                values = _weighted_by_gradient(features, result)
             else:
                 values = _first_component(features)
     finally:

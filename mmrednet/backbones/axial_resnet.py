@@ -9,6 +9,7 @@ from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
+from ..layers.attention import AxisWeights
 from ..layers.axial import AxialAttention1d
 from ..layers.spatial import cell_average
 from ..registry import MODELS
@@ -60,9 +61,18 @@ class AxialBlock(CheckpointedBlock):
                 build_norm_layer(norm_cfg, out_channels)[1],
             )
 
+    def reduce(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to the input (B, width, H, W) of the attention."""
+        return self.relu(self.bn1(self.conv_down(x)))
+
+    def attention(self, x: Tensor) -> tuple[AxisWeights, AxisWeights]:
+        """Return the weights along the height, and those along the width that follow."""
+        out = self.reduce(x)
+        return self.height_block.attention(out), self.width_block.attention(self.height_block(out))
+
     def compute(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, 2 * width, ceil(H / stride), ceil(W / stride))."""
-        out = self.relu(self.bn1(self.conv_down(x)))
+        out = self.reduce(x)
         # as released, the ReLU follows the pooling
         out = self.relu(self.pool(self.width_block(self.height_block(out))))
         out = self.bn2(self.conv_up(out))

@@ -7,6 +7,7 @@ of involutions. With photographs: what the operators of chosen layers apply to e
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from torch import nn
 
 from .. import safe_loading
@@ -40,11 +42,13 @@ from ..engine import (
     named_types,
     scope_of,
 )
+from ..engine.hosts import CLASSIFIER_SCOPE
 from ..layers import Involution
 from .parser import CommandParser
 
 # how many images of the test set are drawn
 IMAGES = 6
+SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 
 def make_parser() -> ArgumentParser:
@@ -77,6 +81,7 @@ def make_parser() -> ArgumentParser:
         help='pixel of the photograph for query, points and rollout; default: its centre',
     )
     attention.add_argument('--heads', choices=['mean', 'each'], default='mean')
+    attention.add_argument('--columns', type=int, default=4, help='panels in a row; default: 4')
     attention.add_argument(
         '--target',
         type=int,
@@ -103,6 +108,8 @@ def parse_args(argv: Sequence[str] | None) -> Namespace:
     if missing:
         parser.error(f'photos must be existing images or folders, got {", ".join(missing)}')
     several = len(args.photos) != 1 or args.photos[0].is_dir()
+    if args.columns < 1:
+        parser.error(f'--columns must be at least 1, got {args.columns}')
     if args.out.suffix and several:
         parser.error(f'--out must be a folder unless there is one photograph, got {args.out}')
     return args
@@ -131,11 +138,20 @@ def open_segmenter(cfg: Config, args: Namespace) -> nn.Module:
     return init_model(cfg, args.checkpoint, device=args.device)
 
 
+def open_classifier(cfg: Config, args: Namespace) -> nn.Module:
+    """Build a classifier; check_fit loads its checkpoint."""
+    with MODELS.switch_scope_and_registry(scope_of(cfg)) as registry:
+        model = registry.build(cfg.model)
+    return model.to(args.device).eval()
+
+
 # task: function that opens a model, function that draws its predictions, name of the picture
 TASKS = {
     'mmdet': (open_detector, draw_detections, 'detections.png'),
     'mmseg': (open_segmenter, draw_segmentations, 'segmentations.png'),
     'panoptic': (open_detector, draw_panoptics, 'panoptics.png'),
+    # a classifier has photographs alone
+    CLASSIFIER_SCOPE: (open_classifier, None, None),
 }
 
 
@@ -183,17 +199,39 @@ def view_photo(model: nn.Module, photo: Path, args: Namespace) -> np.ndarray:
     else:
         options = dict(layers=args.layers, view=args.view, at=at, heads=args.heads)
         maps = attention_maps(model, image, **options)
-    return draw_attention_maps(image, maps, at=at)
+    return draw_attention_maps(image, maps, at=at, columns=args.columns)
+
+
+def find_photos(paths: Sequence[Path]) -> list[Path]:
+    """Return the paths of photographs, and in place of folders those of the images in them."""
+    photos: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            photos += sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        else:
+            photos.append(path)
+    return photos
+
+
+def picture_names(photos: Sequence[Path]) -> list[str]:
+    """Return a name for the picture of each photograph, with a number where two have one name."""
+    counts: Counter[str] = Counter()
+    names = []
+    for photo in photos:
+        counts[photo.stem] += 1
+        count = counts[photo.stem]
+        names.append(f'{photo.stem}.png' if count == 1 else f'{photo.stem}_{count}.png')
+    return names
 
 
 def draw_photos(model: nn.Module, args: Namespace) -> None:
     """Write a picture of every photograph."""
-    photos: list[Path] = []
-    for path in args.photos:
-        photos += sorted(path.iterdir()) if path.is_dir() else [path]
-    for photo in photos:
+    photos = find_photos(args.photos)
+    if not photos:
+        raise SystemExit(f'the folders have no images ({", ".join(SUFFIXES)})')
+    for photo, name in zip(photos, picture_names(photos), strict=True):
         picture = view_photo(model, photo, args)
-        target = args.out if args.out.suffix else args.out / f'{photo.stem}.png'
+        target = args.out if args.out.suffix else args.out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         write(target, picture[..., ::-1])
 
@@ -206,6 +244,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(args.config, options=args.cfg_options)
     check_device(args.device, scope_of(cfg))
     open_model, draw, name = TASKS[task_of(cfg)]
+    if draw is None and not args.photos:
+        raise SystemExit(f'photos must be given for a classifier, got none for {args.config}')
     model = open_model(cfg, args)
     if args.checkpoint is None:
         print('without a checkpoint the weights are random')
