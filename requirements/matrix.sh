@@ -42,7 +42,7 @@ install_original() {
         "$(grep '^mmcv==' "$here/matrix/original.txt")"
     # what the tests need of the other distribution's list is not the stack itself
     grep -v '^onedl-' "$here/stack.txt" > "$venv/other.txt" || true
-    pip -r "$here/matrix/original.txt" -r "$venv/other.txt" -r "$here/test.txt"
+    pip -r "$here/matrix/original.txt" -r "$venv/other.txt" -r "$here/test.txt" -r "$here/docs.txt"
     "$venv/bin/python" -m pip -qq install --no-deps -c "$here/constraints.txt" -r "$here/cityscapes.txt"
     if ! "$venv/bin/python" -c 'import cv2' 2> /dev/null; then
         # the desktop build of OpenCV needs libGL

@@ -1,0 +1,49 @@
+"""Docstrings for the site: our formulas and references are reStructuredText, the site Markdown."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import griffe
+from latex2mathml.converter import convert
+
+# a directive, and its block up to a blank line
+MATH = re.compile(r'^( *)\.\. math::\s*((?:.*\S.*\n?)+)', re.MULTILINE)
+INLINE_MATH = re.compile(r':math:`([^`]+)`')
+ROLE = re.compile(r':(?:func|class|mod|meth|data):`~?([\w.]+)`')
+
+
+class MarkdownDocstrings(griffe.Extension):
+    """Turn the docstring of each object into Markdown."""
+
+    def on_instance(self, *, obj: Any, **_: Any) -> None:
+        """Rewrite the docstring of an object that was read."""
+        if obj.docstring is not None:
+            obj.docstring.value = to_markdown(obj.docstring.value)
+
+
+def to_markdown(text: str) -> str:
+    """Return a docstring with MathML formulas, and with links in place of roles."""
+    text = MATH.sub(_formula, text)
+    text = INLINE_MATH.sub(lambda match: convert(' '.join(match[1].split())), text)
+    text = ROLE.sub(_reference, text)
+    # a paragraph before a block of code
+    return re.sub(r'::$', ':', text, flags=re.MULTILINE)
+
+
+def _formula(match: re.Match) -> str:
+    """Return a formula that browsers draw without a script."""
+    latex = ' '.join(match[2].split())
+    if '&' in latex:
+        latex = rf'\begin{{aligned}}{latex}\end{{aligned}}'
+    return f'{match[1]}<div class="formula">{convert(latex, display="block")}</div>\n'
+
+
+def _reference(match: re.Match) -> str:
+    """Return a link where the site has the object, else its name."""
+    name = match[1]
+    if not name.startswith('mmrednet.'):
+        return f'`{name}`'
+    text = name.rpartition('.')[2]
+    return f'<autoref identifier="{name}" optional><code>{text}</code></autoref>'
