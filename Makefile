@@ -7,7 +7,7 @@ export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 # ninja, which compiles the kernels, is one of the environment's programs
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: help env ext bench sanitize demo demo-seg demo-panoptic demo-conv test test-matrix lint
+.PHONY: help env ext bench sanitize demo demo-seg demo-panoptic demo-conv docs test test-matrix lint
 
 help:
 	@echo 'make demo       train, evaluate and draw a small RedNet detector'
@@ -17,6 +17,7 @@ help:
 	@echo 'make bench      time kernels and backbones on this CPU; MARKDOWN=FILE keeps the tables'
 	@echo 'make sanitize   the tests of the CPU kernels under sanitizers'
 	@echo 'make test-matrix  tests with other versions of torch and of the stack'
+	@echo 'make docs       the documentation site, in build/site'
 	@echo 'make test       the test suite'
 	@echo 'make lint       ruff, clang-format and mypy'
 	@echo 'make env        only the environment, at VENV=$(VENV)'
@@ -64,6 +65,11 @@ sanitize: env
 
 demo-conv: ext
 	@$(PYTHON) tools/demo.py --config configs/shapes/faster-rcnn_r26_fpn_shapes.py
+
+# mkdocs-material prints an announcement of another program otherwise
+docs: env
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+	@echo 'build/site/index.html'
 
 test: ext
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -n $(TEST_JOBS)

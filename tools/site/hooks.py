@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = {'contributing.md': 'CONTRIBUTING.md', 'changelog.md': 'CHANGELOG.md'}
 for _path in sorted((ROOT / 'configs').glob('*/README.md')):
     PAGES[f'configs/{_path.parent.name}.md'] = _path.relative_to(ROOT).as_posix()
+# pages that are a tab of their own, whose tables need the room of the navigation
+WIDE = ('index.md', 'benchmarks.md', 'model_zoo.md')
 LINK = re.compile(r'(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))')
 
 
@@ -38,8 +40,12 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Lead links of a page of docs/ to files elsewhere to the pages that show these."""
+    """Lead links of a page of docs/ to files elsewhere to the pages that show these, and hide the
+    navigation of some pages.
+    """
     uri = page.file.src_uri
+    if uri in WIDE:
+        page.meta['hide'] = ['navigation']
     if uri in PAGES:
         return markdown
     return rewrite_links(markdown, f'docs/{uri}', uri)
@@ -64,6 +70,9 @@ def rewrite_links(markdown: str, source: str, page: str) -> str:
             path = shown[path]
         elif path.startswith('docs/'):
             path = path.removeprefix('docs/')
+            # the page of a notebook shows it, and its own link downloads it
+            path_of_page = path.replace('.ipynb', '.md')
+            path = path if path_of_page == page else path_of_page
         else:
             return None
         return relpath(path, Path(page).parent.as_posix()) + (match[2] or '')
