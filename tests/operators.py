@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from snippets import import_snippet
+
 from mmrednet.layers import OPERATORS
 
 # operators of 16 channels, as a config names them; tests may register others for themselves
@@ -23,3 +25,10 @@ def register_file(path):
     import_module(path.stem)
     for name in set(OPERATORS) - before:
         USERS[name] = dict(type=name, **OPERATORS[name].example)
+
+
+def dynamic_conv():
+    """Return the operator of docs/your_operator.md, which ``--operator`` may have registered."""
+    if 'DynamicConv' not in OPERATORS:
+        import_snippet('docs/your_operator.md', 0, 'dynamic_conv')
+    return OPERATORS['DynamicConv']

@@ -11,8 +11,8 @@ from pathlib import Path
 import golden
 import pytest
 import torch
-from operators import EXAMPLES, USERS
-from snippets import import_snippet, snippets
+from operators import EXAMPLES, USERS, dynamic_conv
+from snippets import snippets
 from torch import nn
 from torch.ao import quantization
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -29,10 +29,8 @@ CHANNELS = 16
 CONTIGUOUS = ('AxialAttention', 'DCN', 'DCNv2')
 
 
-# the operator of docs/your_operator.md, unless --operator has registered it
-if 'DynamicConv' not in TABLE:
-    import_snippet('docs/your_operator.md', 0, 'dynamic_conv')
-DynamicConv = TABLE['DynamicConv']
+# an operator that a user registers
+DynamicConv = dynamic_conv()
 OPERATORS = {**EXAMPLES, **USERS, 'DynamicConv': dict(type='DynamicConv', **DynamicConv.example)}
 LAYERS = {
     **{name: lambda cfg=cfg: build_spatial(cfg, CHANNELS) for name, cfg in OPERATORS.items()},

@@ -11,6 +11,8 @@ from latex2mathml.converter import convert
 # a directive, and its block up to a blank line
 MATH = re.compile(r'^( *)\.\. math::\s*((?:.*\S.*\n?)+)', re.MULTILINE)
 INLINE_MATH = re.compile(r':math:`([^`]+)`')
+# a word that the converter takes apart
+UPRIGHT = re.compile(r'(?:<mi mathvariant="normal">\w</mi>)+')
 ROLE = re.compile(r':(?:func|class|mod|meth|data):`~?([\w.]+)`')
 
 
@@ -26,7 +28,7 @@ class MarkdownDocstrings(griffe.Extension):
 def to_markdown(text: str) -> str:
     """Return a docstring with MathML formulas, and with links in place of roles."""
     text = MATH.sub(_formula, text)
-    text = INLINE_MATH.sub(lambda match: convert(' '.join(match[1].split())), text)
+    text = INLINE_MATH.sub(lambda match: _mathml(match[1], 'inline'), text)
     text = ROLE.sub(_reference, text)
     # a paragraph before a block of code
     return re.sub(r'::$', ':', text, flags=re.MULTILINE)
@@ -34,10 +36,18 @@ def to_markdown(text: str) -> str:
 
 def _formula(match: re.Match) -> str:
     """Return a formula that browsers draw without a script."""
-    latex = ' '.join(match[2].split())
+    latex = match[2]
     if '&' in latex:
-        latex = rf'\begin{{aligned}}{latex}\end{{aligned}}'
-    return f'{match[1]}<div class="formula">{convert(latex, display="block")}</div>\n'
+        latex = rf'\begin{{align*}}{latex}\end{{align*}}'
+    return f'{match[1]}<div class="formula">{_mathml(latex, "block")}</div>\n'
+
+
+def _mathml(latex: str, display: str) -> str:
+    def joined(match: re.Match) -> str:
+        word = re.sub('<.*?>', '', match[0])
+        return f'<mi mathvariant="normal">{word}</mi>'
+
+    return UPRIGHT.sub(joined, convert(' '.join(latex.split()), display=display))
 
 
 def _reference(match: re.Match) -> str:
