@@ -69,7 +69,7 @@ demo-conv: ext
 # mkdocs-material prints an announcement of another program otherwise
 docs: env
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
-	@echo 'build/site/index.html'
+	@echo 'build/site/index.html; its search needs a server: python -m http.server -d build/site'
 
 test: ext
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -n $(TEST_JOBS)
