@@ -11,7 +11,7 @@ from pathlib import Path
 import golden
 import pytest
 import torch
-from operators import EXAMPLES, USERS, dynamic_conv
+from operators import EXAMPLES, USERS, dynamic_conv, register_file
 from snippets import snippets
 from torch import nn
 from torch.ao import quantization
@@ -406,3 +406,15 @@ class TestOperatorsOfUsers:
     def test_an_example_is_asked_for(self):
         with pytest.raises(TypeError, match=r'Bare.example must be a dict, .* got None'):
             spatial_operator(type('Bare', (nn.Module,), {}))
+
+    def test_a_file_of_a_user_is_registered(self, tmp_path):
+        """As ``pytest --operator FILE`` does."""
+        code = snippets('docs/your_operator.md')[0].replace('DynamicConv', 'OtherConv')
+        (tmp_path / 'other_conv.py').write_text(code)
+        try:
+            register_file(tmp_path / 'other_conv.py')
+            expected = dict(type='OtherConv', kernel_size=3, num_heads=2)
+            assert USERS['OtherConv'] == expected
+        finally:
+            USERS.pop('OtherConv', None)
+            sys.path.remove(str(tmp_path))
