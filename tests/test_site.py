@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / 'tools/site'))
+sys.path.append(str(ROOT / 'tools/docs_site'))
 
 from docstrings import to_markdown  # noqa: E402
 from hooks import notebook_to_markdown, rewrite_links  # noqa: E402

@@ -61,13 +61,13 @@ def rewrite_links(markdown: str, source: str, page: str) -> str:
         source: Path of its file in the repository.
         page: Path of the page in the site.
     """
-    shown = {file: name for name, file in PAGES.items()}
+    pages = {file: name for name, file in PAGES.items()}
 
     def target_of(match: re.Match) -> str | None:
         """Return the link's target in the site, or None if the site has no such page."""
         path = normpath(f'{Path(source).parent.as_posix()}/{match[1]}')
-        if path in shown:
-            path = shown[path]
+        if path in pages:
+            path = pages[path]
         elif path.startswith('docs/'):
             path = path.removeprefix('docs/')
             # the page of a notebook shows it, and its own link downloads it
