@@ -66,9 +66,10 @@ sanitize: env
 demo-conv: ext
 	@$(PYTHON) tools/demo.py --config configs/shapes/faster-rcnn_r26_fpn_shapes.py
 
-# mkdocs-material prints an announcement of another program otherwise
+# not --quiet, which drops the warnings that --strict counts; mkdocs-material announces another program unless told not to
 docs: env
-	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+	@mkdir -p build
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict > build/docs.log 2>&1 || { cat build/docs.log >&2; exit 1; }
 	@echo 'build/site/index.html; its search needs a server: python -m http.server -d build/site'
 
 test: ext

@@ -72,7 +72,7 @@ run_tests() {
     local copy="build/matrix/$name"
     rm -rf "$copy"
     mkdir -p "$copy"
-    cp -r setup.py pyproject.toml README.md Makefile mmrednet tests configs docs tools requirements "$copy"
+    cp -r setup.py pyproject.toml README.md CONTRIBUTING.md CHANGELOG.md Makefile mmrednet tests configs docs tools requirements "$copy"
     rm -f "$copy"/mmrednet/ops/_C*
     (
         cd "$copy"

@@ -21,8 +21,13 @@ class MarkdownDocstrings(griffe.Extension):
 
     def on_instance(self, *, obj: Any, **_: Any) -> None:
         """Rewrite the docstring of an object that was read."""
-        if obj.docstring is not None:
-            obj.docstring.value = to_markdown(obj.docstring.value)
+        if obj.docstring is None:
+            return
+        text = to_markdown(obj.docstring.value)
+        if obj.is_class and any(str(base) == 'NamedTuple' for base in obj.bases):
+            # its fields have types, its constructor is not in the source
+            text = text.replace('Args:\n', 'Attributes:\n')
+        obj.docstring.value = text
 
 
 def to_markdown(text: str) -> str:
