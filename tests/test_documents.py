@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib import import_module
 
 import pytest
 import torch
@@ -183,7 +184,7 @@ def commands(name):
     lines = re.findall(
         r'^    ((?:PYTHONPATH=\S+ )?(?:mmrednet|python tools/\S+) .*)$', text, re.MULTILINE
     )
-    return [shlex.split(line) for line in lines]
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 @pytest.fixture(scope='module')
@@ -199,3 +200,16 @@ def test_options_of_commands_exist(name, sources):
         for word in words:
             if word.startswith('--'):
                 assert f"'{word}'" in sources, (words, word)
+
+
+@pytest.mark.parametrize('name', GUIDES)
+def test_commands_are_understood(name):
+    """The parsers of the subcommands take what the page shows."""
+    cli = pytest.importorskip('mmrednet.cli')
+    for words in commands(name):
+        if 'mmrednet' not in words:
+            continue
+        _, subcommand, *arguments = words[words.index('mmrednet') :]
+        module = import_module(cli.COMMANDS[subcommand].module)
+        # an error exits
+        module.make_parser().parse_args(arguments)
