@@ -7,7 +7,7 @@ export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 # ninja, which compiles the kernels, is one of the environment's programs
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: help env ext bench sanitize demo demo-seg demo-panoptic demo-conv dist test test-dist test-matrix lint
+.PHONY: help env ext bench sanitize demo demo-seg demo-panoptic demo-conv dist docs test test-dist test-matrix lint
 
 help:
 	@echo 'make demo       train, evaluate and draw a small RedNet detector'
@@ -17,6 +17,7 @@ help:
 	@echo 'make bench      time kernels and backbones on this CPU; MARKDOWN=FILE keeps the tables'
 	@echo 'make sanitize   the tests of the CPU kernels under sanitizers'
 	@echo 'make test-matrix  tests with other versions of torch and of the stack'
+	@echo 'make docs       the documentation site, in build/site'
 	@echo 'make test       the test suite'
 	@echo 'make dist       the wheel with the compiled kernels, and the sdist'
 	@echo 'make test-dist  the tests of the wheel and sdist in fresh environments'
@@ -68,6 +69,12 @@ sanitize: env
 
 demo-conv: ext
 	@$(PYTHON) tools/demo.py --config configs/shapes/faster-rcnn_r26_fpn_shapes.py
+
+# not --quiet, which drops the warnings that --strict counts; mkdocs-material announces another program unless told not to
+docs: env
+	@mkdir -p build
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict > build/docs.log 2>&1 || { cat build/docs.log >&2; exit 1; }
+	@echo 'build/site/index.html; its search needs a server: python -m http.server -d build/site'
 
 test: ext
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -n $(TEST_JOBS)

@@ -25,7 +25,7 @@ step '3/4 mmcv: its operators are compiled once, about 13 minutes on two cores, 
 # the build must see the torch of this environment, and compiles for the GPU only where torch has one
 MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} pip install --no-build-isolation "$(grep '^onedl-mmcv==' "$here/stack.txt")"
 step '4/4 the other packages'
-pip install -r "$here/stack.txt" -r "$here/test.txt"
+pip install -r "$here/stack.txt" -r "$here/test.txt" -r "$here/docs.txt"
 # the rest of what the Cityscapes scripts ask for serves their viewer, and one is a copy of a standard module
 pip install --no-deps -r "$here/cityscapes.txt"
 if ! "$venv/bin/python" -c 'import cv2' 2> /dev/null; then

@@ -42,7 +42,7 @@ install_original() {
         "$(grep '^mmcv==' "$here/matrix/original.txt")"
     # what the tests need of the other distribution's list is not the stack itself
     grep -v '^onedl-' "$here/stack.txt" > "$venv/other.txt" || true
-    pip -r "$here/matrix/original.txt" -r "$venv/other.txt" -r "$here/test.txt"
+    pip -r "$here/matrix/original.txt" -r "$venv/other.txt" -r "$here/test.txt" -r "$here/docs.txt"
     "$venv/bin/python" -m pip -qq install --no-deps -c "$here/constraints.txt" -r "$here/cityscapes.txt"
     if ! "$venv/bin/python" -c 'import cv2' 2> /dev/null; then
         # the desktop build of OpenCV needs libGL
@@ -72,7 +72,7 @@ run_tests() {
     local copy="build/matrix/$name"
     rm -rf "$copy"
     mkdir -p "$copy"
-    cp -r setup.py pyproject.toml README.md Makefile mmrednet tests configs docs tools requirements "$copy"
+    cp -r setup.py pyproject.toml README.md CONTRIBUTING.md CHANGELOG.md Makefile mmrednet tests configs docs tools requirements "$copy"
     rm -f "$copy"/mmrednet/ops/_C*
     (
         cd "$copy"

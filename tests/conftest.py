@@ -13,6 +13,25 @@ if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        '--operator',
+        type=Path,
+        metavar='FILE',
+        help='run tests/test_contract.py also over the operators that this file registers',
+    )
+
+
+def pytest_configure(config):
+    if path := config.getoption('operator'):
+        if not path.is_file():
+            raise pytest.UsageError(f'--operator must be a Python file, got {path}')
+        # not at the top: most tests of mmrednet.ops need torch alone
+        import operators
+
+        operators.register_file(path)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -11,8 +11,8 @@ from pathlib import Path
 import golden
 import pytest
 import torch
-from mmengine.model import BaseModule
-from operators import EXAMPLES
+from operators import EXAMPLES, USERS, dynamic_conv, register_file
+from snippets import snippets
 from torch import nn
 from torch.ao import quantization
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -20,6 +20,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from mmrednet import fuse
 from mmrednet.analysis import count_network
 from mmrednet.backbones import SpatialResNet
+from mmrednet.layers import OPERATORS as TABLE
 from mmrednet.layers import AttentionStem, Hamburger, build_spatial, spatial_operator
 
 ROOT = Path(__file__).parents[1]
@@ -28,25 +29,9 @@ CHANNELS = 16
 CONTIGUOUS = ('AxialAttention', 'DCN', 'DCNv2')
 
 
-@spatial_operator
-class Blur(BaseModule):
-    """An operator that a user registers: a depth-wise convolution, ReLU and 1x1 convolution."""
-
-    example = dict(kernel_size=3)
-
-    def __init__(self, channels, *, kernel_size=5, stride=1, dilation=1):
-        super().__init__()
-        padding = dilation * (kernel_size // 2)
-        self.conv = nn.Conv2d(
-            channels, channels, kernel_size, stride, padding, dilation, groups=channels
-        )
-        self.project = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x):
-        return self.project(self.conv(x).relu())
-
-
-OPERATORS = {**EXAMPLES, 'Blur': dict(type='Blur', **Blur.example)}
+# an operator that a user registers
+DynamicConv = dynamic_conv()
+OPERATORS = {**EXAMPLES, **USERS, 'DynamicConv': dict(type='DynamicConv', **DynamicConv.example)}
 LAYERS = {
     **{name: lambda cfg=cfg: build_spatial(cfg, CHANNELS) for name, cfg in OPERATORS.items()},
     'convolution': lambda: build_spatial(None, CHANNELS),
@@ -179,10 +164,8 @@ def test_the_documentation_has_a_row(name):
 
 
 def test_the_snippets_of_the_documentation_run():
-    text = (ROOT / 'docs/operators.md').read_text()
-    snippets = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-    check = 'assert len(maps) == 4 and y.shape == q.shape and Blur(in_channels=4)'
-    code = '\n'.join([*snippets, check])
+    check = 'assert len(maps) == 4 and y.shape == q.shape'
+    code = '\n'.join([*snippets('docs/operators.md'), check])
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
 
 
@@ -375,45 +358,63 @@ class Lora(Opaque):
 
 
 class TestOperatorsOfUsers:
-    """``Blur`` is registered above: all of this file runs for it, and it enters stock models."""
+    """``DynamicConv`` is registered above: all of this file runs for it, and it enters stock
+    models.
+    """
 
     def test_it_is_in_the_table(self):
-        from mmrednet.layers import OPERATORS as table
-
-        assert table['Blur'] is Blur
-        assert 'Blur' in OPERATORS
+        assert TABLE['DynamicConv'] is DynamicConv
+        assert 'DynamicConv' in OPERATORS
 
     def test_spatial_cfg(self):
-        cfg = dict(type='mmrednet.Blur', kernel_size=3)
+        cfg = dict(type='mmrednet.DynamicConv', kernel_size=3)
         model = SpatialResNet(26, cfg, base_channels=16).eval()
-        assert type(model.layer4[0].conv2) is Blur
+        assert type(model.layer4[0].conv2) is DynamicConv
         assert [x.shape[-1] for x in model(torch.randn(1, 3, 64, 64))] == [16, 8, 4, 2]
 
     @pytest.mark.parametrize('host', ['mmdet', 'mmseg', 'mmrednet'])
     def test_plugins(self, host):
-        plugins = [dict(cfg=dict(type='mmrednet.Blur'), position='after_conv2')]
+        plugins = [dict(cfg=dict(type='mmrednet.DynamicConv'), position='after_conv2')]
         if host == 'mmrednet':
             model = SpatialResNet(50, base_channels=16, plugins=plugins)
         else:
             resnet = import_module(f'{host}.models.backbones').ResNet
             model = resnet(50, base_channels=16, stem_channels=16, plugins=plugins)
-        layers = [module for module in model.modules() if type(module) is Blur]
+        layers = [module for module in model.modules() if type(module) is DynamicConv]
         assert len(layers) == 16
         sum(x.mean() for x in model(torch.randn(1, 3, 64, 64))).backward()
-        assert all(layer.conv.weight.grad.abs().sum() > 0 for layer in layers)
+        assert all(layer.value.weight.grad.abs().sum() > 0 for layer in layers)
 
     def test_conv_cfg(self):
         from mmcv.cnn import ConvModule
 
-        cfg = dict(type='mmrednet.SpatialConv', spatial_cfg=dict(type='Blur'))
+        cfg = dict(type='mmrednet.SpatialConv', spatial_cfg=dict(type='DynamicConv', num_heads=4))
         module = ConvModule(8, 16, 3, stride=2, padding=1, conv_cfg=cfg)
-        assert type(module.conv.operator) is Blur
+        assert type(module.conv.operator) is DynamicConv
         assert module(torch.randn(1, 8, 7, 5)).shape == (1, 16, 4, 3)
 
     def test_it_is_counted(self):
-        complexity = count_network(Blur(4, kernel_size=3), torch.randn(1, 4, 6, 5))
-        assert complexity.total(('op',)) == 6 * 5 * 4 * (9 + 4)
+        complexity = count_network(
+            DynamicConv(4, kernel_size=3, num_heads=2), torch.randn(1, 4, 6, 5)
+        )
+        # three 1x1 convolutions, and the weighted sum
+        assert complexity.total(('op',)) == 6 * 5 * (4 * 2 * 9 + 2 * 4 * 4 + 9 * 4)
+
+    def test_the_page_compares_it_with_a_literal_formula(self):
+        exec(snippets('docs/your_operator.md')[2], {})
 
     def test_an_example_is_asked_for(self):
         with pytest.raises(TypeError, match=r'Bare.example must be a dict, .* got None'):
             spatial_operator(type('Bare', (nn.Module,), {}))
+
+    def test_a_file_of_a_user_is_registered(self, tmp_path):
+        """As ``pytest --operator FILE`` does."""
+        code = snippets('docs/your_operator.md')[0].replace('DynamicConv', 'OtherConv')
+        (tmp_path / 'other_conv.py').write_text(code)
+        try:
+            register_file(tmp_path / 'other_conv.py')
+            expected = dict(type='OtherConv', kernel_size=3, num_heads=2)
+            assert USERS['OtherConv'] == expected
+        finally:
+            USERS.pop('OtherConv', None)
+            sys.path.remove(str(tmp_path))

@@ -1,12 +1,10 @@
 """Checkpoint files: read safely, told apart by their keys, converted, and compared with a network.
 
-==================  ==============================================================================
-``reading``         file to tensors, by libraries that execute nothing; hashes; checks of values
-``pickle_guard``    what is checked before torch unpickles a file
-``formats``         table of published formats, detection, conversion of state dicts
-``matching``        what of a state dict fits a network
-``writing``         tensors to file
-==================  ==============================================================================
+* ``reading``: file to tensors, by libraries that execute nothing; hashes; checks of values
+* ``pickle_guard``: what is checked before torch unpickles a file
+* ``formats``: table of published formats, detection, conversion of state dicts
+* ``matching``: what of a state dict fits a network
+* ``writing``: tensors to file
 
 This package knows no model. ``mmrednet.backbones`` registers the formats of its models here, fills
 networks (``load_pretrained``) and downloads files. ``mmrednet.convert`` converts whole files.
