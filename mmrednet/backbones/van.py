@@ -140,7 +140,7 @@ class VANBlock(CheckpointedBlock):
     def scale(self, layer_scale: Tensor, x: Tensor) -> Tensor:
         """Return the factors (B, channels, 1, 1) of a branch, zero for images that skip it."""
         # dropping the factors takes less time and memory than dropping the branch
-        return self.drop_path(layer_scale.repeat(len(x), 1)[..., None, None])
+        return self.drop_path(layer_scale.repeat(x.shape[0], 1)[..., None, None])
 
 
 def _published(embed_dims: Sequence[int], depths: Sequence[int]) -> Architecture:
