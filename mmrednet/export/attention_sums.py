@@ -18,7 +18,7 @@ from .tiles import Tiles
 # Columns of a tile, see local_sums.py. Each entry of a matrix takes an exponential, so that fewer
 # entries off the band are better.
 TILE = 8
-# Logit of what has no weight. Minus infinity would make NaN where a whole row of taps has no weight.
+# Logit of what has no weight. Minus infinity would make NaN where a row of taps has no weight.
 LOWEST = -1e30
 
 
@@ -49,7 +49,8 @@ class RunningSoftmax:
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Return the sums (..., T, D), and the logarithm (..., T, 1) of the softmax's sum."""
-        assert self.largest is not None and self.total is not None
+        assert self.largest is not None
+        assert self.total is not None
         sums, count = self.total[..., :-1], self.total[..., -1:]
         # zero where nothing has a weight
         result = torch.where(self.largest > LOWEST / 2, sums / count, 0.0)

@@ -52,7 +52,7 @@ def capture(network: nn.Module, image: Tensor, *, dynamic: bool = True) -> Expor
     shapes = None
     if dynamic:
         axes = [0, 2, 3] if len(image) > 1 else [2, 3]
-        shapes = ({axis: Dim.DYNAMIC for axis in axes},)
+        shapes = (dict.fromkeys(axes, Dim.DYNAMIC),)
         image = image.new_empty(*image.shape[:2], *EXAMPLE)
     with torch.no_grad():
         return torch.export.export(network, (image,), dynamic_shapes=shapes, strict=False)

@@ -63,7 +63,11 @@ class Tiles:
             outputs: Number Ho of rows of outputs.
         """
         first, stride = row * self.window.dilation[0], self.window.stride[0]
-        return tiles[:, :, first : first + stride * (outputs - 1) + 1 : stride]
+        if stride == 1:
+            return tiles.narrow(2, first, outputs)
+        # not a slice, whose end would depend on the size of the map
+        index = torch.arange(outputs, device=tiles.device) * stride + first
+        return tiles.index_select(2, index)
 
     def spread(self, taps: Tensor, fill: float = 0.0) -> Tensor:
         """Return a row of taps (..., Kw) as a row of a band: (..., L + stride).
@@ -103,8 +107,8 @@ class Tiles:
         """
         pads = (0, int(ones), 0, self.size - 1)
         padded = F.pad(x.permute(0, 1, 3, 4, 2), pads, value=fill)
-        return padded[:, :, :, : self.count * self.size].unflatten(3, (self.count, self.size))
+        return padded.narrow(3, 0, self.count * self.size).unflatten(3, (self.count, self.size))
 
     def join(self, tiles: Tensor) -> Tensor:
         """Return the map (B, G, D, Ho, Wo) of tiles (B, G, Ho, tiles, T, D)."""
-        return tiles.flatten(3, 4)[:, :, :, : self.columns].permute(0, 1, 4, 2, 3)
+        return tiles.flatten(3, 4).narrow(3, 0, self.columns).permute(0, 1, 4, 2, 3)

@@ -108,9 +108,7 @@ def _tap_row(keys: Tensor, row: int, height: int, tiles: Tiles, *, taps_last: bo
         taps_last: If True, return (B, R, Ho, tiles * T, Kw), else (B, R, Kw, Ho, Wo).
     """
     window = tiles.window
-    first = row * window.dilation[0]
-    last = first + window.stride[0] * (height - 1) + 1
-    rows = keys[:, :, first : last : window.stride[0]]
+    rows = tiles.tap_row(keys, row, height)
     tap = torch.arange(window.kernel[1], device=keys.device) * window.dilation[1]
     count = tiles.count * tiles.size if taps_last else tiles.columns
     start = torch.arange(count, device=keys.device) * window.stride[1]
