@@ -1,8 +1,5 @@
-"""What ``tools/analysis_tools/get_flops.py`` says of networks: totals that add up, in both
-conventions.
-"""
+"""What ``mmrednet flops`` says of networks: totals that add up, in both conventions."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -15,6 +12,7 @@ from torch import nn
 from mmrednet.analysis import build_network, count_network
 from mmrednet.analysis.categories import CATEGORIES, PRODUCTS, check_count
 from mmrednet.analysis.networks import stage_of
+from mmrednet.commands import flops
 from mmrednet.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -24,12 +22,7 @@ SEGMENTER = 'configs/camvid/segnext_mscan-narrow_camvid-180x240.py'
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location(
-        'get_flops', ROOT / 'tools/analysis_tools/get_flops.py'
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return flops
 
 
 @pytest.fixture
@@ -230,7 +223,7 @@ def test_the_exit_status(tool, monkeypatch, capsys):
     assert tool.main() == 3
     (line,) = [line for line in capsys.readouterr().err.splitlines() if 'error' in line]
     assert line == (
-        'get_flops.py: error: Needy cannot be run for an image of 5 x 6 alone: TypeError: '
+        'mmrednet flops: error: Needy cannot be run for an image of 5 x 6 alone: TypeError: '
         'Needy.forward() '
         "missing 1 required positional argument: 'boxes'"
     )
@@ -298,7 +291,7 @@ def test_bad_networks(tool, monkeypatch, capsys, tmp_path, config, message):
         ['get_flops.py', config, *(part for option in options for part in (f'--{option}').split())],
     )
     assert tool.main() == 2
-    assert re.search(f'^get_flops.py: error: .*{message}', capsys.readouterr().err, re.MULTILINE)
+    assert re.search(f'^mmrednet flops: error: .*{message}', capsys.readouterr().err, re.MULTILINE)
 
 
 def test_bad_calls():

@@ -1,6 +1,5 @@
 """Pictures of images of all sizes, and tools on images of all channels."""
 
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from mmrednet.analysis import draw_detections, draw_segmentations
 from mmrednet.analysis.image_network import image_channels
 from mmrednet.analysis.networks import build_network
 from mmrednet.analysis.panels import CAPTION_HEIGHT, COLOURS, GAP, display_image
+from mmrednet.commands import draw as draw_command
 from mmrednet.engine import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -256,12 +256,11 @@ def test_draw_with_other_channels(channels, data, options, tmp_path, monkeypatch
     out = tmp_path / 'out'
     command = ['draw.py', CONFIG, tmp_path / 'w.pth', '--out-dir', out, '--images', 0, *changes]
     monkeypatch.setattr(sys, 'argv', [str(word) for word in command])
-    script = runpy.run_path(str(ROOT / 'tools/analysis_tools/draw.py'))
-    args = script['parse_args']()
+    args = draw_command.parse_args(None)
     cfg = load_config(args.config, options=args.cfg_options)
     with MODELS.switch_scope_and_registry('mmdet') as registry:
         torch.save(dict(state_dict=registry.build(cfg.model).state_dict()), tmp_path / 'w.pth')
-    script['main']()
+    draw_command.main()
     assert sorted(path.name for path in out.iterdir()) == ['detections.png', 'kernels.png']
     # two panels of 64 x 64, three times as large
     assert Image.open(out / 'detections.png').width == 2 * 3 * 64 + GAP

@@ -270,6 +270,6 @@ def test_runs_on_a_cpu_say_so_once(library, monkeypatch, device, lines):
     assert len(messages) == 2 * lines
 
 
-@pytest.mark.parametrize('tool', ['train', 'test', 'pretrain', 'image_demo'])
+@pytest.mark.parametrize('tool', ['train', 'test', 'pretrain', 'infer'])
 def test_tools_keep_memory(tool):
-    assert 'keep_memory_on_cpu(' in (ROOT / f'tools/{tool}.py').read_text()
+    assert 'keep_memory_on_cpu(' in (ROOT / f'mmrednet/commands/{tool}.py').read_text()

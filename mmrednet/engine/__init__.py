@@ -12,15 +12,23 @@ from .hosts import HOSTS, allow_checkpoint_globals, build_runner, load_config, r
 from .kept_memory import keep_memory_on_cpu
 from .label_check import check_labels_when_loaded
 from .name_hints import named_types
-from .options import TrainParser, apply_test_options, apply_train_options
+from .options import (
+    add_config_options,
+    add_launcher_options,
+    add_train_options,
+    apply_test_options,
+    apply_train_options,
+)
 from .pretrained_check import check_pretrained
 
 __all__ = [
     'HOSTS',
     'FitHook',
     'ResumableCheckpointHook',
-    'TrainParser',
     'add_check_options',
+    'add_config_options',
+    'add_launcher_options',
+    'add_train_options',
     'allow_checkpoint_globals',
     'apply_test_options',
     'apply_train_options',

@@ -5,7 +5,10 @@ mmengine alone for classifiers.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
+import io
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,12 @@ from mmengine.runner import Runner
 from mmengine.utils import digit_version, is_installed
 
 from ..checkpoints.safe_loading import training_globals
+from ..config_names import register_configs, resolve_config
 from ..packages import require
 
+# what the frameworks print and warn of when they are imported: optional packages that our configs
+# do not need
+OPTIONAL_LINE, OPTIONAL_WARNING = 'Could not import OneDL', 'faster_coco_eval is not installed'
 HOSTS = ('mmdet', 'mmseg')
 # scope of classifiers, which need no other framework
 CLASSIFIER_SCOPE = 'mmengine'
@@ -46,19 +53,19 @@ def read_config(path: str, *, options: dict[str, Any] | None = None) -> Config:
     """Read a config and merge the options of the command line.
 
     Args:
-        path: Path of the config.
+        path: Path of the config, or a name such as 'mmrednet::rednet/...'.
         options: Dotted keys and values, as ``--cfg-options`` gives them.
 
     Raises:
-        FileNotFoundError: The file does not exist.
+        FileNotFoundError: The file does not exist, or one that it inherits from.
         ImportError: A framework that it inherits from is not installed. The message says how to
             install it.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'config must be an existing file, got {path!r}.')
+    file = resolve_config(path)
     _name_distributions()
+    register_configs()
     try:
-        cfg = Config.fromfile(path)
+        cfg = Config.fromfile(file)
     except ModuleNotFoundError as error:
         # mmengine's error names the missing package; ours says how to install it as well
         for host in HOSTS:
@@ -79,7 +86,7 @@ def load_config(
     """Read a config, merge the options of the command line, and register the framework's classes.
 
     Args:
-        path: Path of the config.
+        path: Path of the config, or a name such as 'mmrednet::rednet/...'.
         options: Dotted keys and values, as ``--cfg-options`` gives them.
         work_dir: Folder for logs and checkpoints. Default: that of the config, or else
             ``work_dirs/<name of the config>``.
@@ -98,10 +105,29 @@ def load_config(
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(path).stem)
     _allow_no_workers(cfg)
     if scope in HOSTS:
-        # in a function, so that importing the engine loads neither framework
-        import_module(f'{scope}.utils').register_all_modules(init_default_scope=True)
+        register_host(scope)
     allow_checkpoint_globals()
     return cfg
+
+
+def register_host(scope: str) -> None:
+    """Import a framework and register its classes, without what its imports print.
+
+    In a function, so that importing the engine loads neither framework.
+
+    Args:
+        scope: 'mmdet' or 'mmseg'.
+    """
+    printed = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+            warnings.filterwarnings('ignore', OPTIONAL_WARNING)
+            import_module(f'{scope}.utils').register_all_modules(init_default_scope=True)
+    finally:
+        lines = printed.getvalue().splitlines()
+        for line in lines:
+            if not line.startswith(OPTIONAL_LINE):
+                print(line)
 
 
 def _allow_no_workers(cfg: Config) -> None:

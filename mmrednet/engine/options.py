@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
@@ -31,49 +29,44 @@ FLIP_META_KEYS = (
 )
 
 
-class TrainParser(argparse.ArgumentParser):
-    """A parser with the options of every script that trains.
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every command takes that reads a config: its path, and overrides."""
+    parser.add_argument(
+        'config', help="path of the config, or a name such as 'mmrednet::rednet/...'"
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override parts of the config, as model.backbone.depth=26',
+    )
 
-    Args:
-        description: Text of ``--help``.
-    """
 
-    def __init__(self, description: str | None) -> None:
-        super().__init__(description=description)
-        self.add_argument('config', help='path of the config')
-        self.add_argument('--work-dir', help='for logs and checkpoints')
-        self.add_argument('--amp', action='store_true', help='train in mixed precision')
-        self.add_argument(
-            '--auto-scale-lr',
-            action='store_true',
-            help='scale the learning rate with the batch size',
-        )
-        self.add_argument(
-            '--resume',
-            nargs='?',
-            const='auto',
-            metavar='CHECKPOINT',
-            help='continue from this checkpoint, or from the newest one that loads',
-        )
-        self.add_argument(
-            '--cfg-options',
-            nargs='+',
-            action=DictAction,
-            metavar='KEY=VALUE',
-            help='override parts of the config, as model.backbone.depth=26',
-        )
-        self.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-        self.add_argument('--local_rank', '--local-rank', type=int, default=0)
+def add_launcher_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that may run in several processes."""
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> argparse.Namespace:  # type: ignore[override]
-        """Parse the command line.
 
-        torch's launchers give the rank of the process in LOCAL_RANK or, if they are old, as an
-        option. mmengine reads the variable.
-        """
-        parsed = super().parse_args(*args, **kwargs)
-        os.environ.setdefault('LOCAL_RANK', str(parsed.local_rank))
-        return parsed
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command that trains."""
+    add_config_options(parser)
+    parser.add_argument('--work-dir', help='for logs and checkpoints')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the batch size',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from this checkpoint, or from the newest one that loads',
+    )
+    add_launcher_options(parser)
 
 
 def apply_train_options(

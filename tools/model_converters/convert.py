@@ -1,103 +1,11 @@
-"""Convert a published checkpoint to our keys, or back, and print what matched."""
+"""``mmrednet convert``, for a clone that is not installed."""
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch
-from mmengine.registry import MODELS
-
-from mmrednet.checkpoints import FORMATS, CheckpointError, shapes_of
-from mmrednet.checkpoints.matching import TARGETS
-from mmrednet.convert import convert_file, reverse_file
-from mmrednet.engine import load_config, scope_of
-
-
-def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        'source', metavar='IN', help='.pth, .pth.tar, .safetensors or .npz; read as tensors alone'
-    )
-    parser.add_argument('target', metavar='OUT', help='.safetensors, .pth or .npz')
-    parser.add_argument(
-        '--to',
-        choices=TARGETS,
-        default='backbone',
-        help="the backbone alone, for init_cfg, or a whole network's weights, for load_from",
-    )
-    parser.add_argument(
-        '--model',
-        metavar='CONFIG',
-        help='config of the network to fill; by default the published backbone that the keys and '
-        'shapes of the file tell',
-    )
-    parser.add_argument(
-        '--format',
-        choices=list(FORMATS),
-        help='format of IN (with --reverse, of OUT), instead of what its keys tell',
-    )
-    parser.add_argument('--key', help='key of the state dict in IN, such as state_dict_ema')
-    parser.add_argument(
-        '--min-share',
-        type=float,
-        default=0.5,
-        metavar='SHARE',
-        help="fail where less than this share of the network's tensors matches (0.5)",
-    )
-    parser.add_argument('--reverse', action='store_true', help='from our keys to published ones')
-    parser.add_argument('--force', action='store_true', help='overwrite OUT')
-    return parser.parse_args()
-
-
-def shapes_from(config, to):
-    """Return the shapes of the network of a config, or of its backbone, by key."""
-    cfg = load_config(config)
-    with torch.device('meta'), MODELS.switch_scope_and_registry(scope_of(cfg)) as registry:
-        return shapes_of(registry.build(cfg.model.backbone if to == 'backbone' else cfg.model))
-
-
-def convert(args):
-    shapes = shapes_from(args.model, args.to) if args.model else None
-    conversion = convert_file(
-        args.source,
-        args.target,
-        to=args.to,
-        shapes=shapes,
-        format=args.format,
-        key=args.key,
-        min_share=args.min_share,
-        force=args.force,
-    )
-    print(f'{args.source}: format {conversion.format!r} ({FORMATS[conversion.format].source})')
-    print(f'SHA-256: {conversion.sha256}')
-    if conversion.network:
-        print(f'network: {conversion.network}')
-    print(conversion.match.counts)
-    for line in conversion.match.details():
-        print(f'  {line}')
-    absent_parts = ', '.join(conversion.match.absent_parts)
-    if absent_parts:
-        print(f'  parts of the network that are not in the file: {absent_parts}')
-    for line in conversion.notes:
-        print(f'  {line}')
-    print(f'written: {args.target}, {len(conversion.match.state)} tensors')
-
-
-def main():
-    args = parse_args()
-    try:
-        if args.reverse:
-            reversal = reverse_file(args.source, args.target, format=args.format, force=args.force)
-            print(f'written: {args.target}, format {reversal.format!r}')
-            if reversal.lost:
-                print(f'not as in the published file: {reversal.lost}')
-        else:
-            convert(args)
-    except (CheckpointError, OSError, ValueError) as error:
-        sys.exit(f'{type(error).__name__}: {error}')
-
+from mmrednet.commands.convert import main
 
 if __name__ == '__main__':
     main()

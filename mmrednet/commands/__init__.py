@@ -1,0 +1,1 @@
+"""The subcommands of ``mmrednet``, one per module. ``mmrednet.cli`` has their table."""
