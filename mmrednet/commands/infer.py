@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..engine import (
     named_types,
     scope_of,
 )
+from . import infer_exported
 from .parser import CommandParser
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
@@ -120,7 +122,14 @@ def list_images(path: Path) -> list[Path]:
 @safe_loading()
 @named_types()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command with these arguments, by default those of the process."""
+    """Run the command with these arguments, by default those of the process.
+
+    An exported file in place of the config and the checkpoint comes first.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if infer_exported.is_exported(argv):
+        infer_exported.main(argv)
+        return
     args = parse_args(argv)
     cfg = load_config(args.config, options=args.cfg_options)
     paths = list_images(args.img)

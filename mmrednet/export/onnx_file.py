@@ -56,6 +56,7 @@ def _inline(model: Any, functions: Functions) -> None:
     """Put the nodes of functions in place of their calls, which few runtimes but ORT can read."""
     import onnx_ir
     from onnx_ir.passes import common
+    from onnxscript import optimizer
 
     if not functions.calls:
         return
@@ -64,10 +65,11 @@ def _inline(model: Any, functions: Functions) -> None:
         function = onnx_ir.serde.deserialize_function(proto)
         model.functions[function.identifier()] = function
     common.InlinePass()(model)
+    model.opset_imports.pop(DOMAIN, None)
+    optimizer.optimize(model)
     # shapes and constants that several calls share
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
-    model.opset_imports.pop(DOMAIN, None)
 
 
 def _translations(program: ExportedProgram) -> dict[Callable, Callable]:

@@ -79,9 +79,17 @@ class Functions:
     def _make(self, name: str, portable: Callable, arguments: list[Any]) -> Any:
         """Export the portable form of an operator as an ONNX function."""
         import onnx
+        from onnxscript import opset18
 
         exported: Any = torch.onnx.export(
-            _capture(portable, arguments), dynamo=True, opset_version=self.opset, verbose=False
+            _capture(portable, arguments),
+            dynamo=True,
+            opset_version=self.opset,
+            # as one node: torch would make matrices of it, with their sizes, and a batch again
+            custom_translation_table={torch.ops.aten.matmul.default: opset18.MatMul},
+            # the file is optimised as a whole
+            optimize=False,
+            verbose=False,
         )
         graph = exported.model_proto.graph
         nodes = [
