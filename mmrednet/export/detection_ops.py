@@ -32,7 +32,8 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float, limit: int) -> Tensor:
 
 @nms.register_fake
 def _(boxes: Tensor, scores: Tensor, threshold: float, limit: int) -> Tensor:
-    size = torch.library.get_ctx().new_dynamic_size(min=0)
+    # without a bound, the products of sizes that torch checks would not fit into an int64 of ONNX
+    size = torch.library.get_ctx().new_dynamic_size(min=0, max=limit)
     return boxes.new_empty(size, dtype=torch.int64)
 
 

@@ -63,7 +63,7 @@ def decode(coder: Any, priors: Tensor, deltas: Tensor, size: tuple[Any, Any]) ->
 def suppress(candidates: Candidates, threshold: float, limit: int) -> Candidates:
     """Return the candidates that no better one of their group overlaps, the best ones first."""
     # Groups are moved apart, as mmcv does. A zero keeps the maximum of no boxes defined.
-    largest = F.pad(candidates.boxes.flatten(), (0, 1)).amax()
+    largest = F.pad(candidates.boxes.flatten(), (0, 1)).amax(0)
     moved = candidates.boxes + (candidates.groups * (largest + 1))[:, None]
     return candidates.select(nms(moved, candidates.scores, threshold, limit))
 

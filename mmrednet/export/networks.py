@@ -108,19 +108,22 @@ class PanopticNetwork(nn.Module):
     output_names = ('ids', 'categories', 'areas', 'scores')
 
     def __init__(self, model: Any, preprocess: nn.Module) -> None:
-        # it needs mmdet, which classifiers and segmenters do without
-        from ..panoptic import PanopticInference
-
         super().__init__()
-        self.preprocess, self.inference = preprocess, PanopticInference(model)
+        self.preprocess, self.model = preprocess, model
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Map an image (1, C, H, W) to ids (H, W) and to what is known of the segments.
+        """Map an image (1, C, H, W) to ids (H, W) and to category, area and score of segments.
 
-        The size must be such that the model does not pad the image.
+        Ids are those of mmdet, where the class count is void. Segments of area 0 do not exist.
         """
-        ids, category, area, score = self.inference(self.preprocess(image))
-        return ids[: image.shape[2], : image.shape[3]], category, area, score
+        model = self.model
+        inputs = model._pad(self.preprocess(image))
+        predictions = model.upsample(model._forward(inputs), inputs.shape[2:])
+        # as in prediction, the padding has no part in merging
+        maps = (x[..., : image.shape[2], : image.shape[3]] for x in predictions)
+        semantic, heat, offset = maps
+        result = model.merger(semantic[0].softmax(0), heat[0, 0], offset[0])
+        return result.ids(model.num_classes), result.category, result.area, result.score
 
 
 def network_of(model: Any) -> tuple[nn.Module, str]:
@@ -144,7 +147,7 @@ def network_of(model: Any) -> tuple[nn.Module, str]:
     if 'ImageClassifier' in bases:
         network, task = ClassifierNetwork(model, Preprocess(preprocessor)), 'classification'
     elif 'PanopticDeepLab' in bases:
-        network = PanopticNetwork(model, Preprocess(preprocessor, model.stride, fill))
+        network = PanopticNetwork(model, Preprocess(preprocessor, divisor, fill))
         task = 'panoptic'
     elif hasattr(model, 'decode_head'):
         test_cfg = preprocessor.test_cfg or {}
