@@ -138,7 +138,7 @@ def missing_message(name: str) -> str | None:
 def blocking_message(program: ExportedProgram, name: str, form: str) -> str | None:
     """Return which operators keep a program out of a format, or None."""
     allowed = FORMATS[name].allowed
-    counts = blocking(program, allowed)
+    counts: dict[str, int] = blocking(program, allowed)
     if form == 'native':
         # their library comes with the package
         counts = {key: n for key, n in counts.items() if not key.startswith('mmrednet.')}
