@@ -43,6 +43,7 @@ def decode(coder: Any, priors: Tensor, deltas: Tensor, size: tuple[Any, Any]) ->
     deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
     centre = (priors[:, :2] + priors[:, 2:]) * 0.5
     extent = priors[:, 2:] - priors[:, :2]
+    # a box grows at most by the factor of mmdet
     limit = float(np.abs(np.log(16 / 1000)))
     move = extent * deltas[:, :2]
     if coder.add_ctr_clamp:
@@ -122,6 +123,7 @@ class DenseHead(nn.Module):
             # the last class is the background
             classes, scores = classes - 1, scores.softmax(-1)[:, :-1]
         deltas = deltas.permute(1, 2, 0).reshape(-1, 4)
+        # one candidate for each pair of an anchor and a class
         flat = scores.flatten()
         best = flat.shape[0]
         if self.nms_pre > 0:
@@ -198,6 +200,7 @@ class BoxHead(nn.Module):
         row = proposal if self.head.reg_class_agnostic else index
         deltas = deltas.reshape(-1, 4).index_select(0, row)
         boxes = decode(self.head.bbox_coder, proposals.index_select(0, proposal), deltas, size)
+        # boxes of different classes do not compete
         candidates = Candidates(boxes, scores.index_select(0, index), label)
         return suppress(candidates, self.threshold, self.limit)
 
@@ -254,8 +257,8 @@ class DetectorNetwork(nn.Module):
 
 def check_suppression(name: str, cfg: Any) -> None:
     """Raise a ValueError unless candidates compete by plain suppression."""
-    kind = cfg.nms.get('type', 'nms')
-    if kind != 'nms' or cfg.nms.get('class_agnostic') or cfg.get('max_per_img', -1) < 1:
+    suppression = cfg.nms.get('type', 'nms')
+    if suppression != 'nms' or cfg.nms.get('class_agnostic') or cfg.get('max_per_img', -1) < 1:
         raise ValueError(
             f"{name} must have nms=dict(type='nms', ...) and max_per_img to be exported, got "
             f'{dict(cfg)}.'
