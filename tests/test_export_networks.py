@@ -44,10 +44,10 @@ def backbones():
         26,
         dict(type='Involution', kernel_size=3),
         base_channels=32,
-        num_stages=2,
-        strides=(1, 2),
-        dilations=(1, 1),
-        out_indices=(0, 1),
+        num_stages=1,
+        strides=(2,),
+        dilations=(1,),
+        out_indices=(0,),
     )
     arch = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))
     yield MSCAN(arch)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from .onnx_file import write_onnx
+from .onnx_file import KNOWN, write_onnx
 from .programs import DETECTION, blocking
 from .runtime import _onnx, _openvino
 
@@ -88,7 +88,7 @@ FORMATS: dict[str, Format] = {
         packages=(*ONNX_PACKAGES, 'onnxruntime'),
         extra='export',
         forms=('portable',),
-        allowed=DETECTION,
+        allowed=KNOWN,
         write=write_onnx,
         run=lambda path: _onnx(path, torch.get_num_threads()),
         beside=('.onnx.data',),
@@ -116,7 +116,7 @@ FORMATS: dict[str, Format] = {
         packages=(*ONNX_PACKAGES, 'openvino'),
         extra='openvino',
         forms=('portable',),
-        allowed=DETECTION,
+        allowed=KNOWN,
         write=_write_openvino,
         run=lambda path: _openvino(path, torch.get_num_threads()),
         beside=('.bin',),
