@@ -26,6 +26,7 @@ EXPLAINING = (
     'mmrednet.config_names',
     'mmrednet.convert',
     'mmrednet.engine',
+    'mmrednet.export',
     'mmrednet.packages',
     'mmrednet.pretraining',
     'mmrednet.registry',
@@ -74,6 +75,11 @@ COMMANDS = {
         'mmrednet.commands.infer',
         'draw the predictions of a checkpoint on images',
         f'mmrednet infer photo.jpg {DETECTOR} runs/shapes/iter_1700.pth --out-dir pictures',
+    ),
+    'export': Command(
+        'mmrednet.commands.export',
+        'write a model as ONNX, OpenVINO, AOTInductor package or exported program, and check it',
+        f'mmrednet export {DETECTOR} runs/shapes/iter_1700.pth --to onnx',
     ),
     'draw': Command(
         'mmrednet.commands.draw',

@@ -20,7 +20,6 @@ from benchmarks.report import Report
 from benchmarks.training_memory import in_own_process
 
 from mmrednet.diagnosis import processor
-from mmrednet.layers import Involution
 
 
 def make_case(operator, layout='channels-last', heads=None):
@@ -145,20 +144,6 @@ def test_multiply_adds_are_those_of_the_paper():
     """4.1 and 2.7 billion at 224 x 224 (Li et al., table 1)."""
     counts = [backbones.multiply_adds(name, (224, 224)) for name in benchmark_backbone.PEERS]
     assert counts == [4087136256, 2670542336]
-
-
-@pytest.mark.parametrize('folded', [False, True])
-@pytest.mark.parametrize('options', [{}, dict(stride=2), dict(dilation=2, kernel_size=5)])
-def test_exported_involution_computes_what_the_layer_computes(options, folded):
-    layer = Involution(32, **options).eval()
-    if folded:
-        layer.fold(torch.randn(32), torch.randn(32), relu=True)
-    x = torch.randn(2, 32, 9, 12)
-    with torch.no_grad():
-        expected = layer(x)
-        result = peers.exportable(torch.nn.Sequential(layer))(x)
-    torch.testing.assert_close(result, expected)
-    assert isinstance(peers.exportable(torch.nn.Sequential(layer))[0], peers.StandardInvolution)
 
 
 def test_peers_that_are_not_installed(monkeypatch):

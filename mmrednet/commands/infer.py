@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..engine import (
     named_types,
     scope_of,
 )
+from . import infer_exported
 from .parser import CommandParser
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
@@ -121,7 +123,14 @@ def list_images(path: Path) -> list[Path]:
 @safe_loading()
 @named_types()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command with these arguments, by default those of the process."""
+    """Run the command with these arguments, by default those of the process.
+
+    An exported file in place of the config and the checkpoint comes first.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if infer_exported.is_exported(argv):
+        infer_exported.main(argv)
+        return
     args = parse_args(argv)
     cfg = load_config(args.config, options=args.cfg_options)
     check_device(args.device, scope_of(cfg))

@@ -76,7 +76,7 @@ class NMF2D(nn.Module):
         """Return the bases (B * S, D, R) from which the decomposition of (B * S, D, N) starts."""
         if self.rand_init:
             return F.normalize(parts.new_empty(*parts.shape[:2], self.rank).uniform_(), dim=1)
-        return self.bases.to(parts.dtype).repeat(len(parts) // self.parts, 1, 1)
+        return self.bases.to(parts.dtype).repeat(parts.shape[0] // self.parts, 1, 1)
 
     def _new_coefficients(self, x: Tensor, bases: Tensor, coefficients: Tensor) -> Tensor:
         # B^T B first: it has R x R elements, C B^T has N x D

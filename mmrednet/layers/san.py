@@ -306,7 +306,7 @@ class SANPairwise(VectorAttention):
     def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return queries (B, R + 2, Ho, Wo) and keys (B, R + 2, H, W), with positions p behind."""
         query, key = super().queries_and_keys(x)
-        position = self.conv_p(self.coordinates(x)).expand(len(x), -1, -1, -1).to(key.dtype)
+        position = self.conv_p(self.coordinates(x)).expand(x.shape[0], -1, -1, -1).to(key.dtype)
         return torch.cat([query, self.subsample(position)], 1), torch.cat([key, position], 1)
 
     def alpha(self, logits: Tensor) -> Tensor:

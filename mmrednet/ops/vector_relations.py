@@ -80,7 +80,8 @@ def _reflect(position: Tensor, length: int) -> Tensor:
     """
     if length == 1:
         return torch.zeros_like(position)
-    period = 2 * (length - 1)
+    # a tensor: of a symbolic number ONNX takes no remainder
+    period = position.new_full((), 2 * (length - 1))
     phase = position % period
     return torch.minimum(phase, period - phase)
 

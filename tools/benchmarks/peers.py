@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrednet.layers import Involution
-from mmrednet.ops.involution import finish
+from mmrednet.export import capture, onnx_file
+from mmrednet.export.networks import BackboneNetwork
 
 from .backbones import step
-from .baselines import unfold_aggregate
 
 # packages that a way needs, besides torch
 PACKAGES = {
@@ -33,44 +32,17 @@ TOLERANCES = {'float32': 1e-3, 'bfloat16': 5e-2}
 HINTS = {'float32': 'f32', 'bfloat16': 'bf16'}
 
 
-class StandardInvolution(nn.Module):
-    """Involution as published, out of operators that ONNX has: neighbours are gathered and summed.
-
-    Args:
-        layer: The layer to compute.
-    """
-
-    def __init__(self, layer: Involution) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, Ho, Wo)."""
-        layer = self.layer
-        kernels = layer.generate(layer.conv1(layer.pool(x)))
-        out = unfold_aggregate(x.unflatten(1, (layer.groups, -1)), kernels, layer.window)
-        if layer.scale is not None and layer.shift is not None:
-            out = finish(out, layer.scale, layer.shift, layer.relu)
-        return out.flatten(1, 2)
-
-
-def exportable(model: nn.Module) -> nn.Module:
-    """Return a copy of a model, with involution out of standard operators."""
-    model = copy.deepcopy(model)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, Involution):
-            model.set_submodule(name, StandardInvolution(module))
-    return model
-
-
 def missing(way: str) -> list[str]:
     """Return the packages that a way of ``PACKAGES`` lacks."""
     return [package for package in PACKAGES[way] if find_spec(package) is None]
 
 
 def write_onnx(model: nn.Module, image: Tensor, path: Path) -> None:
-    """Export a model in float32 for images of one shape."""
-    torch.onnx.export(exportable(model), (image,), path, dynamo=True, verbose=False)
+    """Export a backbone in float32 for images of one shape, with operators in portable form."""
+    with torch.inference_mode():
+        count = len(model(image))
+    network = BackboneNetwork(copy.deepcopy(model), count).eval()
+    onnx_file.write_onnx(capture(network, image, dynamic=False), path, network.output_names)
 
 
 def onnx_runtime(path: Path, image: Tensor) -> Callable[[], Any]:

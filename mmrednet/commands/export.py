@@ -1,0 +1,97 @@
+"""Write a model for a runtime without Python, and check it against the model.
+
+Beside the file lies a description of the same name, with the ending .json: how an image is resized
+before the network, and what the outputs are. Normalisation and padding are in the network.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.registry import MODELS
+from mmengine.runner import load_checkpoint
+
+from .. import safe_loading
+from ..engine import add_config_options, check_fit, load_config, named_types, scope_of
+from ..export.exporting import ExportError, Target, check_target, export, verify
+from ..export.formats import FORMATS, FORMS
+from ..export.networks import resizing
+from ..export.runtime import read, resize
+from .parser import CommandParser
+
+
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command."""
+    parser = CommandParser('export', __doc__)
+    add_config_options(parser)
+    parser.add_argument('checkpoint', help='path of the checkpoint')
+    parser.add_argument('--to', choices=list(FORMATS), required=True, help='format of the file')
+    parser.add_argument(
+        '--form',
+        choices=FORMS,
+        help='portable: standard operators alone; native: our kernels, which need our library',
+    )
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
+        '--shape', type=int, nargs=2, metavar=('H', 'W'), help='size of all images, in pixels'
+    )
+    sizes.add_argument('--dynamic', action='store_true', help='images of any size (the default)')
+    parser.add_argument('--out', type=Path, help='path of the file (exported/<config>.<ending>)')
+    parser.add_argument('--verify', type=Path, metavar='PHOTO', help='check with this photograph')
+    parser.add_argument('--no-verify', action='store_true', help='do not check the file')
+    return parser
+
+
+def target_of(parser: ArgumentParser, args: Namespace) -> Target:
+    """Return what the arguments ask for."""
+    ending = FORMATS[args.to].ending
+    path = args.out or Path('exported') / (Path(args.config.split('::')[-1]).stem + ending)
+    if not path.name.endswith(ending):
+        parser.error(f'--out must end in {ending} for --to {args.to}, got {path}')
+    if args.shape and min(args.shape) < 1:
+        parser.error(f'--shape must be two positive numbers, got {args.shape}')
+    return Target(args.to, args.form, path, tuple(args.shape) if args.shape else None)
+
+
+def load_model(args: Namespace) -> tuple[Any, Any, dict[str, Any]]:
+    """Return the model in eval mode, its config, and the classes of its data set."""
+    cfg = load_config(args.config, options=args.cfg_options)
+    # the checkpoint has all weights
+    cfg.model.backbone.init_cfg = None
+    with MODELS.switch_scope_and_registry(scope_of(cfg)) as registry:
+        model = registry.build(cfg.model)
+    checkpoint = load_checkpoint(model, args.checkpoint, map_location='cpu')
+    check_fit(model, args.checkpoint)
+    meta = checkpoint.get('meta', {}).get('dataset_meta') or {}
+    # in two lines: models of mmdet return nothing from eval()
+    model.eval()
+    return model, cfg, meta
+
+
+@safe_loading()
+@named_types()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments, by default those of the process."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    target = target_of(parser, args)
+    try:
+        form = check_target(target)
+        model, cfg, meta = load_model(args)
+        task = export(model, cfg, meta, target)
+        print(f'{target.path}: {task}, {target.format}, {form} form, {_size(target.path)}')
+        if not args.no_verify:
+            photo = None if args.verify is None else resize(read(args.verify), resizing(cfg))
+            for shape, error, unit in verify(model, task, target, photo):
+                print(f'checked with an image of {shape[0]} x {shape[1]}: {error:.2g} {unit}')
+    except ExportError as error:
+        parser.exit(1, f'mmrednet export: {error}\n')
+    return 0
+
+
+def _size(path: Path) -> str:
+    files = [file for file in path.parent.glob(f'{path.stem}.*') if file.suffix != '.json']
+    return f'{sum(file.stat().st_size for file in files) / 2**20:.1f} MiB'

@@ -1,0 +1,120 @@
+"""Draw the predictions of an exported file, ONNX or OpenVINO, on images."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..export.runtime import Model, read
+
+ENDINGS = ('.onnx', '.xml')
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``mmrednet infer`` for an exported file."""
+    parser = argparse.ArgumentParser('mmrednet infer', description=__doc__)
+    parser.add_argument('model', type=Path, help='exported file, with its .json beside it')
+    parser.add_argument('img', type=Path, help='an image, or a folder of images')
+    parser.add_argument(
+        '--out-dir', type=Path, default=Path('outputs'), help='folder for the pictures'
+    )
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='minimum score of a detection to draw'
+    )
+    return parser
+
+
+def is_exported(argv: Sequence[str]) -> bool:
+    """Return whether the first argument is an exported file."""
+    return bool(argv) and Path(argv[0]).suffix in ENDINGS
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command with these arguments."""
+    # it has the list of images, and imports this module
+    from .infer import list_images
+
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    for path in (args.model, args.model.with_suffix('.json'), args.img):
+        if not path.exists():
+            parser.error(f'{path} must be an existing file')
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    model = Model(args.model, threads=torch.get_num_threads())
+    draw = {
+        'detection': draw_boxes,
+        'instances': draw_boxes,
+        'segmentation': draw_classes,
+        'classification': print_classes,
+    }.get(model.description['task'])
+    if draw is None:
+        task = model.description['task']
+        parser.error(f'there is no drawing of a {task} model, got {args.model}')
+    for path in list_images(args.img):
+        pixels = read(path)
+        draw(model, pixels, model(pixels), args.out_dir / path.name, args.score_thr)
+        print(args.out_dir / path.name)
+
+
+def _meta(model: Model) -> dict[str, Any]:
+    palette = [tuple(colour) for colour in model.description['palette']]
+    return dict(classes=model.description['classes'], palette=palette or 'random')
+
+
+def draw_boxes(
+    model: Model, pixels: np.ndarray, outputs: dict[str, np.ndarray], out_file: Path, score: float
+) -> None:
+    """Draw detections by mmdet's visualizer."""
+    from mmdet.structures import DetDataSample
+    from mmdet.visualization import DetLocalVisualizer
+    from mmengine.structures import InstanceData
+
+    names = dict(boxes='bboxes')
+    tensors = {names.get(key, key): torch.from_numpy(x) for key, x in outputs.items()}
+    sample = DetDataSample(pred_instances=InstanceData(**tensors))
+    visualizer = DetLocalVisualizer()
+    visualizer.dataset_meta = _meta(model)
+    visualizer.add_datasample(
+        out_file.name,
+        pixels[..., ::-1].copy(),
+        sample,
+        draw_gt=False,
+        pred_score_thr=score,
+        out_file=str(out_file),
+    )
+
+
+def draw_classes(
+    model: Model, pixels: np.ndarray, outputs: dict[str, np.ndarray], out_file: Path, _: float
+) -> None:
+    """Draw classes of pixels by mmseg's visualizer."""
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+    from mmseg.visualization import SegLocalVisualizer
+
+    sample = SegDataSample(pred_sem_seg=PixelData(data=torch.from_numpy(outputs['labels'])[None]))
+    visualizer = SegLocalVisualizer(alpha=0.5)
+    visualizer.set_dataset_meta(**_meta(model))
+    visualizer.add_datasample(
+        out_file.name,
+        pixels[..., ::-1].copy(),
+        sample,
+        draw_gt=False,
+        out_file=str(out_file),
+    )
+
+
+def print_classes(
+    model: Model, pixels: np.ndarray, outputs: dict[str, np.ndarray], out_file: Path, _: float
+) -> None:
+    """Print the most probable classes of an image."""
+    scores = outputs['scores'][0]
+    classes = model.description['classes']
+    for index in np.argsort(-scores)[:5]:
+        name = classes[index] if index < len(classes) else f'class {index}'
+        print(f'{out_file.name}: {name} {scores[index]:.3f}')

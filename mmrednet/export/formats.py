@@ -1,0 +1,148 @@
+"""The formats of exported networks: what each needs, how it is written and how it is run."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from .onnx_file import KNOWN, write_onnx
+from .programs import DETECTION, blocking
+from .runtime import _onnx, _openvino
+
+FORMS = ('portable', 'native')
+Run = Callable[[np.ndarray], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of files.
+
+    Args:
+        ending: Ending of the file.
+        packages: Packages that writing and running need.
+        extra: Extra of mmrednet that installs them.
+        forms: Forms of the operators that it can have, the default first.
+        allowed: Operators beside those of torch that it can have.
+        write: Writes a program with these names of outputs.
+        run: Returns a function from an image to outputs.
+        beside: Endings of further files of an export.
+    """
+
+    ending: str
+    packages: tuple[str, ...]
+    extra: str
+    forms: tuple[str, ...]
+    allowed: tuple[str, ...]
+    write: Callable[[ExportedProgram, Path, Sequence[str]], None]
+    run: Callable[[Path], Run]
+    beside: tuple[str, ...] = ()
+
+
+def _write_program(program: ExportedProgram, path: Path, _: Sequence[str]) -> None:
+    torch.export.save(program, path)
+
+
+def _run_program(path: Path) -> Run:
+    module = torch.export.load(path).module()
+    return lambda image: _arrays(module(torch.from_numpy(image)))
+
+
+def _write_package(program: ExportedProgram, path: Path, _: Sequence[str]) -> None:
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+
+
+def _run_package(path: Path) -> Run:
+    load: Any = torch._inductor.aoti_load_package
+    module = load(str(path))
+    return lambda image: _arrays(module(torch.from_numpy(image)))
+
+
+def _write_openvino(program: ExportedProgram, path: Path, names: Sequence[str]) -> None:
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'model.onnx'
+        write_onnx(program, file, names)
+        model = openvino.convert_model(file)
+        openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _arrays(outputs: Any) -> list[np.ndarray]:
+    tensors = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+    return [tensor.detach().numpy() for tensor in tensors]
+
+
+ONNX_PACKAGES = ('onnx', 'onnxscript')
+FORMATS: dict[str, Format] = {
+    'onnx': Format(
+        ending='.onnx',
+        packages=(*ONNX_PACKAGES, 'onnxruntime'),
+        extra='export',
+        forms=('portable',),
+        allowed=KNOWN,
+        write=write_onnx,
+        run=lambda path: _onnx(path, torch.get_num_threads()),
+        beside=('.onnx.data',),
+    ),
+    'exported-program': Format(
+        ending='.pt2',
+        packages=(),
+        extra='',
+        forms=('native', 'portable'),
+        allowed=DETECTION,
+        write=_write_program,
+        run=_run_program,
+    ),
+    'aoti': Format(
+        ending='.aoti.pt2',
+        packages=(),
+        extra='',
+        forms=('native', 'portable'),
+        allowed=DETECTION,
+        write=_write_package,
+        run=_run_package,
+    ),
+    'openvino': Format(
+        ending='.xml',
+        packages=(*ONNX_PACKAGES, 'openvino'),
+        extra='openvino',
+        forms=('portable',),
+        allowed=KNOWN,
+        write=_write_openvino,
+        run=lambda path: _openvino(path, torch.get_num_threads()),
+        beside=('.bin',),
+    ),
+}
+
+
+def missing_message(name: str) -> str | None:
+    """Return what a format lacks on this machine and how to get it, or None."""
+    entry = FORMATS[name]
+    missing = [package for package in entry.packages if find_spec(package) is None]
+    if missing:
+        return f"--to {name} needs {', '.join(missing)}: pip install 'mmrednet[{entry.extra}]'."
+    if name == 'aoti' and not any(map(shutil.which, ('c++', 'g++', 'clang++'))):
+        return '--to aoti needs a C++ compiler, such as g++, which is not on the PATH.'
+    return None
+
+
+def blocking_message(program: ExportedProgram, name: str, form: str) -> str | None:
+    """Return which operators keep a program out of a format, or None."""
+    allowed = FORMATS[name].allowed
+    counts: dict[str, int] = blocking(program, allowed)
+    if form == 'native':
+        # their library comes with the package
+        counts = {key: n for key, n in counts.items() if not key.startswith('mmrednet.')}
+    if not counts:
+        return None
+    listing = ', '.join(f'{key} ({count})' for key, count in sorted(counts.items()))
+    return f'--to {name} --form {form} has no form of these operators: {listing}.'

@@ -1,0 +1,147 @@
+"""Networks as ONNX files, run by ONNX Runtime at sizes that were not those of the trace."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from mmrednet import fuse
+from mmrednet.backbones import MSCAN, RedNet
+from mmrednet.commands import export as command
+from mmrednet.engine import load_config
+from mmrednet.export import capture, largest_error
+from mmrednet.export.exporting import ExportError, Target, verify
+from mmrednet.export.networks import BackboneNetwork, network_of
+from mmrednet.export.verification import matched, predict, sample_image
+
+pytest.importorskip('onnxscript')
+onnxruntime = pytest.importorskip('onnxruntime')
+
+DETECTOR = 'configs/shapes/faster-rcnn_rednet26_inv-fpn-rpn_shapes.py'
+SEGMENTER = 'configs/streets/segnext_mscan-narrow_streets.py'
+# an operator in the stem alone: a sixth of the time
+SMALLER = [
+    'model.backbone.spatial_cfg=None',
+    'model.neck.spatial_cfg=None',
+    'model.rpn_head.spatial_cfg=None',
+]
+SIZES = [(1, 75, 101), (3, 64, 83), (2, 96, 160)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def backbones():
+    yield RedNet(
+        26,
+        dict(type='Involution', kernel_size=3),
+        base_channels=32,
+        num_stages=1,
+        strides=(2,),
+        dilations=(1,),
+        out_indices=(0,),
+    )
+    arch = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))
+    yield MSCAN(arch)
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_backbones(index, tmp_path):
+    from mmrednet.export.onnx_file import write_onnx
+
+    model = list(backbones())[index].eval()
+    network = BackboneNetwork(fuse(model), len(model.out_indices)).eval()
+    path = tmp_path / 'backbone.onnx'
+    write_onnx(capture(network, torch.zeros(2, 3, 64, 64)), path, network.output_names)
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    assert [output.name for output in session.get_outputs()] == network.output_names
+    for size in SIZES:
+        image = torch.randn(size[0], 3, *size[1:])
+        with torch.no_grad():
+            expected = network(image)
+        assert largest_error(session.run(None, {'image': image.numpy()}), expected) < 1e-4
+
+
+def build(config, options):
+    cfg = load_config(config, options=options)
+    with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
+        model = registry.build(cfg.model)
+    model.init_weights()
+    # scores that differ from each other, as those of a trained model
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in ('fc_cls.w', 'rpn_cls.w', 'conv_seg.w')):
+            torch.nn.init.normal_(parameter, std=0.3)
+        if any(part in name for part in ('fc_reg.w', 'rpn_reg.w')):
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.eval()
+    return model, cfg
+
+
+@pytest.mark.parametrize('config', [DETECTOR, SEGMENTER])
+def test_networks_predict_what_models_predict(config):
+    model, _ = build(config, {})
+    network, task = network_of(model)
+    for shape in ((128, 160), (117, 203)):
+        image = sample_image(shape)
+        expected = predict(model, task, image)
+        with torch.no_grad():
+            outputs = [output.numpy() for output in network(torch.from_numpy(image))]
+        if task == 'detection':
+            assert len(expected[0]) > 20
+            assert matched(outputs, expected) == 1
+        else:
+            assert len(np.unique(expected[0])) > 1
+            assert (outputs[0] == expected[0]).mean() > 0.999
+
+
+def save(model, path):
+    torch.save(dict(meta={}, state_dict=model.state_dict()), path)
+    return str(path)
+
+
+def test_the_command_exports_a_detector(tmp_path, capsys):
+    model, _ = build(DETECTOR, dict.fromkeys(option.split('=')[0] for option in SMALLER))
+    checkpoint = save(model, tmp_path / 'weights.pth')
+    out = tmp_path / 'detector.onnx'
+    arguments = [DETECTOR, checkpoint, '--to', 'onnx', '--out', str(out), '--cfg-options', *SMALLER]
+    assert command.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert 'checked with an image of 203 x 271: 0 of the detections' in printed
+    description = json.loads(out.with_suffix('.json').read_text())
+    assert description['outputs'] == ['boxes', 'scores', 'labels']
+    assert description['input']['resize']['keep_ratio'] is True
+
+
+def test_a_file_that_differs_is_removed(tmp_path):
+    path = tmp_path / 'segmenter.onnx'
+    model, cfg = build(SEGMENTER, {})
+    arguments = [SEGMENTER, save(model, tmp_path / 'weights.pth'), '--to', 'onnx']
+    assert command.main([*arguments, '--out', str(path), '--shape', '64', '96']) == 0
+    with torch.no_grad():
+        model.decode_head.conv_seg.bias[3] += 100
+    target = Target('onnx', 'portable', path, (64, 96))
+    with pytest.raises(ExportError, match='of the pixels have another class'):
+        verify(model, 'segmentation', target)
+    assert not path.exists()
+    assert not path.with_suffix('.json').exists()
+
+
+def test_missing_packages(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('mmrednet.export.formats.find_spec', lambda name: None)
+    with pytest.raises(SystemExit):
+        command.main([DETECTOR, 'none.pth', '--to', 'openvino'])
+    assert "pip install 'mmrednet[openvino]'" in capsys.readouterr().err
+
+
+def test_a_form_that_a_format_does_not_have(capsys):
+    with pytest.raises(SystemExit):
+        command.main([DETECTOR, 'none.pth', '--to', 'onnx', '--form', 'native'])
+    assert '--to onnx has the form portable alone' in capsys.readouterr().err
