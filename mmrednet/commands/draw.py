@@ -146,7 +146,7 @@ def open_classifier(cfg: Config, args: Namespace) -> nn.Module:
 
 
 # task: function that opens a model, function that draws its predictions, name of the picture
-TASKS = {
+TASKS: dict[str, tuple[Any, Any, Any]] = {
     'mmdet': (open_detector, draw_detections, 'detections.png'),
     'mmseg': (open_segmenter, draw_segmentations, 'segmentations.png'),
     'panoptic': (open_detector, draw_panoptics, 'panoptics.png'),
