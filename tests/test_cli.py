@@ -222,3 +222,26 @@ class TestDevices:
         assert capsys.readouterr().err.startswith(
             f"mmrednet {command}: error: device must be one that is here, got 'cuda:99'"
         )
+
+
+def test_no_workers():
+    """The stock config keeps workers alive, which torch refuses without any."""
+    from mmrednet.engine import load_config
+
+    config = 'mmrednet::rednet/faster-rcnn_rednet50_fpn_1x_coco.py'
+    assert load_config(config).train_dataloader.persistent_workers
+    cfg = load_config(config, options={'train_dataloader.num_workers': 0})
+    assert 'persistent_workers' not in cfg.train_dataloader
+
+
+def test_what_frameworks_print_is_left_out(monkeypatch, capsys):
+    from mmrednet.engine import hosts
+
+    def print_lines(name):
+        print('Could not import OneDL. Skipping OneDL datasets.')
+        print('something else')
+        return type('Module', (), dict(register_all_modules=lambda init_default_scope: None))
+
+    monkeypatch.setattr(hosts, 'import_module', print_lines)
+    hosts.register_host('mmdet')
+    assert capsys.readouterr().out == 'something else\n'
