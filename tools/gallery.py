@@ -69,7 +69,10 @@ PICTURES = {
     'cbam': ('cbam', '--view gate'),
     'dcn': ('dcn', f'--view points {AT}'),
     'segmenter-grad-cam': ('involution', '--view grad-cam --target 13'),
-    'detector-grad-cam': ('detector', '--view grad-cam'),
+    'detector-grad-cam': (
+        'detector',
+        '--layers backbone.layer2 backbone.layer3 backbone --view grad-cam',
+    ),
 }
 
 
