@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     argv = sys.argv[1:] if argv is None else argv
     if infer_exported.is_exported(argv):
-        infer_exported.main(argv)
+        infer_exported.main(argv, list_images)
         return
     args = parse_args(argv)
     cfg = load_config(args.config, options=args.cfg_options)

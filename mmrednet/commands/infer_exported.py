@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,13 @@ def is_exported(argv: Sequence[str]) -> bool:
     return bool(argv) and Path(argv[0]).suffix in ENDINGS
 
 
-def main(argv: Sequence[str]) -> None:
-    """Run the command with these arguments."""
-    # it has the list of images, and imports this module
-    from .infer import list_images
+def main(argv: Sequence[str], list_images: Callable[[Path], list[Path]]) -> None:
+    """Run the command with these arguments.
 
+    Args:
+        argv: The arguments.
+        list_images: Returns the images of a folder, or the path of an image.
+    """
     parser = make_parser()
     args = parser.parse_args(argv)
     for path in (args.model, args.model.with_suffix('.json'), args.img):
