@@ -30,8 +30,8 @@ class Task:
         data: The synthetic data, in words.
         path: A file or folder of the data.
         options: Options of the script that writes the data.
-        minutes: About how long training takes.
-        metric: What is evaluated, in words.
+        minutes: Approximate time of training, in words.
+        metric: The evaluated metric, in words.
         figures: Name, key in the results and number of digits of each figure to print.
     """
 
@@ -94,13 +94,13 @@ def step(title: str, command: Sequence[object], *, script: Path | None = None) -
     """Print and run a command, and return the seconds that it took.
 
     Args:
-        title: What the command does.
+        title: Heading of the step.
         command: Subcommand of ``mmrednet`` and its arguments, or those of the script.
         script: A script to run instead. Default: None.
     """
     words = list(map(str, command))
-    shown = ['mmrednet', *words] if script is None else ['python', str(script), *words]
-    print(f'\n== {title}\n   {shlex.join(shown)}', flush=True)
+    display = ['mmrednet', *words] if script is None else ['python', str(script), *words]
+    print(f'\n== {title}\n   {shlex.join(display)}', flush=True)
     program = ['-m', 'mmrednet'] if script is None else [str(script)]
     # also where the package is not installed
     paths = [str(PACKAGE.parent), os.environ.get('PYTHONPATH', '')]
