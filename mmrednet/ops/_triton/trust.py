@@ -17,6 +17,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -199,13 +200,13 @@ def check(family: str, dtype: torch.dtype, layout: str, device: torch.device) ->
     Returns:
         None, or why they cannot be trusted.
     """
-    # not at the top: Triton is imported with the first CUDA tensor
-    from .problems import PROBLEMS
+    # by name, as kernels are: the operators that it imports have registered their kernels here
+    problems = import_module(f'{__package__}.problems').PROBLEMS
 
     about = f'{_machine(device)[0]}, {str(dtype).removeprefix("torch.")}, {layout}'
     try:
         with _alone(device):
-            for name, result, expected in PROBLEMS[family](dtype, layout, device):
+            for name, result, expected in problems[family](dtype, layout, device):
                 error = _relative_error(result, expected)
                 # NaN is no number below a limit
                 if not error <= TOLERANCE[dtype]:
