@@ -82,7 +82,7 @@ def _with_last(output: Any, tap: nn.Module) -> Any:
     if isinstance(output, Tensor):
         # the gradient ends here, and the model's parameters get none
         return tap(output.detach().requires_grad_())
-    if isinstance(output, list | tuple) and output:
+    if isinstance(output, (tuple, list)) and output:
         return type(output)([*output[:-1], _with_last(output[-1], tap)])
     return output
 
