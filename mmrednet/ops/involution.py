@@ -19,7 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import _torch, _triton, local, multiply_adds
 from .checks import check_dtype, check_outputs, check_same, check_shape, check_tensors
 from .transforms import transformable
-from .window import Window
+from .window import Window, check_zero_border
 
 
 def local_involution(
@@ -72,6 +72,7 @@ def local_involution(
         shift=(shift, 1),
     )
     check_same('value', value, 'hidden', hidden, dims=1)
+    check_zero_border(window)
     check_outputs('hidden', hidden, 'value', value.shape[-2:], window)
     check_dtype('hidden', hidden, weight=weight, bias=bias)
     rows = value.shape[1] * window.taps
