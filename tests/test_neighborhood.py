@@ -1,9 +1,15 @@
 """Neighbourhood attention: the operator, natten's functions, and the networks NAT and DiNAT."""
 
+from pathlib import Path
+
 import golden
 import oracles
 import pytest
 import torch
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -13,6 +19,8 @@ from mmrednet.checkpoints.formats import detect
 from mmrednet.layers import NeighborhoodAttention
 from mmrednet.ops import Window, local_attention, na1d_av, na1d_qk, na2d_av, na2d_qk
 from mmrednet.ops.attention import bias_of_taps
+
+ROOT = Path(__file__).parents[1]
 
 
 def drawn(*shape):
@@ -254,3 +262,40 @@ def test_drop_path_skips_branches_in_training_alone():
     with torch.no_grad():
         assert not torch.equal(model.train()(x)[3], model(x)[3])
         assert torch.equal(model.eval()(x)[3], model(x)[3])
+
+
+def test_a_detector_with_neighbourhoods_in_its_stages_trains():
+    config = Config.fromfile(ROOT / 'configs/shapes/faster-rcnn_r26_fpn_shapes.py')
+    backbone = dict(config.model.backbone, init_cfg=None)
+    backbone['spatial_cfg'] = dict(type='NeighborhoodAttention', kernel_size=7, num_heads=4)
+    train_two_steps(dict(config.model, backbone=backbone))
+
+
+def test_mask_rcnn_with_nat_mini_trains():
+    config = Config.fromfile(ROOT / 'configs/nat/mask-rcnn_nat-mini_fpn_amp-ms-crop-3x_coco.py')
+    train_two_steps(dict(config.model, backbone=dict(config.model.backbone, init_cfg=None)))
+
+
+def train_two_steps(model_cfg):
+    """Train a detector for two steps on one image, and check that all weights of attention move."""
+    register_all_modules(init_default_scope=True)
+    torch.manual_seed(0)
+    model = MODELS.build(model_cfg).train()
+    samples = demo_mm_inputs(
+        2, [(3, 64, 80), (3, 64, 80)], num_classes=3, with_mask=True, use_box_type=True
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    before = {name: value.clone() for name, value in model.state_dict().items() if 'rpb' in name}
+    assert before
+    for _ in range(2):
+        data = model.data_preprocessor(samples, True)
+        losses = model(**data, mode='loss')
+        total, _ = model.parse_losses(losses)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        assert total.isfinite()
+    for name, value in model.state_dict().items():
+        if 'rpb' in name:
+            assert value.isfinite().all(), name
+            assert not torch.equal(value, before[name]), name

@@ -23,10 +23,13 @@ def infer_config(_: Format, state: State) -> dict[str, Any]:
     hidden, width = state['levels.0.blocks.0.mlp.fc1.weight'].shape
     layer_scale = 1e-5 if 'levels.0.blocks.0.gamma1' in state else None
     sizes = (width, depths, hidden / width, layer_scale)
+    # a classifier has the norm of the last output alone
+    outputs = [index for index in range(levels) if f'norm{index}.weight' in state]
+    config: dict[str, Any] = dict(out_indices=outputs)
     for name, variant in NAT.archs.items():
         if tuple(variant)[:4] == sizes:
-            return dict(arch=name)
-    return dict(arch=Variant(*sizes, drop_path_rate=0.2))
+            return dict(config, arch=name)
+    return dict(config, arch=tuple(Variant(*sizes, drop_path_rate=0.2)))
 
 
 register_family(

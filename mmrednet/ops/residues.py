@@ -78,9 +78,14 @@ def _padded(x: Tensor, dilation: tuple[int, int]) -> Tensor:
 
 
 def _small_maps(cells: Tensor, part: Part) -> Tensor:
-    """Return the small maps (B * residues, G, D, h, w) of a part."""
+    """Return the small maps (B * residues, G, D, h, w) of a part.
+
+    The channels of a position stay neighbours in memory if they are so in the map.
+    """
     (top, bottom, height), (left, right, width) = part
     inner = cells[:, :, :, :height, top:bottom, :width, left:right]
+    if cells.stride(2) == 1:
+        return inner.permute(0, 4, 6, 3, 5, 1, 2).flatten(0, 2).permute(0, 3, 4, 1, 2)
     return inner.permute(0, 4, 6, 1, 2, 3, 5).flatten(0, 2)
 
 

@@ -33,14 +33,8 @@ class TransformableOp:
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the op, or its definition under a transform."""
-        transformed = is_transformed(arguments) or self.is_shifted(arguments)
-        function = self.definition if transformed else self.op
+        function = self.definition if is_transformed(arguments) else self.op
         return function(*arguments)
-
-    @staticmethod
-    def is_shifted(arguments: Sequence[Any]) -> bool:
-        """Return whether the window has the border 'shift', which native kernels do not take."""
-        return not isinstance(arguments[-1], Tensor) and len(arguments[-1]) > 8
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.op, name)
