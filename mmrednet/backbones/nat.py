@@ -298,8 +298,9 @@ class NAT(PyramidBackbone):
             x = level(x)
             if index in self.out_indices:
                 outputs.append(getattr(self, f'norm{index}')(x))
-            if level.downsample is not None:
-                x = level.downsample(x)
+            downsample: Any = level.downsample
+            if downsample is not None:
+                x = downsample(x)
         return tuple(outputs)
 
 
@@ -351,7 +352,9 @@ class DiNAT(NAT):
         dilations: str | Dilations = 'imagenet_224',
         **kwargs: Any,
     ) -> None:
-        super().__init__(arch, spatial_cfg, dilations=dilations, **kwargs)
+        # `_checked` takes names too
+        choice: Any = dilations
+        super().__init__(arch, spatial_cfg, dilations=choice, **kwargs)
 
     def _checked(self, dilations: str | Dilations | None) -> Dilations:
         if not isinstance(dilations, str):
