@@ -7,6 +7,15 @@ import torch
 
 def neighbours(window, size, position):
     """Yield (tap, row, column) of the neighbours that lie on a map of this size."""
+    if window.border == 'shift':
+        rows, columns = (
+            shifted_taps(position[axis], size[axis], window.kernel[axis], window.dilation[axis])
+            for axis in (0, 1)
+        )
+        for u, row in enumerate(rows):
+            for v, column in enumerate(columns):
+                yield u * window.kernel[1] + v, row, column
+        return
     kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, padding_h, padding_w = window
     for u in range(kernel_h):
         for v in range(kernel_w):
@@ -14,6 +23,14 @@ def neighbours(window, size, position):
             column = position[1] * stride_w + v * dilation_w - padding_w
             if 0 <= row < size[0] and 0 <= column < size[1]:
                 yield u * kernel_w + v, row, column
+
+
+def shifted_taps(position, length, kernel, dilation):
+    """Return the neighbours of a position along one axis, in a window that lies on the map."""
+    axis = list(range(position % dilation, length, dilation))
+    index = axis.index(position)
+    start = min(max(index - kernel // 2, 0), len(axis) - kernel)
+    return axis[start : start + kernel]
 
 
 def aggregate(value, weight, window):

@@ -3,7 +3,7 @@
 import golden
 import torch
 
-from mmrednet.backbones import SpatialResNet
+from mmrednet.backbones import NAT, SpatialResNet
 
 
 def official(name):
@@ -46,6 +46,12 @@ def filled(network, head, channels):
         f'{head}{part}': golden.fill(f'{head}{part}', shape).float()
         for part, shape in (('weight', (10, channels)), ('bias', (10,)))
     }
+
+
+def nat():
+    """Return a small NAT classifier with scales of the branches."""
+    network = NAT((16, (1, 2, 1, 1), 2, 1e-5, 0.0), out_indices=(3,))
+    return replaced(filled(network, 'head.', 128), ('norm3.', 'norm.'))
 
 
 def paddle_rednet(state):

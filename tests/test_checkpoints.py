@@ -73,6 +73,7 @@ FILES = {
         '.safetensors',
         (),
     ),
+    'nat': (published.nat, '.pth', ()),
     'se-resnet-mmpretrain': (published.mmpretrain_se_resnet, '.pth', ('state_dict',)),
     'se-resnet-timm': (lambda: published.resnet('SE', ('.se_layer.', '.se.')), '.safetensors', ()),
     'se-resnet': (published.caffe_se_resnet, '.pth', ()),
@@ -131,7 +132,7 @@ def test_there_and_back(name, converted, tmp_path):
 
 
 # channels that the classifiers of the files see; ResNets' here see 512, VAN's and MSCAN's 256
-WIDTHS = {'axial': 1024, 'rednet-paddle': 2048, 'rednet': 2048, 'san': 2048}
+WIDTHS = {'nat': 128, 'axial': 1024, 'rednet-paddle': 2048, 'rednet': 2048, 'san': 2048}
 
 
 @pytest.mark.parametrize('name', FILES)

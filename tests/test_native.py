@@ -140,6 +140,46 @@ def test_every_width(layout, dtype, stride):
         compare_fused(Window(3, stride), 2, 20, (3, width), dtype, [layout] * 4)
 
 
+def compare_shifted(window, heads, channels, size, dtype, layouts, biased=True):
+    """Compare local attention of shifted windows and all of its gradients."""
+    query, key, value, grad = (
+        laid_out(layout, 2, heads, channels, *size, dtype) for layout in layouts
+    )
+    bias = torch.randn(heads, window.taps**2).to(dtype) if biased else None
+    inputs = (query, key, value, None, None, bias)
+    wide = [tensor if tensor is None else tensor.double() for tensor in inputs]
+    what = (window, heads, channels, size, dtype, layouts, biased)
+    got = native.attention(*inputs, window)
+    for one, other in zip(got, attention.definition(*wide, list(window)), strict=True):
+        agree(one, other.to(one.dtype), DTYPES[dtype], 'attention', *what)
+    got_grads = native.attention_backward(grad, got[1], *inputs, window)
+    expected_grads = attention.gradients(grad.double(), *wide, list(window))
+    # values of half precision are rounded before they are summed
+    tolerance = 3 * DTYPES[dtype]
+    for one, other in zip(got_grads, expected_grads, strict=True):
+        agree(one, other.to(one.dtype), tolerance, 'attention_backward', *what)
+
+
+@built
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('kernel', [(3, 5), (1, 3), (5, 1), (7, 7)])
+def test_shifted_windows_of_every_width(layout, dtype, kernel):
+    window = Window(kernel, border='shift')
+    for width in [*range(kernel[1], 20), 33, 40]:
+        size = (kernel[0] + width % 3, width)
+        compare(window, 1, 2, 9, size, (dtype, dtype), [layout] * 4)
+        compare_shifted(window, 2, 6, size, dtype, [layout] * 4, biased=width % 2 == 0)
+
+
+@built
+def test_windows_wider_than_a_vector():
+    window = Window((3, 35), border='shift')
+    for width in (35, 48, 70):
+        compare(window, 1, 1, 3, (4, width), (torch.float64,) * 2, ['planar', 'last'] * 2)
+        compare_shifted(window, 1, 4, (4, width), torch.float64, ['last'] * 4)
+
+
 @built
 def test_random_problems():
     chance = random.Random(0)
@@ -174,6 +214,16 @@ def test_random_problems():
                 layouts,
                 chance.random() < 0.7,
             )
+        shifted = Window((2 * (kernel[0] // 2) + 1, 2 * (kernel[1] // 2) + 1), border='shift')
+        size = tuple(length + chance.randint(0, 40) for length in shifted.kernel)
+        layouts, dtypes = [chance.choice(LAYOUTS) for _ in range(4)], chance.choice(pairs)
+        channels = chance.choice([1, 2, 4, 5, 16, 20])
+        compare(
+            shifted, chance.randint(1, 2), chance.randint(1, 3), channels, size, dtypes, layouts
+        )
+        compare_shifted(
+            shifted, chance.randint(1, 3), channels, size, dtypes[0], layouts, chance.random() < 0.7
+        )
         if time.monotonic() > end:
             break
 
@@ -355,6 +405,9 @@ for layout in test_native.LAYOUTS:
         test_native.compare(Window(3), 2, 2, 21, (6, 23), (dtype, dtype), [layout] * 4)
         test_native.compare_fused(Window(3), 2, 20, (30, 23), dtype, [layout] * 4)
         test_native.compare_fused(Window(5, 2), 2, 7, (6, 23), dtype, [layout] * 4)
+        shifted = Window(5, border='shift')
+        test_native.compare(shifted, 2, 2, 21, (6, 37), (dtype, dtype), [layout] * 4)
+        test_native.compare_shifted(shifted, 2, 20, (7, 23), dtype, [layout] * 4)
 print(_native.capability())
 """
     environment = {

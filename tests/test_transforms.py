@@ -11,6 +11,7 @@ from mmrednet.layers import build_spatial
 from mmrednet.ops.vector_mapping import Gamma
 
 WINDOW = ops.Window(3, stride=2, dilation=2)
+SHIFTED = ops.Window(3, border='shift')
 SIZE, OUT = (5, 4), WINDOW.output_size(5, 4)
 # mmcv's operators, which torch cannot look into
 FOREIGN = ('DCN', 'DCNv2')
@@ -38,6 +39,22 @@ FUNCTIONS = {
     'local_scatter': (
         lambda source, weight: ops.local_scatter(source, weight, SIZE, WINDOW),
         [(2, 2, 3, *OUT), (2, 2, 9, *OUT)],
+    ),
+    'local_aggregate of shifted windows': (
+        lambda value, weight: ops.local_aggregate(value, weight, SHIFTED),
+        [(2, 2, 3, *SIZE), (2, 2, 9, *SIZE)],
+    ),
+    'local_correlate of shifted windows': (
+        lambda query, key: ops.local_correlate(query, key, SHIFTED),
+        [(2, 2, 3, *SIZE), (2, 2, 3, *SIZE)],
+    ),
+    'local_scatter of shifted windows': (
+        lambda source, weight: ops.local_scatter(source, weight, SIZE, SHIFTED),
+        [(2, 2, 3, *SIZE), (2, 2, 9, *SIZE)],
+    ),
+    'local_attention of shifted windows': (
+        lambda query, key, value, bias: ops.local_attention(query, key, value, SHIFTED, bias=bias),
+        [(2, 2, 4, *SIZE), (2, 2, 4, *SIZE), (2, 2, 3, *SIZE), (2, 25)],
     ),
     'local_involution': (
         lambda value, hidden, weight, bias: ops.local_involution(

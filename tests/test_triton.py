@@ -77,6 +77,13 @@ PRIMITIVES = {
     'larger than the map': (Window(5), (2, 3), 'planar last interleaved planar', torch.float32),
     'k11': (Window((11, 2), 1, 1, (5, 0)), (3, 6), 'interleaved last', torch.float16),
     'one column': (Window(3), (6, 1), 'last planar last planar', torch.bfloat16),
+    'shifted': (Window(3, border='shift'), (5, 18), 'planar last last planar', torch.float32),
+    'shifted, map of the window': (
+        Window((3, 5), border='shift'),
+        (3, 5),
+        'last last planar strided',
+        torch.float64,
+    ),
 }
 
 
@@ -371,6 +378,11 @@ REASONS = {
         ],
     ),
     'attention takes it': ('attention', attention_of(128), []),
+    'attention of shifted windows': (
+        'attention',
+        (*attention_of(8)[:3], None, None, None, list(Window(3, border='shift'))),
+        ["a window with border='shift'"],
+    ),
     'attention, wide': (
         'attention',
         attention_of(130, torch.float64),

@@ -8,6 +8,7 @@ from .axial_resnet import AxialResNet
 from .base import PyramidBackbone
 from .lrnet import LRNet
 from .mscan import MSCAN
+from .nat import NAT, DiNAT
 from .rednet import RedNet
 from .resnet import SpatialResNet
 from .san import SAN
@@ -18,6 +19,7 @@ from .van import VAN
 from . import (  # noqa: F401
     axial_formats,
     mscan_formats,
+    nat_formats,
     rednet_formats,
     resnet_formats,
     san_formats,
@@ -27,9 +29,11 @@ from .pretrained_init import load_pretrained
 
 __all__ = [
     'MSCAN',
+    'NAT',
     'SAN',
     'VAN',
     'AxialResNet',
+    'DiNAT',
     'LRNet',
     'PyramidBackbone',
     'RedNet',

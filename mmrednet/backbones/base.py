@@ -128,6 +128,13 @@ class PyramidBackbone(SafelyPretrained):
     def stem_modules(self) -> Iterable[nn.Module]:
         """Return the modules of the stem, which ``frozen_stages=0`` freezes."""
 
+    def frozen_modules(self) -> list[nn.Module]:
+        """Return the modules of the stem and of the stages that ``frozen_stages`` freezes."""
+        modules = list(self.stem_modules())
+        for names in self.stage_names[: self.frozen_stages]:
+            modules += [getattr(self, name) for name in names]
+        return modules
+
     @abstractmethod
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map the image (B, 3, H, W) to the input of the first stage."""
@@ -159,10 +166,7 @@ class PyramidBackbone(SafelyPretrained):
     def _freeze(self) -> None:
         if self.frozen_stages < 0:
             return
-        modules = list(self.stem_modules())
-        for names in self.stage_names[: self.frozen_stages]:
-            modules += [getattr(self, name) for name in names]
-        for module in modules:
+        for module in self.frozen_modules():
             # without eval mode, norms would go on updating their statistics
             module.eval().requires_grad_(False)
 

@@ -12,6 +12,7 @@ from .hamburger import Hamburger
 from .involution import Involution
 from .large_kernel import LargeKernelAttention, MultiScaleConvAttention
 from .local_relation import LocalRelation
+from .neighborhood import NeighborhoodAttention
 from .san import SANPairwise, SANPatchwise
 from .sasa import AttentionStem, StandAloneSelfAttention
 from .spatial import OPERATORS, OperatorChain, build_spatial, spatial_operator
@@ -30,6 +31,7 @@ __all__ = [
     'LargeKernelAttention',
     'LocalRelation',
     'MultiScaleConvAttention',
+    'NeighborhoodAttention',
     'OperatorChain',
     'OperatorConv',
     'SANPairwise',

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops import Window
+from ..ops._torch import shifted_axis
 
 
 class TapWeights(NamedTuple):
@@ -31,6 +32,8 @@ class TapWeights(NamedTuple):
 
         Without reflection, a tap may lie outside the feature map.
         """
+        if self.window.border == 'shift':
+            return self._shifted_taps(height, width)
         positions = []
         outputs = self.weight.shape[-2:]
         for axis, length in enumerate((height, width)):
@@ -38,6 +41,20 @@ class TapWeights(NamedTuple):
             tap = torch.arange(self.window.kernel[axis]) * self.window.dilation[axis]
             position = tap[:, None] + output - self.window.padding[axis]
             positions.append(reflected(position, length) if self.reflects else position)
+        return positions[0], positions[1]
+
+    def _shifted_taps(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Return rows and columns of the taps of shifted windows.
+
+        A map that is smaller than a window is continued at its end, so that taps may lie outside.
+        """
+        positions = []
+        for axis, length in enumerate((height, width)):
+            least = self.window.kernel[axis] * self.window.dilation[axis]
+            tap_positions, _ = shifted_axis(
+                self.window, axis, max(length, least), torch.device('cpu')
+            )
+            positions.append(tap_positions[:, :length])
         return positions[0], positions[1]
 
 

@@ -7,6 +7,7 @@ from .difference_attention import local_difference_attention
 from .dispatch import require_kernels
 from .involution import local_involution
 from .local import active_kernels, local_aggregate, local_correlate, local_scatter
+from .natten import na1d_av, na1d_qk, na2d_av, na2d_qk
 from .vector_attention import local_vector_attention
 from .vector_mapping import Gamma
 from .vector_moments import vector_statistics
@@ -26,6 +27,10 @@ __all__ = [
     'local_involution',
     'local_scatter',
     'local_vector_attention',
+    'na1d_av',
+    'na1d_qk',
+    'na2d_av',
+    'na2d_qk',
     'require_kernels',
     'vector_statistics',
 ]

@@ -79,11 +79,72 @@ def _tap_slices(
             yield row * kernel_w + column, (..., rows_out, columns_out), (..., rows_in, columns_in)
 
 
+def shifted_axis(
+    window: Window, axis: int, length: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return where shifted windows lie along one axis.
+
+    Args:
+        window: Window with the border 'shift'.
+        axis: 0 for rows, 1 for columns.
+        length: Number of positions L of the map along the axis.
+        device: Device of the result.
+
+    Returns:
+        The position (K, L) of every tap of every output, and the place (L,) of an output in its own
+        window, from 0 to K - 1. In the interior it is the centre.
+    """
+    kernel, dilation = window.kernel[axis], window.dilation[axis]
+    position = torch.arange(length, device=device)
+    residue, index = position % dilation, position // dilation
+    # positions with the same residue form an axis of their own
+    last_start = (length - residue + dilation - 1) // dilation - kernel
+    start = torch.minimum((index - kernel // 2).clamp(min=0), last_start)
+    tap = torch.arange(kernel, device=device)
+    return residue + (start + tap[:, None]) * dilation, index - start
+
+
+def _shifted_taps(
+    window: Window, size: Sequence[int], device: torch.device
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (tap, row of the map for every output row, column likewise) of shifted windows."""
+    rows, columns = (shifted_axis(window, axis, size[axis], device)[0] for axis in (0, 1))
+    for u, row in enumerate(rows):
+        for v, column in enumerate(columns):
+            yield u * window.kernel[1] + v, row, column
+
+
+def _aggregate_shifted(value: Tensor, weight: Tensor, result: Tensor, window: Window) -> None:
+    """Add the weighted neighbours of shifted windows to the result."""
+    for tap, row, column in _shifted_taps(window, value.shape[-2:], value.device):
+        neighbour = value.index_select(-2, row).index_select(-1, column)
+        result.addcmul_(neighbour, weight[:, :, tap, None].to(result.dtype))
+
+
+def _scatter_shifted(grad: Tensor, weight: Tensor, result: Tensor, window: Window) -> None:
+    """Add the weighted outputs to the neighbours in their shifted windows."""
+    for tap, row, column in _shifted_taps(window, grad.shape[-2:], grad.device):
+        product = grad * weight[:, :, tap, None].to(result.dtype)
+        # several outputs at the border see one position through one tap
+        by_column = torch.zeros_like(product).index_add_(-1, column, product)
+        result.index_add_(-2, row, by_column)
+
+
+def _correlate_shifted(query: Tensor, key: Tensor, result: Tensor, window: Window) -> None:
+    """Write the products of the queries and the neighbours in their shifted windows."""
+    for tap, row, column in _shifted_taps(window, key.shape[-2:], key.device):
+        neighbour = key.index_select(-2, row).index_select(-1, column)
+        result[:, :, tap] = (query * neighbour).sum(2)
+
+
 def aggregate(value: Tensor, weight: Tensor, window: Window) -> Tensor:
     """See :func:`mmrednet.ops.local_aggregate`."""
     dtype = sum_dtype(value, weight)
     result = empty_in_layout_of(value, (*value.shape[:3], *weight.shape[-2:]), dtype).zero_()
     value_wide = value.to(dtype)
+    if window.border == 'shift':
+        _aggregate_shifted(value_wide, weight, result, window)
+        return result.to(value.dtype)
     for tap, outputs, inputs in _tap_slices(window, value.shape[-2:], weight.shape[-2:]):
         result[outputs].addcmul_(value_wide[inputs], weight[:, :, tap, None][outputs].to(dtype))
     return result.to(value.dtype)
@@ -94,6 +155,9 @@ def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Window) -
     dtype = sum_dtype(grad, weight)
     result = empty_in_layout_of(grad, (*grad.shape[:3], *size), dtype).zero_()
     grad_wide = grad.to(dtype)
+    if window.border == 'shift':
+        _scatter_shifted(grad_wide, weight, result, window)
+        return result.to(grad.dtype)
     for tap, outputs, inputs in _tap_slices(window, size, grad.shape[-2:]):
         result[inputs].addcmul_(grad_wide[outputs], weight[:, :, tap, None][outputs].to(dtype))
     return result.to(grad.dtype)
@@ -107,6 +171,9 @@ def correlate(query: Tensor, key: Tensor, window: Window) -> Tensor:
     result = empty_in_layout_of(query, size, query.dtype).zero_()
     query_wide = query.to(dtype)
     key_wide = key.to(dtype)
+    if window.border == 'shift':
+        _correlate_shifted(query_wide, key_wide, result, window)
+        return result
     for tap, outputs, inputs in _tap_slices(window, key.shape[-2:], query.shape[-2:]):
         result[:, :, tap][outputs] = (query_wide[outputs] * key_wide[inputs]).sum(2)
     return result

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import _torch, _triton, local, multiply_adds
 from .checks import check_outputs, check_same, check_shape, check_tensors
 from .precision import full_precision
+from .residues import has_residues, over_residues
 from .tracing import leaf_function
 from .transforms import transformable
 from .window import Window
@@ -55,7 +56,10 @@ def local_attention(
         columns: Tensor (N, D / 2, Kw), embeddings of the window's columns, or None. They are
             multiplied with the second half of a query's channels, and are given if and only if
             ``rows`` are.
-        bias: Tensor (N, K), added to the logits of each relative position, or None.
+        bias: Tensor (N, window.offsets), added to the logits of each relative position, or None.
+            With the border 'zero' these are the K taps. With the border 'shift' they are the
+            (2 * Kh - 1) * (2 * Kw - 1) differences of the places of neighbour and output, and
+            ``rows`` and ``columns`` must be None.
 
     Returns:
         (B, N, Dv, Ho, Wo), in the dtype and the memory layout of ``value``. It is zero where no
@@ -80,7 +84,58 @@ def local_attention(
         raise ValueError(f'key and value must agree in size, got {key.shape=}, {value.shape=}.')
     check_outputs('query', query, 'key', key.shape[-2:], window)
     _check_tables(query, rows, columns, bias, window)
+    if window.border == 'shift':
+        return _shifted_attention(query, key, value, bias, window)
     return attention(query, key, value, rows, columns, bias, list(window))[0]
+
+
+def _shifted_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, window: Window
+) -> Tensor:
+    by_place = None if bias is None else bias_by_place(bias, window)
+
+    def attend_part(
+        query: Tensor, key: Tensor, value: Tensor, _: Sequence[int], window: Window
+    ) -> Tensor:
+        return attention(query, key, value, None, None, by_place, list(window))[0]
+
+    if has_residues(window):
+        return over_residues(attend_part, (query, key, value), window)
+    return attend_part(query, key, value, (), window)
+
+
+def bias_by_place(bias: Tensor, window: Window) -> Tensor:
+    """Return the bias of every tap for every place of an output in its shifted window.
+
+    Kernels then need not know relative positions. An output at place p sees its tap t at the
+    relative position t - p, which is entry t - p + K - 1 of an axis of the table.
+
+    Args:
+        bias: Tensor (N, (2 * Kh - 1) * (2 * Kw - 1)).
+        window: Shifted window.
+
+    Returns:
+        (N, K * K), K taps for each of Kh * Kw places.
+    """
+    kernel_h, kernel_w = window.kernel
+    rows = torch.arange(kernel_h, device=bias.device)
+    columns = torch.arange(kernel_w, device=bias.device)
+    # (places, taps) of each axis
+    row = rows - rows[:, None] + kernel_h - 1
+    column = columns - columns[:, None] + kernel_w - 1
+    entry = row[:, None, :, None] * (2 * kernel_w - 1) + column[:, None]
+    return bias.index_select(1, entry.flatten())
+
+
+def bias_of_taps(bias: Tensor, window: Window, size: Sequence[int]) -> Tensor:
+    """Return the bias (N, K, H, W) of every tap of shifted windows on a map of size (H, W).
+
+    Args:
+        bias: Tensor (N, (2 * Kh - 1) * (2 * Kw - 1)) of relative positions.
+        window: Shifted window.
+        size: Size (H, W) of the map.
+    """
+    return _bias_of_outputs(bias_by_place(bias, window), window, size)
 
 
 def _check_tables(
@@ -101,12 +156,15 @@ def _check_tables(
         raise ValueError(
             f'query must have an even number of channels for rows and columns, got {query.shape=}.'
         )
+    if rows is not None and window.border == 'shift':
+        raise ValueError("rows and columns need a window with the border 'zero', got 'shift'.")
     half = channels // 2
     row_shape = (heads, half, window.kernel[0])
     column_shape = (heads, half, window.kernel[1])
     check_shape('rows', rows, '(heads, channels / 2, rows of the window)', row_shape)
     check_shape('columns', columns, '(heads, channels / 2, columns of the window)', column_shape)
-    check_shape('bias', bias, '(heads, taps)', (heads, window.taps))
+    axes = '(heads, relative positions)' if window.border == 'shift' else '(heads, taps)'
+    check_shape('bias', bias, axes, (heads, window.offsets))
 
 
 def outside(window: Window, size: Sequence[int], device: torch.device) -> Tensor:
@@ -148,6 +206,9 @@ def attend(logits: Tensor, window: Window, size: Sequence[int]) -> Tensor:
 def _softmax(logits: Tensor, window: Window, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return the weights, and the logits with those of taps outside the map at minus infinity."""
     logits_wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # all taps of shifted windows lie on the map
+    if window.border == 'shift':
+        return logits_wide.softmax(2), logits_wide
     outside_mask = outside(window, size, logits.device)
     masked = logits_wide.masked_fill(outside_mask, -torch.inf)
     # where all logits are minus infinity, the softmax is NaN, and so are its gradients
@@ -174,8 +235,41 @@ def _logits(
             relative = relative_logits(query, rows.to(dtype), columns.to(dtype))
         logits = logits + relative
     if bias is not None:
-        logits = logits + bias[:, :, None, None]
+        logits = logits + _bias_of_outputs(bias, Window.from_flat(window), key.shape[-2:])
     return logits
+
+
+def _bias_of_outputs(bias: Tensor, window: Window, size: Sequence[int]) -> Tensor:
+    """Return the bias (N, K, Ho, Wo) of every tap, or (N, K, 1, 1) if it is equal for all outputs.
+
+    Args:
+        bias: Tensor (N, K), or (N, K * K) of :func:`bias_by_place`.
+        window: Window over the map.
+        size: Size (H, W) of the map.
+    """
+    if window.border != 'shift':
+        return bias[:, :, None, None]
+    row, column = _places(window, size, bias.device)
+    table = bias.unflatten(1, (*window.kernel, window.taps))
+    return table[:, row][:, :, column].movedim(3, 1)
+
+
+def _places(window: Window, size: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the place of every row and of every column in its shifted window."""
+    row = _torch.shifted_axis(window, 0, size[0], device)[1]
+    return row, _torch.shifted_axis(window, 1, size[1], device)[1]
+
+
+def _bias_gradient(grad_logits: Tensor, window: Window) -> Tensor:
+    """Return the gradient of the bias from those of the logits (B, N, K, Ho, Wo)."""
+    if window.border != 'shift':
+        return grad_logits.sum((0, 3, 4))
+    summed = grad_logits.sum(0)
+    row, column = _places(window, summed.shape[-2:], summed.device)
+    by_column = summed.new_zeros((*summed.shape[:3], window.kernel[1])).index_add(3, column, summed)
+    by_row = summed.new_zeros((*summed.shape[:2], *window.kernel)).index_add(2, row, by_column)
+    # taps last, as in the bias
+    return by_row.movedim(1, 3).flatten(1)
 
 
 def definition(
@@ -248,7 +342,7 @@ def _input_gradients(
         grad_rows = torch.einsum('bnuhw,bndhw->ndu', by_row, row_query).to(rows.dtype)
         grad_columns = torch.einsum('bnvhw,bndhw->ndv', by_column, column_query).to(columns.dtype)
     if bias is not None:
-        grad_bias = grad_logits.sum((0, 3, 4)).to(bias.dtype)
+        grad_bias = _bias_gradient(grad_logits, Window.from_flat(window)).to(bias.dtype)
     return grad_query.to(query.dtype), grad_key, grad_value, grad_rows, grad_columns, grad_bias
 
 

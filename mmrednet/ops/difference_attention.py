@@ -20,7 +20,7 @@ from .attention import attend
 from .checks import check_outputs, check_same, check_shape, check_tensors
 from .tracing import leaf_function
 from .transforms import transformable
-from .window import Window
+from .window import Window, check_zero_border
 
 
 @leaf_function
@@ -58,6 +58,7 @@ def local_difference_attention(
     check_same('key', key, 'value', value, dims=2)
     if key.shape[-2:] != value.shape[-2:]:
         raise ValueError(f'key and value must agree in size, got {key.shape=}, {value.shape=}.')
+    check_zero_border(window)
     check_outputs('query', query, 'key', key.shape[-2:], window)
     check_shape('bias', bias, '(heads, taps)', (query.shape[1], window.taps))
     return difference_attention(query, key, value, bias, list(window))

@@ -20,7 +20,7 @@ from . import _torch, _triton, local, multiply_adds
 from .checks import check_dtype, check_outputs, check_same, check_shape, check_tensors
 from .tracing import leaf_function
 from .transforms import transformable
-from .window import Window
+from .window import Window, check_zero_border
 
 
 @leaf_function
@@ -74,6 +74,7 @@ def local_involution(
         shift=(shift, 1),
     )
     check_same('value', value, 'hidden', hidden, dims=1)
+    check_zero_border(window)
     check_outputs('hidden', hidden, 'value', value.shape[-2:], window)
     check_dtype('hidden', hidden, weight=weight, bias=bias)
     rows = value.shape[1] * window.taps

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _native, _torch, _triton, multiply_adds, transforms
 from .checks import check_outputs, check_same, check_taps, check_tensors
+from .residues import has_residues, over_residues
 from .tracing import leaf_function
 from .transforms import transformable
 from .window import Window
@@ -55,6 +56,8 @@ def local_aggregate(value: Tensor, weight: Tensor, window: Window) -> Tensor:
     check_taps('weight', weight, window)
     check_same('value', value, 'weight', weight, dims=2)
     check_outputs('weight', weight, 'value', value.shape[-2:], window)
+    if has_residues(window):
+        return over_residues(_aggregate_part, (value, weight), window)
     return aggregate(value, weight, list(window))
 
 
@@ -70,7 +73,8 @@ def local_correlate(query: Tensor, key: Tensor, window: Window) -> Tensor:
         window: Window over the map. ``window.output_size(H, W)`` must be (Ho, Wo).
 
     Returns:
-        (B, G, K, Ho, Wo); zero where the neighbour lies outside the map.
+        (B, G, K, Ho, Wo); zero where the neighbour lies outside the map, which happens with the
+        border 'zero' alone.
 
     Raises:
         TypeError: An argument is not a floating-point tensor.
@@ -79,6 +83,8 @@ def local_correlate(query: Tensor, key: Tensor, window: Window) -> Tensor:
     query, key = check_tensors(query=(query, 5), key=(key, 5))
     check_same('query', query, 'key', key, dims=3)
     check_outputs('query', query, 'key', key.shape[-2:], window)
+    if has_residues(window):
+        return over_residues(_correlate_part, (query, key), window)
     return correlate(query, key, list(window))
 
 
@@ -110,6 +116,20 @@ def local_scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Win
     check_same('grad', grad, 'weight', weight, dims=2)
     check_outputs('weight', weight, 'size', size, window)
     check_outputs('grad', grad, 'size', size, window)
+    if has_residues(window):
+        return over_residues(_scatter_part, (grad, weight), window)
+    return scatter(grad, weight, list(size), list(window))
+
+
+def _aggregate_part(value: Tensor, weight: Tensor, _: Sequence[int], window: Window) -> Tensor:
+    return aggregate(value, weight, list(window))
+
+
+def _correlate_part(query: Tensor, key: Tensor, _: Sequence[int], window: Window) -> Tensor:
+    return correlate(query, key, list(window))
+
+
+def _scatter_part(grad: Tensor, weight: Tensor, size: Sequence[int], window: Window) -> Tensor:
     return scatter(grad, weight, list(size), list(window))
 
 

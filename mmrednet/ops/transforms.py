@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from ._torch import sum_dtype
+from ._torch import shifted_axis, sum_dtype
 from .window import Window
 
 
@@ -72,21 +72,41 @@ def recorded() -> Iterator[None]:
         yield
 
 
-def _fold_options(window: Sequence[int]) -> dict[str, Any]:
+def _fold_options(window: Window) -> dict[str, Any]:
     # vmap has rules for these two functions, but none for adding to a part of a tensor
-    fields = Window.from_flat(window)
     return dict(
-        kernel_size=fields.kernel,
-        dilation=fields.dilation,
-        padding=fields.padding,
-        stride=fields.stride,
+        kernel_size=window.kernel,
+        dilation=window.dilation,
+        padding=window.padding,
+        stride=window.stride,
     )
 
 
-def _neighbours(x: Tensor, window: Sequence[int]) -> Tensor:
+def _shifted_positions(window: Window, size: Sequence[int], device: torch.device) -> Tensor:
+    """Return the position (K * H * W,) on the flat map of every neighbour of shifted windows."""
+    rows, columns = (shifted_axis(window, axis, size[axis], device)[0] for axis in (0, 1))
+    return (rows[:, None, :, None] * size[1] + columns[None, :, None]).flatten()
+
+
+def _neighbours(x: Tensor, numbers: Sequence[int]) -> Tensor:
     """Return the neighbours (B, G, D, K, L) of all outputs on feature maps (B, G, D, H, W)."""
+    window = Window.from_flat(numbers)
+    if window.border == 'shift':
+        positions = _shifted_positions(window, x.shape[-2:], x.device)
+        return x.flatten(3).index_select(3, positions).unflatten(3, (window.taps, -1))
     columns = F.unfold(x.flatten(1, 2), **_fold_options(window))
     return columns.unflatten(1, (*x.shape[1:3], -1))
+
+
+def _fold(products: Tensor, size: Sequence[int], numbers: Sequence[int]) -> Tensor:
+    """Add products (B, G, D, K, L) to the neighbours: the adjoint of ``_neighbours``."""
+    window = Window.from_flat(numbers)
+    if window.border == 'shift':
+        positions = _shifted_positions(window, size, products.device)
+        zeros = products.new_zeros((*products.shape[:3], size[0] * size[1]))
+        return zeros.index_add(3, positions, products.flatten(3)).unflatten(3, tuple(size))
+    result = F.fold(products.flatten(1, 3), tuple(size), **_fold_options(window))
+    return result.unflatten(1, products.shape[1:3])
 
 
 def aggregate(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:
@@ -110,5 +130,4 @@ def scatter(grad: Tensor, weight: Tensor, size: Sequence[int], window: Sequence[
     dtype = sum_dtype(grad, weight)
     weight = weight.to(dtype).flatten(3).unsqueeze(2)
     products = grad.to(dtype).flatten(3).unsqueeze(3) * weight
-    result = F.fold(products.flatten(1, 3), tuple(size), **_fold_options(window))
-    return result.unflatten(1, grad.shape[1:3]).to(grad.dtype)
+    return _fold(products, size, window).to(grad.dtype)

@@ -13,7 +13,7 @@ from . import _native
 from .checks import check_outputs, check_same, check_shape, check_tensors
 from .dispatch import DEVICES, fall_back, report_missing_kernel, unavailable
 from .vector_relations import features, find_relation
-from .window import Window
+from .window import Window, check_zero_border
 
 # Elements that the features of one chunk of rows have, at most: 128 MiB in float32.
 CHUNK_BUDGET = 1 << 25
@@ -81,6 +81,7 @@ def check_inputs(
     if value is not None:
         check_same('key', key, 'value', value, dims=1)
         check_shape('value', value, '(..., H, W) of key', (*value.shape[:2], *key.shape[2:]))
+    check_zero_border(window)
     check_outputs('query', query, 'key', key.shape[-2:], window)
     return checked
 

@@ -28,6 +28,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     ),
     'VAN-b1': dict(type='mmrednet.VAN', arch='b1'),
     'MSCAN-small': dict(type='mmrednet.MSCAN', arch='small'),
+    'NAT-Mini': dict(type='mmrednet.NAT', arch='mini'),
 }
 BACKBONES: dict[str, dict[str, Any]] = {
     **FAMILIES,

@@ -29,6 +29,7 @@ from .tiles import (
     float64_reasons,
     index_type,
     inside,
+    is_shifted,
     launch,
     layout,
     neighbour,
@@ -467,6 +468,8 @@ def reasons_against_attention(
     reasons = float64_reasons(
         query=query, key=key, value=value, rows=rows, columns=columns, bias=bias
     )
+    if is_shifted(window):
+        reasons.append("a window with border='shift'")
     channels = max(query.shape[2], value.shape[2])
     if channels > MOST_CHANNELS:
         reasons.append(f'more than {MOST_CHANNELS} channels of a head, {channels}')

@@ -14,14 +14,18 @@ from torch import Tensor
 from .._torch import empty_in_layout_of
 from .tiles import (
     cdiv,
+    dilation_reasons,
     index_type,
     inside,
+    is_shifted,
     launch,
     layout,
     neighbour,
     next_power_of_2,
     on_map,
     positions,
+    shifted_neighbour,
+    shifted_viewer,
     start,
     strides,
     sum_type,
@@ -79,8 +83,9 @@ def aggregate_kernel(
     width,
     out_height,
     out_width,
-    # kernel, stride, dilation and padding
+    # kernel, stride, dilation and padding; whether windows at the border are moved inwards
     WINDOW: tl.constexpr,
+    SHIFTED: tl.constexpr,
     # layouts
     VALUE: tl.constexpr,
     WEIGHT: tl.constexpr,
@@ -107,7 +112,10 @@ def aggregate_kernel(
     KERNEL_W: tl.constexpr = WINDOW[1]
     for u in range(WINDOW[0]):
         for v in tl.static_range(KERNEL_W):
-            y, x = neighbour(row, column, u, v, WINDOW)
+            if SHIFTED:
+                y, x = shifted_neighbour(row, column, u, v, height, width, WINDOW)
+            else:
+                y, x = neighbour(row, column, u, v, WINDOW)
             valid = inside_map & on_map(y, x, height, width)
             # a tensor, because its product with a stride needs the type INDEX
             tap = tl.full((1,), u * KERNEL_W + v, INDEX)
@@ -137,8 +145,9 @@ def correlate_kernel(
     width,
     out_height,
     out_width,
-    # kernel, stride, dilation and padding
+    # kernel, stride, dilation and padding; whether windows at the border are moved inwards
     WINDOW: tl.constexpr,
+    SHIFTED: tl.constexpr,
     # layouts
     QUERY: tl.constexpr,
     KEY: tl.constexpr,
@@ -172,7 +181,10 @@ def correlate_kernel(
             q = tl.load(query + q_offset, mask=q_mask, other=0.0).to(SUM)
             # the query stays in registers for all taps of the row
             for v in tl.static_range(KERNEL_W):
-                y, x = neighbour(row, column, u, v, WINDOW)
+                if SHIFTED:
+                    y, x = shifted_neighbour(row, column, u, v, height, width, WINDOW)
+                else:
+                    y, x = neighbour(row, column, u, v, WINDOW)
                 k_offset = inside(key_strides, channel, y[:, None], x[:, None], KEY)
                 k_mask = q_mask & on_map(y, x, height, width)[:, None]
                 k = tl.load(key + k_offset, mask=k_mask, other=0.0).to(SUM)
@@ -200,8 +212,9 @@ def scatter_kernel(
     width,
     out_height,
     out_width,
-    # kernel, stride, dilation and padding
+    # kernel, stride, dilation and padding; whether windows at the border are moved inwards
     WINDOW: tl.constexpr,
+    SHIFTED: tl.constexpr,
     # layouts
     GRAD: tl.constexpr,
     WEIGHT: tl.constexpr,
@@ -224,12 +237,18 @@ def scatter_kernel(
     weight += start(weight_strides, batch, group, WEIGHT)
     result += start(result_strides, batch, group, RESULT)
     total = tl.zeros((TILE_H * TILE_W, BLOCK_D), SUM)
-    KERNEL_W: tl.constexpr = WINDOW[1]
-    for u in range(WINDOW[0]):
-        for v in tl.static_range(KERNEL_W):
-            y, x, valid = viewer(row, column, u, v, out_height, out_width, WINDOW)
+    # several outputs at the border may see a position through one tap of their shifted windows, so
+    # that distances are counted instead of taps
+    ROWS: tl.constexpr = 2 * WINDOW[0] - 1 if SHIFTED else WINDOW[0]
+    COLUMNS: tl.constexpr = 2 * WINDOW[1] - 1 if SHIFTED else WINDOW[1]
+    for u in range(ROWS):
+        for v in tl.static_range(COLUMNS):
+            if SHIFTED:
+                y, x, tap, valid = shifted_viewer(row, column, u, v, height, width, WINDOW)
+            else:
+                y, x, valid = viewer(row, column, u, v, out_height, out_width, WINDOW)
+                tap = tl.full((1,), u * COLUMNS + v, INDEX)
             valid = valid & inside_map
-            tap = tl.full((1,), u * KERNEL_W + v, INDEX)
             w_offset = inside(weight_strides, tap, y, x, WEIGHT)
             w = tl.load(weight + w_offset, mask=valid, other=0.0)
             g_offset = inside(grad_strides, channel, y[:, None], x[:, None], GRAD)
@@ -250,7 +269,8 @@ def _constants(window: Sequence[int], channels: int, *tensors: Tensor) -> dict:
     """Return the compile-time constants of a launch, except for layouts."""
     block = _block(channels)
     return dict(
-        WINDOW=tuple(window),
+        WINDOW=tuple(window[:8]),
+        SHIFTED=is_shifted(window),
         BLOCK_D=block,
         TILE_H=TILE[0],
         TILE_W=TILE[1],
@@ -258,6 +278,21 @@ def _constants(window: Sequence[int], channels: int, *tensors: Tensor) -> dict:
         INDEX=index_type(*tensors),
         num_warps=warps(TILE[0] * TILE[1] * block, ELEMENTS_OF_A_THREAD),
     )
+
+
+def reasons_against_aggregate(_: Tensor, __: Tensor, window: Sequence[int]) -> list[str]:
+    """Return the reasons why the kernel cannot take this window."""
+    return dilation_reasons(window)
+
+
+reasons_against_correlate = reasons_against_aggregate
+
+
+def reasons_against_scatter(
+    _: Tensor, __: Tensor, size: Sequence[int], window: Sequence[int]
+) -> list[str]:
+    """Return the reasons why the kernel cannot take this window."""
+    return dilation_reasons(window)
 
 
 def aggregate(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:

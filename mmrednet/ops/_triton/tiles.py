@@ -104,6 +104,35 @@ def viewer(row, column, u, v, out_height, out_width, WINDOW: tl.constexpr):
     return row, column, valid & (row < out_height) & (column < out_width)
 
 
+@triton.jit
+def window_start(position, size, KERNEL: tl.constexpr):
+    """Return where the shifted windows of output positions start, along one axis."""
+    return tl.minimum(tl.maximum(position - KERNEL // 2, 0), size - KERNEL)
+
+
+@triton.jit
+def shifted_neighbour(row, column, u, v, height, width, WINDOW: tl.constexpr):
+    """Return the input positions that outputs with shifted windows see through tap (u, v)."""
+    return (
+        window_start(row, height, WINDOW[0]) + u,
+        window_start(column, width, WINDOW[1]) + v,
+    )
+
+
+@triton.jit
+def shifted_viewer(row, column, a, b, height, width, WINDOW: tl.constexpr):
+    """Return output positions that may see input positions, the taps that they see them by, and the
+    mask of those that do.
+
+    An output is at most a kernel less one away: (a, b) counts all these distances from zero.
+    """
+    y, x = row + (a - WINDOW[0] + 1), column + (b - WINDOW[1] + 1)
+    u = row - window_start(y, height, WINDOW[0])
+    v = column - window_start(x, width, WINDOW[1])
+    inside_window = (u >= 0) & (u < WINDOW[0]) & (v >= 0) & (v < WINDOW[1])
+    return y, x, u * WINDOW[1] + v, inside_window & on_map(y, x, height, width)
+
+
 def cdiv(number: int, divisor: int) -> int:
     """Return the quotient, rounded up."""
     # not triton.cdiv, which takes ten times as long outside of kernels
@@ -122,6 +151,18 @@ def float64_reasons(**tensors: Tensor | None) -> list[str]:
         if tensor is not None and tensor.dtype == torch.float64:
             names.append(name)
     return [f'float64 ({", ".join(names)})'] if names else []
+
+
+def is_shifted(window: Sequence[int]) -> bool:
+    """Return whether a window has the border 'shift'."""
+    # shifted windows have a number more
+    return len(window) > 8
+
+
+def dilation_reasons(window: Sequence[int]) -> list[str]:
+    """Return the reasons against a kernel whose shifted windows have no dilation."""
+    dilated = is_shifted(window) and tuple(window[4:6]) != (1, 1)
+    return ["a dilated window with border='shift'"] if dilated else []
 
 
 def layout(tensor: Tensor) -> int:

@@ -309,6 +309,18 @@ struct ReachingTaps {
       output[count++] = index;
     }
   }
+
+  // The same for shifted windows on an axis of `size` positions.
+  void find_shifted(int64_t position, int64_t kernel, int64_t size) {
+    count = 0;
+    for (int64_t t = 0; t < kernel; ++t) {
+      const Range outputs = outputs_starting_at(position - t, kernel, size);
+      for (int64_t index = outputs.begin; index < outputs.end; ++index) {
+        tap[count] = t;
+        output[count++] = index;
+      }
+    }
+  }
 };
 
 // N neighbouring channels of one position of the map.

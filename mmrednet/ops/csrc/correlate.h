@@ -22,7 +22,9 @@ template <Relation kRelation, typename T, typename A, int N, Packing kPacking>
 inline void add_relations(const PackedRows<T, A, kPacking>& keys, Matrix<const A> queries,
                           int64_t row, int64_t x, int64_t t, Simd<A>* sums) {
   int64_t columns[N];
-  for (int n = 0; n < N; ++n) columns[n] = keys.tap_offset(t + n) + x;
+  const int64_t border = keys.border_offset(x);
+  for (int n = 0; n < N; ++n)
+    columns[n] = border < 0 ? keys.tap_offset(t + n) + x : border + (t + n) * kSimdWidth;
   for (int64_t d = 0; d < keys.channels; ++d) {
     const Simd<A> query = load_simd<A>(queries.data + d * queries.pitch);
     const A* key = keys.row(row, d);
@@ -82,9 +84,9 @@ void correlate_row(PackedRows<T, A, kPacking>& keys, Matrix<const A> queries, Ma
                    int64_t y) {
   const LocalParams& p = keys.p;
   const Window& window = p.window;
-  const int64_t length = round_up(p.out_width);
+  const int64_t length = round_up(p.out_width), top = first_row(p, y);
   for (int64_t u = 0; u < window.kernel_h; ++u) {
-    const int64_t row = y * window.stride_h + u * window.dilation_h - window.padding_h;
+    const int64_t row = top + u * window.dilation_h;
     const Matrix<A> row_logits = logits.from(u * window.kernel_w, 0);
     if (row >= 0 && row < p.height) {
       keys.pack(row);

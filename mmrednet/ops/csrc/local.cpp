@@ -82,7 +82,7 @@ at::Tensor compute(const Problem& problem, const at::Tensor& first_operand,
 }  // namespace
 
 at::Tensor aggregate(const at::Tensor& value, const at::Tensor& weight, at::IntArrayRef numbers) {
-  const Window window = to_window(numbers);
+  const Window window = to_window(numbers, true);
   TORCH_CHECK_VALUE(value.dim() == 5, "value must have 5 dimensions, got ", value.sizes());
   const int64_t batch = value.size(0), groups = value.size(1), channels = value.size(2);
   const auto map = value.sizes().slice(3);
@@ -93,7 +93,7 @@ at::Tensor aggregate(const at::Tensor& value, const at::Tensor& weight, at::IntA
 }
 
 at::Tensor correlate(const at::Tensor& query, const at::Tensor& key, at::IntArrayRef numbers) {
-  const Window window = to_window(numbers);
+  const Window window = to_window(numbers, true);
   TORCH_CHECK_VALUE(key.dim() == 5, "key must have 5 dimensions, got ", key.sizes());
   const int64_t batch = key.size(0), groups = key.size(1), channels = key.size(2);
   const auto map = key.sizes().slice(3);
@@ -105,7 +105,7 @@ at::Tensor correlate(const at::Tensor& query, const at::Tensor& key, at::IntArra
 
 at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef size,
                    at::IntArrayRef numbers) {
-  const Window window = to_window(numbers);
+  const Window window = to_window(numbers, true);
   TORCH_CHECK_VALUE(grad.dim() == 5 && size.size() == 2,
                     "grad must have 5 dimensions and size 2, got ", grad.sizes(), " and ", size);
   const int64_t batch = grad.size(0), groups = grad.size(1), channels = grad.size(2);
@@ -118,7 +118,7 @@ at::Tensor scatter(const at::Tensor& grad, const at::Tensor& weight, at::IntArra
 
 void scatter_into(const at::Tensor& result, const at::Tensor& grad, const at::Tensor& weight,
                   at::IntArrayRef numbers) {
-  const Window window = to_window(numbers);
+  const Window window = to_window(numbers, true);
   const auto size = result.sizes().slice(3);
   const auto outputs = output_size(window, size);
   compute_into(result, {kScatter, window, result.sizes(), size, outputs}, grad, weight);

@@ -44,8 +44,9 @@ void aggregate_packed_row(AggregateRows<T, A>& rows, const T* weight, T* result,
   const Strides& strides = p.second;
   const int64_t pitch = round_up(p.out_width), row_length = weight_rows<T>(window.kernel_w) * pitch;
   rows.pack_window(y);
+  const int64_t top = first_row(p, y);
   for (int64_t u = 0; u < window.kernel_h; ++u) {
-    const int64_t row = y * window.stride_h + u * window.dilation_h - window.padding_h;
+    const int64_t row = top + u * window.dilation_h;
     if (row < 0 || row >= p.height) continue;
     const T* source = weight + u * window.kernel_w * strides.c + y * strides.h;
     pack_weights<T, A>({workspace + u * row_length, pitch, window.kernel_w, p.out_width}, 0, 0,
@@ -114,6 +115,40 @@ inline void scatter_tap(const LocalParams& p, const T* grad, const T* weight, A*
   }
 }
 
+// Adds the products of one tap to the sums of a row of a scatter with shifted windows. The outputs
+// at both ends go to one column.
+template <typename T, typename A>
+void scatter_shifted_tap(const LocalParams& p, const T* grad, const T* weight, A* sums, int64_t t) {
+  const Strides &grads = p.first, &weights = p.second;
+  const int64_t begin = p.window.padding_w, end = p.width - p.window.padding_w;
+  for (int64_t d = 0; d < p.channels; ++d) {
+    const T* source = grad + d * grads.c;
+    A* __restrict__ target = sums + d * p.width;
+    const auto product = [&](int64_t x) {
+      return load<A>(weight[x * weights.w]) * load<A>(source[x * grads.w]);
+    };
+    for (int64_t x = 0; x < begin; ++x) target[t] += product(x);
+    for (int64_t x = begin; x < end; ++x) target[x - begin + t] += product(x);
+    for (int64_t x = end; x < p.width; ++x) target[end - 1 - begin + t] += product(x);
+  }
+}
+
+// Adds the products of one row of the window to the sums of row y of a scatter with shifted
+// windows.
+template <typename T, typename A>
+void scatter_shifted_row(const LocalParams& p, GroupPointers<T> group, A* sums, int64_t y,
+                         int64_t u) {
+  const Window& window = p.window;
+  const Range rows = outputs_starting_at(y - u, window.kernel_h, p.height);
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const T* grad = group.first + row * p.first.h;
+    for (int64_t t = 0; t < window.kernel_w; ++t) {
+      const T* weight = group.second + (u * window.kernel_w + t) * p.second.c + row * p.second.h;
+      scatter_shifted_tap<T, A>(p, grad, weight, sums, t);
+    }
+  }
+}
+
 // Row y of the map of a scatter of any stride: the sum over the taps by which outputs see it.
 template <typename T, typename A>
 void scatter_row(const LocalParams& p, GroupPointers<T> group, A* sums, int64_t y) {
@@ -121,6 +156,10 @@ void scatter_row(const LocalParams& p, GroupPointers<T> group, A* sums, int64_t 
   const Strides& strides = p.result;
   for (int64_t i = 0; i < p.channels * p.width; ++i) sums[i] = 0;
   for (int64_t u = 0; u < window.kernel_h; ++u) {
+    if (window.shifted) {
+      scatter_shifted_row<T, A>(p, group, sums, y, u);
+      continue;
+    }
     const int64_t start = y + window.padding_h - u * window.dilation_h;
     if (start < 0 || start % window.stride_h || start / window.stride_h >= p.out_height) continue;
     const int64_t row = start / window.stride_h;
@@ -207,11 +246,17 @@ void scatter_channels_last(const LocalParams& p, const LocalPointers& pointers, 
     const RowIndex index = row_index(item, p.result_rows, p.groups, true);
     const GroupPointers<T> group = group_pointers<T>(p, pointers, index);
     const int64_t y = index.row;
-    rows.find(y, window.kernel_h, window.stride_h, window.dilation_h, window.padding_h,
-              p.out_height);
+    if (window.shifted)
+      rows.find_shifted(y, window.kernel_h, p.height);
+    else
+      rows.find(y, window.kernel_h, window.stride_h, window.dilation_h, window.padding_h,
+                p.out_height);
     for (int64_t x = 0; x < p.width; ++x) {
-      columns.find(x, window.kernel_w, window.stride_w, window.dilation_w, window.padding_w,
-                   p.out_width);
+      if (window.shifted)
+        columns.find_shifted(x, window.kernel_w, p.width);
+      else
+        columns.find(x, window.kernel_w, window.stride_w, window.dilation_w, window.padding_w,
+                     p.out_width);
       T* result = group.result + y * p.result.h + x * p.result.w;
       scatter_position<T, A>(p, group.first, group.second, result, rows, columns);
     }

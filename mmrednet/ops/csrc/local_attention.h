@@ -25,7 +25,7 @@ template <typename A>
 struct LogitTerms {
   // relative position: a matrix row for each row and each column of the window; `rows` may be null
   const A *rows, *columns;
-  // an element for each tap, or null
+  // an element for each tap, or null; for shifted windows, that of outputs in the interior
   const A* bias;
 };
 
@@ -39,7 +39,8 @@ void mask_columns(const LocalParams& p, Matrix<A> columns) {
                                         p.width, p.out_width);
     A* row = columns.data + t * columns.pitch;
     for (int64_t x = 0; x < columns.pitch; ++x) {
-      const bool masked = x < p.out_width && (x < inside.begin || x >= inside.end);
+      const bool masked =
+          !window.shifted && x < p.out_width && (x < inside.begin || x >= inside.end);
       row[x] = masked ? -static_cast<A>(__builtin_inf()) : 0;
     }
   }
@@ -79,6 +80,8 @@ struct LogitRows {
   Matrix<A> queries, grads, row_terms, column_terms, mask;
   // a row for each tap; a column for each of 16 outputs
   Matrix<A> logits;
+  // the bias of border blocks: a row for each tap of each block
+  Matrix<A> border_bias;
   // free memory behind that
   A* free;
   // rows of the window that meet the map
@@ -100,6 +103,7 @@ struct LogitRows {
     column_terms = take(window.kernel_w, pitch);
     mask = take(window.kernel_w, pitch);
     logits = take(taps, kSimdWidth);
+    border_bias = take(border_blocks(k).count * taps, kSimdWidth);
     mask_columns(k, mask);
     if constexpr (kPacking == kChannelPairs)
       if (pointers.rows) pack_tables();
@@ -129,11 +133,10 @@ struct LogitRows {
   // Packs queries and keys for a row of outputs.
   void begin_row(RowIndex index, Keys& keys) {
     y = index.row;
-    window_rows = taps_inside(y * window.stride_h - window.padding_h, window.dilation_h, k.height,
-                              window.kernel_h);
+    window_rows = taps_inside(first_row(k, y), window.dilation_h, k.height, window.kernel_h);
     keys.pack_window(y);
     pack_row<kPacking>(pointers.query, k.first, index, k.channels, queries);
-    terms = logit_terms(index.group);
+    terms = window.shifted ? shifted_terms(keys, index.group) : logit_terms(index.group);
   }
 
   // Packs a row of one head of a tensor that has the size of the outputs.
@@ -148,9 +151,7 @@ struct LogitRows {
   }
 
   // The row of the map that a row of the window meets.
-  int64_t map_row(int64_t u) const {
-    return y * window.stride_h + u * window.dilation_h - window.padding_h;
-  }
+  int64_t map_row(int64_t u) const { return first_row(k, y) + u * window.dilation_h; }
 
   // Calls `run` with a number of taps, as a type, the first of them, its row and its column, for
   // all taps in rows that meet the map.
@@ -165,12 +166,18 @@ struct LogitRows {
   Simd<A> compute_logits(const Keys& keys, int64_t x) {
     Simd<A> maximum = Simd<A>{} - static_cast<A>(__builtin_inf());
     const Matrix<const A> outputs = Matrix<const A>(queries).from(0, x);
+    const int64_t block = keys.border_block(x);
+    const A* block_bias =
+        block < 0 || !terms.bias ? nullptr : border_bias.data + block * taps * kSimdWidth;
     for_inner_taps([&](auto count, int64_t tap, int64_t u, int64_t t) {
       Simd<A> sums[count];
       for (int n = 0; n < count; ++n) {
         sums[n] = load_simd<A>(terms.columns + (t + n) * pitch + x);
         if (terms.rows) sums[n] += load_simd<A>(terms.rows + u * pitch + x);
-        if (terms.bias) sums[n] += terms.bias[tap + n];
+        if (block_bias)
+          sums[n] += load_simd<A>(block_bias + (tap + n) * kSimdWidth);
+        else if (terms.bias)
+          sums[n] += terms.bias[tap + n];
       }
       add_relations<kRelation, T, A, count>(keys, outputs, map_row(u), x, t, sums);
       for (int n = 0; n < count; ++n) {
@@ -184,6 +191,8 @@ struct LogitRows {
  private:
   // pairs of the tables of all heads
   T *row_tables = nullptr, *column_tables = nullptr;
+  // the bias that `border_bias` has been filled from
+  const A* packed_bias = nullptr;
 
   // The groups of a row follow one another if all of them are cached.
   int64_t slot_of(RowIndex index) const { return k.cached_groups > 1 ? index.group : 0; }
@@ -215,6 +224,26 @@ struct LogitRows {
       multiply_tables(head);
     for (int64_t i = 0; i < window.kernel_w * pitch; ++i) column_terms.data[i] += mask.data[i];
     return {row_terms.data, column_terms.data, bias};
+  }
+
+  // Shifted windows have a bias (heads, places, taps). That of border blocks is filled when the
+  // place of the row in its window changes.
+  LogitTerms<A> shifted_terms(const Keys& keys, int64_t head) {
+    const A* bias = static_cast<const A*>(pointers.bias);
+    if (!bias) return {nullptr, mask.data, nullptr};
+    const int64_t place = y - first_row(k, y);
+    const A* row_bias = bias + (head * window.kernel_h + place) * window.kernel_w * taps;
+    if (row_bias != packed_bias) {
+      packed_bias = row_bias;
+      for (int64_t x = 0; x < k.width; ++x) {
+        const int64_t block = keys.border_block(x);
+        if (block < 0) continue;
+        const A* source = row_bias + (x - first_column(k, x)) * taps;
+        A* target = border_bias.data + block * taps * kSimdWidth + x % kSimdWidth;
+        for (int64_t tap = 0; tap < taps; ++tap) target[tap * kSimdWidth] = source[tap];
+      }
+    }
+    return {nullptr, mask.data, row_bias + window.padding_w * taps};
   }
 
   void multiply_tables(int64_t head) {

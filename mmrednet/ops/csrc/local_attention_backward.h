@@ -144,7 +144,7 @@ struct GradientRows {
       for (int n = 0; n < count; ++n) {
         const Simd<A> grad = at(rows.logits, tap + n) * (at(grad_logits, tap + n) - mean);
         store_simd<A>(grad_logits.data + (tap + n) * kSimdWidth, grad);
-        if (pointers.bias) add(bias_sums, tap + n, grad);
+        if (pointers.bias && !window.shifted) add(bias_sums, tap + n, grad);
       }
     });
   }
@@ -174,11 +174,12 @@ struct GradientRows {
   void add_key_rows(const Keys& keys, int64_t row, int64_t x) {
     constexpr int kNumbers = Rows::kPacking == kChannelPairs ? 2 : 1;
     Simd<A> sums[N * kNumbers] = {};
+    const int64_t border = keys.border_offset(x);
     for (int64_t u = rows.window_rows.begin; u < rows.window_rows.end; ++u) {
-      const A* source = keys.row(rows.map_row(u), row) + x;
+      const A* source = keys.row(rows.map_row(u), row) + (border < 0 ? x : border);
       for (int64_t t = 0; t < window.kernel_w; ++t) {
         const Simd<A> grad = at(grad_logits, u * window.kernel_w + t);
-        const A* column = source + keys.tap_offset(t);
+        const A* column = source + (border < 0 ? keys.tap_offset(t) : t * kSimdWidth);
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) {
           const Simd<A> key = load_simd<A>(column + n * keys.pitch);

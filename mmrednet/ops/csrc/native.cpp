@@ -111,14 +111,16 @@ Strides strides_of(const at::Tensor& tensor) {
   return {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3), tensor.stride(4)};
 }
 
-Window to_window(at::IntArrayRef numbers) {
+Window to_window(at::IntArrayRef numbers, bool may_shift) {
   static const char* const kNames[] = {"kernel height",    "kernel width",     "stride (rows)",
                                        "stride (columns)", "dilation (rows)",  "dilation (columns)",
                                        "padding (rows)",   "padding (columns)"};
   // The largest kernel axis, and the largest distance of a tap or an output from the first one. The
   // sum of two such distances and of a size of a map does not overflow.
   constexpr int64_t kMaxKernel = int64_t{1} << 20, kMaxDistance = int64_t{1} << 61;
-  TORCH_CHECK_VALUE(numbers.size() == 8, "window must have 8 numbers, got ", numbers.size());
+  const bool shifted = may_shift && numbers.size() == 9;
+  TORCH_CHECK_VALUE(shifted || numbers.size() == 8, "window must have 8 numbers, got ",
+                    numbers.size());
   for (int i = 0; i < 8; ++i) {
     const bool is_kernel = i < 2, is_dilation = i == 4 || i == 5, is_padding = i >= 6;
     // the last tap is kernel - 1 dilations away
@@ -129,8 +131,14 @@ Window to_window(at::IntArrayRef numbers) {
                       " of the window must lie between ", least, " and ", most, ", got ",
                       numbers[i]);
   }
-  return {numbers[0], numbers[1], numbers[2], numbers[3],
-          numbers[4], numbers[5], numbers[6], numbers[7]};
+  const Window window = {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4],
+                         numbers[5], numbers[6], numbers[7], shifted};
+  TORCH_CHECK_VALUE(
+      !shifted || (window.stride_h == 1 && window.stride_w == 1 && window.dilation_h == 1 &&
+                   window.dilation_w == 1 && window.kernel_h == 2 * window.padding_h + 1 &&
+                   window.kernel_w == 2 * window.padding_w + 1),
+      "shifted windows must have stride and dilation 1 and be centred, got ", numbers);
+  return window;
 }
 
 void check_sizes(const char* name, const at::Tensor& tensor, at::IntArrayRef expected) {
@@ -139,6 +147,8 @@ void check_sizes(const char* name, const at::Tensor& tensor, at::IntArrayRef exp
 }
 
 std::array<int64_t, 2> output_size(const Window& window, at::IntArrayRef map) {
+  TORCH_CHECK_VALUE(!window.shifted || (map[0] >= window.kernel_h && map[1] >= window.kernel_w),
+                    "the map must not be smaller than a shifted window, got ", map);
   // how far the window can move from its first position
   const int64_t room_h =
       map[0] + 2 * window.padding_h - window.dilation_h * (window.kernel_h - 1) - 1;

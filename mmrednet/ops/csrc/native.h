@@ -40,8 +40,9 @@ int64_t num_threads();
 Strides strides_of(const at::Tensor& tensor);
 
 // Returns the window of the eight numbers that operators get. Checks that they are valid, and so
-// small that no index or size computed from them overflows.
-Window to_window(at::IntArrayRef numbers);
+// small that no index or size computed from them overflows. If `may_shift`, a ninth number stands
+// for shifted windows.
+Window to_window(at::IntArrayRef numbers, bool may_shift = false);
 
 // Checks the sizes of a tensor. Python functions check their arguments, but torch.ops.mmrednet may
 // be called without them, and a wrong size would lead outside the memory of a tensor.

@@ -85,6 +85,7 @@ struct PackedRows {
   // matrix rows of a slot
   int64_t channels;
   bool by_tap;
+  BorderBlocks borders;
 
   // Marks the buffers of `count` groups as empty. All bits set is the address of no group, while
   // that of a tensor without elements is zero.
@@ -101,7 +102,8 @@ struct PackedRows {
         slots(ring_slots(params)),
         pitch(packed_row_length(params)),
         channels(kPacking == kChannelPairs ? num_pairs(params.channels) : params.channels),
-        by_tap(packs_by_tap(params)) {
+        by_tap(packs_by_tap(params)),
+        borders(border_blocks(params)) {
     phase = by_tap ? round_up(p.out_width) : phase_length(p);
     packed = reinterpret_cast<A*>(cached_row + slots);
     // the rows of another group are of no use
@@ -126,6 +128,20 @@ struct PackedRows {
     return column % p.window.stride_w * phase + column / p.window.stride_w;
   }
 
+  // The number of the border block that begins at output x, or -1 if it is none.
+  int64_t border_block(int64_t x) const {
+    const int64_t block = x / kSimdWidth;
+    if (borders.count == 0 || (block >= borders.left && block < borders.right)) return -1;
+    return block < borders.left ? block : borders.left + block - borders.right;
+  }
+
+  // Where the columns of the taps of a border block begin in a packed row, kSimdWidth for each tap;
+  // or -1 if output x begins no such block.
+  int64_t border_offset(int64_t x) const {
+    const int64_t block = border_block(x);
+    return block < 0 ? -1 : phase + block * p.window.kernel_w * kSimdWidth;
+  }
+
   // Packs a row of the map, unless it is there already.
   void pack(int64_t y) {
     if (cached_row[y % slots] == y) return;
@@ -142,8 +158,9 @@ struct PackedRows {
   // Packs all rows of the map that row y of the outputs needs.
   void pack_window(int64_t y) {
     const Window& window = p.window;
+    const int64_t top = first_row(p, y);
     for (int64_t u = 0; u < window.kernel_h; ++u) {
-      const int64_t row = y * window.stride_h + u * window.dilation_h - window.padding_h;
+      const int64_t row = top + u * window.dilation_h;
       if (row >= 0 && row < p.height) pack(row);
     }
   }
@@ -177,6 +194,27 @@ struct PackedRows {
         A* row = target + d * pitch;
         join_rows<A>(row, pitch, row + distance, pitch - distance);
       }
+    }
+    for (int64_t x = 0; borders.count && x < p.width; x += kSimdWidth)
+      if (border_block(x) >= 0)
+        for (int64_t d = 0; d < channels; ++d) pack_border(target + d * pitch, x);
+  }
+
+  // Copies what the taps of a border block see, from a packed row to its end. Output x of the
+  // interior sees column x + t of the packed row by tap t. Those before and behind it see what the
+  // first and the last of them see.
+  void pack_border(A* row, int64_t x) const {
+    const int64_t first = p.window.padding_w, last = p.width - 1 - p.window.padding_w;
+    A* target = row + border_offset(x);
+    Simd<A> output, left, right;
+    for (int i = 0; i < kSimdWidth; ++i) output[i] = static_cast<A>(x + i);
+    for (int64_t t = 0; t < p.window.kernel_w; ++t) {
+      // element by element: an addition might change the bits of pairs
+      for (int i = 0; i < kSimdWidth; ++i) left[i] = row[first + t];
+      for (int i = 0; i < kSimdWidth; ++i) right[i] = row[last + t];
+      const Simd<A> inner = load_simd<A>(row + x + t);
+      const Simd<A> columns = output < static_cast<A>(first) ? left : inner;
+      store_simd<A>(target + t * kSimdWidth, output > static_cast<A>(last) ? right : columns);
     }
   }
 
@@ -253,13 +291,14 @@ inline void aggregate_tile(const AggregateRows<T, A>& rows, Matrix<const A> weig
   const Window& window = p.window;
   Simd<A> s[D];
   for (int n = 0; n < D; ++n) s[n] = Simd<A>{};
+  const int64_t top = first_row(p, y), border = kShifted ? -1 : rows.border_offset(x);
   for (int64_t u = 0; u < window.kernel_h; ++u) {
-    const int64_t row = y * window.stride_h + u * window.dilation_h - window.padding_h;
+    const int64_t row = top + u * window.dilation_h;
     if (row < 0 || row >= p.height) continue;
-    const A* packed_row = rows.row(row, d) + x;
+    const A* packed_row = rows.row(row, d) + (border < 0 ? x : border);
     const A* weight_row = weights.data + u * weight_rows<T>(window.kernel_w) * weights.pitch;
     for (int64_t t = 0; t < window.kernel_w; t += kStep, weight_row += weights.pitch) {
-      const int64_t offset = rows.tap_offset(t);
+      const int64_t offset = border < 0 ? rows.tap_offset(t) : t * kSimdWidth;
       const Simd<A> weight = load_simd<A>(weight_row + (kShifted ? offset : 0));
       const A* source = packed_row + offset;
       // the last of an odd number of taps has no second one, and what lies there may be infinite

@@ -18,6 +18,9 @@ struct Strides {
 
 struct Window {
   int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, padding_h, padding_w;
+  // Whether windows at the border are moved inwards, onto the map. They have stride and dilation 1
+  // and are centred.
+  bool shifted;
 };
 
 // One primitive, see mmrednet/ops/local.py.
@@ -114,7 +117,8 @@ struct AttentionParams {
 struct AttentionPointers {
   const void *query, *key, *value;
   // tables in the accumulator type, or null: rows (heads, kernel_h, channels / 2), columns (heads,
-  // kernel_w, channels / 2) and bias (heads, taps)
+  // kernel_w, channels / 2) and bias (heads, taps), or (heads, places, taps) where windows are
+  // shifted: an output has the place of its window that it stands at
   const void *rows, *columns, *bias;
   // outputs of the forward pass; logsumexp is in the accumulator type, or null
   void *result, *logsumexp;

@@ -6,6 +6,7 @@
 
 #include "integers.h"
 #include "isa.h"
+#include "params.h"
 
 namespace mmrednet::MMREDNET_ISA {
 
@@ -30,6 +31,31 @@ inline Range outputs_inside(int64_t tap, int64_t stride, int64_t dilation, int64
   const int64_t room = size - 1 - offset;
   const int64_t end = room < 0 ? 0 : room / stride + 1;
   return {int_min(begin, outputs), int_min(end, outputs)};
+}
+
+// The position of the first tap of an output along one axis.
+inline int64_t first_tap(int64_t output, int64_t stride, int64_t padding, int64_t kernel,
+                         int64_t size, bool shifted) {
+  const int64_t start = output * stride - padding;
+  return shifted ? int_max(0, int_min(start, size - kernel)) : start;
+}
+
+// The row of the map of the first row of the window of an output row.
+inline int64_t first_row(const LocalParams& p, int64_t y) {
+  const Window& window = p.window;
+  return first_tap(y, window.stride_h, window.padding_h, window.kernel_h, p.height, window.shifted);
+}
+
+// The column of the map of the first tap of an output with a shifted window.
+inline int64_t first_column(const LocalParams& p, int64_t x) {
+  return first_tap(x, 1, p.window.padding_w, p.window.kernel_w, p.width, true);
+}
+
+// The outputs along one axis whose shifted window starts at `start`: at both ends there are many.
+inline Range outputs_starting_at(int64_t start, int64_t kernel, int64_t size) {
+  const int64_t last = size - kernel, centre = start + kernel / 2;
+  if (start < 0 || start > last) return {0, 0};
+  return {start == 0 ? 0 : centre, start == last ? size : centre + 1};
 }
 
 // A row of one group of one image.

@@ -31,15 +31,32 @@ static inline int64_t phase_length(const LocalParams& p) {
 // form where the window skips most of the feature map, by a large stride or a large dilation.
 static inline bool packs_by_tap(const LocalParams& p) {
   const Window& window = p.window;
+  if (window.shifted) return false;
   if (window.stride_w > window.kernel_w) return true;
   const int64_t by_phase = phase_length(p) * window.stride_w;
   return window.kernel_w > 1 && by_phase > window.kernel_w * round_up(p.out_width);
 }
 
-// Elements of a packed row of one channel.
+// Blocks of 16 outputs of a row. Where windows are shifted, the outputs of the blocks at both ends
+// do not see neighbouring columns. `left` blocks are at the left end, and those from `right` on at
+// the right end.
+struct BorderBlocks {
+  int64_t left, right, count;
+};
+
+static inline BorderBlocks border_blocks(const LocalParams& p) {
+  if (!p.window.shifted) return {0, 0, 0};
+  const int64_t left = ceil_div(p.window.padding_w, kSimdWidth);
+  const int64_t right = int_max(left, (p.width - p.window.padding_w) / kSimdWidth);
+  return {left, right, left + round_up(p.width) / kSimdWidth - right};
+}
+
+// Elements of a packed row of one channel. Behind it are the columns that each tap of the border
+// blocks sees.
 static inline int64_t packed_row_length(const LocalParams& p) {
   if (packs_by_tap(p)) return p.window.kernel_w * round_up(p.out_width);
-  return phase_length(p) * p.window.stride_w;
+  const int64_t borders = border_blocks(p).count * p.window.kernel_w * kSimdWidth;
+  return phase_length(p) * p.window.stride_w + borders;
 }
 
 // Size of the packed rows of one group: the address of the group, the row that each slot holds, and
@@ -71,9 +88,11 @@ constexpr int64_t kMaxListedTaps = 64;
 // Whether a feature map is channels-last and the kernel can read it in place, without packing.
 static inline bool runs_channels_last(const LocalParams& p) {
   if (p.primitive == kCorrelate) return false;
+  if (p.primitive == kAggregate && p.window.shifted) return false;
   const bool channels_last = p.first.c == 1 && p.first.w != 1 && p.result.c == 1;
-  const bool taps_listed =
-      p.window.kernel_h <= kMaxListedTaps && p.window.kernel_w <= kMaxListedTaps;
+  // half a window more outputs see a position by a shifted window
+  const int64_t most_taps = p.window.shifted ? kMaxListedTaps / 2 : kMaxListedTaps;
+  const bool taps_listed = p.window.kernel_h <= most_taps && p.window.kernel_w <= most_taps;
   return channels_last && (p.primitive == kAggregate || taps_listed);
 }
 
@@ -100,7 +119,7 @@ static inline bool can_flip(const LocalParams& p) {
   const Window& window = p.window;
   const int64_t reach_h = (window.kernel_h - 1) * window.dilation_h;
   const int64_t reach_w = (window.kernel_w - 1) * window.dilation_w;
-  if (window.stride_h != 1 || window.stride_w != 1) return false;
+  if (window.shifted || window.stride_h != 1 || window.stride_w != 1) return false;
   if (window.padding_h > reach_h || window.padding_w > reach_w) return false;
   return reach_h < kMaxReach && reach_w < kMaxReach && !packs_by_tap(flip(p));
 }
@@ -198,7 +217,9 @@ static inline int64_t workspace_bytes(const AttentionParams& p, int64_t element)
   const Window& window = keys.window;
   const int64_t rows = keys.channels + values.channels + window.kernel_h + 2 * window.kernel_w;
   // a pair may need one row or channel more
-  const int64_t vectors = 3 * num_taps(window) + keys.channels + 1 + table_elements(keys);
+  const int64_t border_bias = border_blocks(keys).count * num_taps(window);
+  const int64_t vectors =
+      3 * num_taps(window) + keys.channels + 1 + table_elements(keys) + border_bias;
   const int64_t tables =
       keys.groups * (window.kernel_h + window.kernel_w) * (keys.channels / 2 + 1);
   const int64_t packed = packed_rows_bytes(keys, element) + packed_rows_bytes(values, element);
