@@ -221,24 +221,46 @@ def test_bad_necks(arguments, message):
 @pytest.mark.parametrize(
     'arguments',
     [
-        dict(type='RedNet', depth=26),
-        dict(type='SASAResNet', depth=26, stem='attention'),
-        dict(type='SASAResNet', depth=26),
-        dict(type='SAN', depth=10),
-        dict(type='SAN', depth=10, relation='patchwise'),
+        dict(type='mmrednet.RedNet', depth=26),
+        dict(type='mmrednet.SASAResNet', depth=26, stem='attention'),
+        dict(type='mmrednet.SASAResNet', depth=26),
+        dict(type='mmrednet.SAN', depth=10),
+        dict(type='mmrednet.SAN', depth=10, relation='patchwise'),
     ],
 )
 def test_an_image_is_converted_once_for_inference(arguments):
     torch.manual_seed(0)
     model = MODELS.build(arguments).eval()
-    image = torch.randn(2, 3, 40, 56)
+    image, layouts = torch.randn(2, 3, 40, 56), []
+    last = getattr(model, model.stage_names[-1][-1])
+    last.register_forward_pre_hook(
+        lambda _, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
     with torch.no_grad():
         results = model(image)
     expected = model(image)
+    # a gradient is recorded in the layout of the image
+    assert layouts == [True, False]
     for result, reference in zip(results, expected, strict=True):
         torch.testing.assert_close(result, reference, rtol=1e-3, atol=1e-4)
-        # a gradient is recorded in the layout of the image
-        layouts = [x.is_contiguous(memory_format=torch.channels_last) for x in (result, reference)]
-        assert layouts == [True, False]
     # the image itself stays as it is
     assert image.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(type='mmrednet.RedNet', depth=26),
+        dict(type='mmrednet.SAN', depth=10),
+        dict(type='mmrednet.VAN', arch='b0'),
+        dict(type='mmrednet.MSCAN', arch='tiny'),
+        dict(type='mmrednet.NAT', arch='mini'),
+    ],
+    ids=lambda arguments: arguments['type'],
+)
+@pytest.mark.parametrize('training', [False, True])
+def test_outputs_have_the_layout_of_the_image(arguments, training):
+    # mmcv's RoIAlign would read a channels-last map in the wrong order
+    model, image = MODELS.build(arguments).train(training), torch.randn(2, 3, 64, 64)
+    with torch.set_grad_enabled(training):
+        assert all(output.is_contiguous() for output in model(image))

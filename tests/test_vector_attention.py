@@ -493,6 +493,7 @@ def test_nothing_is_unfolded():
     files = {
         str(path.relative_to(ROOT))
         for path in (ROOT / 'mmrednet').rglob('*.py')
-        if pattern.search(path.read_text())
+        # copies of the tools are no part of the package
+        if '.mim' not in path.parts and pattern.search(path.read_text())
     }
     assert files == UNFOLD_IS_ALLOWED

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
 
@@ -60,6 +60,18 @@ class CheckpointedBlock(SafeModule):
         if self.with_cp and x.requires_grad:
             return recomputed(self, self.compute, x)
         return self.compute(x)
+
+
+def in_layout_of(image: Tensor, outputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Return feature maps that are contiguous if the image is.
+
+    mmcv's operators, such as RoIAlign, read every map as a contiguous one. Inside, a backbone may
+    be faster in another layout.
+    """
+    # what torch.fx records is for any image
+    if isinstance(image, fx.Proxy) or image.is_contiguous():
+        outputs = (output.contiguous() for output in outputs)
+    return tuple(outputs)
 
 
 class PyramidBackbone(SafelyPretrained):
@@ -141,14 +153,14 @@ class PyramidBackbone(SafelyPretrained):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map the image (B, 3, H, W) to the feature maps of the stages in ``out_indices``."""
-        x = self.forward_stem(x)
+        features = self.forward_stem(x)
         outputs = []
         for index, names in enumerate(self.stage_names):
             for name in names:
-                x = getattr(self, name)(x)
+                features = getattr(self, name)(features)
             if index in self.out_indices:
-                outputs.append(x)
-        return tuple(outputs)
+                outputs.append(features)
+        return in_layout_of(x, outputs)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, keep frozen stages and, with ``norm_eval``, batch norms in eval mode, and

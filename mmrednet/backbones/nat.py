@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..layers.safe_module import SafeModule
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
-from .base import CheckpointedBlock, PyramidBackbone
+from .base import CheckpointedBlock, PyramidBackbone, in_layout_of
 
 Dilations = Sequence[Sequence[int]]
 
@@ -292,16 +292,16 @@ class NAT(PyramidBackbone):
         """Map the image (B, 3, H, W) to the normalised feature maps of the levels in
         ``out_indices``.
         """
-        x = self.forward_stem(x)
+        features = self.forward_stem(x)
         outputs = []
         for index, level in enumerate(self.levels):
-            x = level(x)
+            features = level(features)
             if index in self.out_indices:
-                outputs.append(getattr(self, f'norm{index}')(x))
+                outputs.append(getattr(self, f'norm{index}')(features))
             downsample: Any = level.downsample
             if downsample is not None:
-                x = downsample(x)
-        return tuple(outputs)
+                features = downsample(features)
+        return in_layout_of(x, outputs)
 
 
 def _repeated(pattern: Sequence[int], depth: int) -> list[int]:
