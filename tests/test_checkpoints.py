@@ -554,7 +554,7 @@ class TestRegistration:
     def test_formats_are_tried_by_priority(self):
         priorities = [entry.priority for entry in FORMATS.values()]
         assert priorities == sorted(set(priorities))
-        assert len(FORMATS) == 16
+        assert len(FORMATS) == 17
         assert {entry.family for entry in FORMATS.values()} == {None, *FAMILIES}
 
     @pytest.mark.parametrize(
@@ -568,7 +568,7 @@ class TestRegistration:
         entry = Format(name, family='New', priority=priority, source='a test')
         with pytest.raises(ValueError, match=message):
             register_family(Family('New', (entry,), lambda entry, state: {}))
-        assert len(FORMATS) == 16
+        assert len(FORMATS) == 17
         assert 'New' not in FAMILIES
 
 
