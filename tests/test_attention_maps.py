@@ -67,6 +67,20 @@ def sasa(x, layer, attention):
     return layer.pool(of_taps(x, layer, attention, layer.value(x)))
 
 
+def neighborhood(x, layer, attention):
+    values = layer.project(layer.padded(x))[2].flatten(1, 2)
+    weight = attention.weight.repeat_interleave(values.shape[1] // layer.num_heads, 1)
+    rows, columns = (taps.tolist() for taps in attention.taps(*x.shape[-2:]))
+    result = torch.zeros_like(x)
+    for i in range(x.shape[2]):
+        for j in range(x.shape[3]):
+            for tap in range(weight.shape[2]):
+                u, v = divmod(tap, attention.window.kernel[1])
+                neighbour = values[..., rows[u][i], columns[v][j]]
+                result[..., i, j] += weight[:, :, tap, i, j] * neighbour
+    return layer.pool(layer.proj(result.movedim(1, -1)).movedim(-1, 1))
+
+
 def local_relation(x, layer, attention):
     return layer.project(of_taps(x, layer, attention, x))
 
@@ -163,6 +177,7 @@ APPLIED = {
     'Involution': involution,
     'StandAloneSelfAttention': sasa,
     'LocalRelation': local_relation,
+    'NeighborhoodAttention': neighborhood,
     'SANPairwise': san,
     'SANPatchwise': san,
     'LargeKernelAttention': gate,

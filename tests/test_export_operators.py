@@ -8,7 +8,7 @@ from mmrednet.export import blocking, capture, largest_error, operators, portabl
 from mmrednet.layers import build_spatial
 
 # mmcv's operators cannot be exported
-NAMES = [name for name in EXAMPLES if name not in ('DCN', 'DCNv2')]
+NAMES = [name for name in EXAMPLES if name not in ('DCN', 'DCNv2', 'NeighborhoodAttention')]
 SIZES = [(11, 7), (5, 23), (8, 35)]
 VARIANTS = {
     'involution, stride and dilation': dict(
@@ -55,6 +55,12 @@ def with_statistics(layer):
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
     return layer
+
+
+def test_shifted_windows_have_no_portable_form():
+    layer = build_spatial(EXAMPLES['NeighborhoodAttention'], 16).eval().requires_grad_(False)
+    with pytest.raises(Exception, match="border='zero' alone .* got 'shift'"):
+        portable(capture(layer, torch.randn(2, 16, 12, 10)))
 
 
 @pytest.mark.parametrize('name', [*NAMES, *VARIANTS])

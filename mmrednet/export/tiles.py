@@ -25,6 +25,10 @@ class Tiles:
     """
 
     def __init__(self, window: Window, size: int, columns: int) -> None:
+        if window.border != 'zero':
+            raise ValueError(
+                f"windows with border='zero' alone have a portable form, got {window.border!r}."
+            )
         self.window, self.size, self.columns = window, size, columns
         self.count = (columns + size - 1) // size
         reach = window.dilation[1] * (window.kernel[1] - 1) + 1
