@@ -72,7 +72,8 @@ def test_state_dicts_are_equal(name):
     expected = train(plain.train(), image)
     assert_equal_states(train(recomputing.train(), image), expected)
     counts = [value for key, value in expected.items() if key.endswith('num_batches_tracked')]
-    assert set(map(int, counts)) == {2}
+    # NAT has no batch norms
+    assert set(map(int, counts)) == (set() if 'NAT' in name else {2})
 
 
 NORMS = {
