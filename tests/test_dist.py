@@ -50,9 +50,11 @@ def call(tmp_path_factory):
     python = environment / 'bin/python'
     (packages,) = environment.glob('lib/python*/site-packages')
     (packages / 'prepared.pth').write_text(sysconfig.get_path('purelib') + '\n')
-    pip = [sys.executable, '-m', 'pip', '--python', python, 'install', '--no-index', '--no-deps']
-    subprocess.run([*pip, '--quiet', distribution('*.whl')], check=True, cwd=work)
+    # with the clone on its path, pip takes the package for installed
     variables = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    pip = [sys.executable, '-m', 'pip', '--python', python, 'install', '--no-index', '--no-deps']
+    command = [*pip, '--quiet', distribution('*.whl')]
+    subprocess.run(command, check=True, cwd=work, env=variables)
     # what is not in the wheel would have to be compiled
     variables.update(MMREDNET_BUILD='0', MPLBACKEND='agg')
 
