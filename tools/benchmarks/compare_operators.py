@@ -1,8 +1,10 @@
-"""Train one small detector with each operator in turn and print what it cost and what it gave, as a
+"""Train one small network with each operator in turn and print what it cost and what it gave, as a
 table.
 
-Width, schedule, data and seed are those of the config; only the operator of the backbone's stages
-differs. Each run is a process of its own, so that its peak memory is its own.
+Width, schedule and data are those of the config; only the operator of the backbone's stages
+differs. Each run is a process of its own, so that its peak memory is its own. With several seeds
+the table has mean and standard deviation, and a ``=`` marks what lies within the spread of the
+best: the difference of the means is at most the sum of the two standard deviations.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import torch
 from mmengine.registry import MODELS
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.comparison import Entry, plot, table
 from mmrednet.analysis.image_network import image_channels
 from mmrednet.engine import load_config, scope_of
 
@@ -42,6 +45,7 @@ OPERATORS = {
     'SAN pairwise, row then column': dict(type='OperatorChain', operators=SAN_SPAN),
     'SAN patchwise, row then column': dict(type='OperatorChain', operators=PATCH_SPAN),
     'axial': dict(type='AxialAttention', table_size=32),
+    'neighborhood': dict(type='NeighborhoodAttention'),
     'LKA': dict(type='LargeKernelAttention'),
     'MSCA': dict(type='MultiScaleConvAttention'),
     'convolution x2, then SASA x2': [None, None, *[dict(type='StandAloneSelfAttention')] * 2],
@@ -67,16 +71,27 @@ def parse_args():
         metavar=('H', 'W'),
         help='of the image for which multiply-adds are counted',
     )
+    parser.add_argument(
+        '--seeds',
+        type=int,
+        nargs='+',
+        default=[0],
+        metavar='SEED',
+        help='each operator is trained once with each; default: 0',
+    )
+    parser.add_argument(
+        '--plot', type=Path, metavar='FILE', help='draw accuracy against time and multiply-adds'
+    )
     parser.add_argument('--metric', default='coco/bbox_mAP', help='key of the result')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare_operators'))
     return parser.parse_args()
 
 
-def derive(args, name):
-    """Write a config that differs from the given one in its operator and its length, and return its
+def derive(args, name, seed):
+    """Write a config that differs from the given one in operator, length and seed, and return its
     path.
     """
-    path = args.work_dir / f'{"-".join(name.replace(",", "").split())}.py'
+    path = args.work_dir / f'{"-".join(name.replace(",", "").split())}_seed-{seed}.py'
     path.parent.mkdir(parents=True, exist_ok=True)
     iterations = args.iterations
     path.write_text(f"""_base_ = {str(Path(args.config).resolve())!r}
@@ -88,6 +103,7 @@ param_scheduler = [
         eta_min=0)]
 train_cfg = dict(max_iters={iterations}, val_interval={iterations})
 default_hooks = dict(logger=dict(interval=50), checkpoint=dict(interval={iterations}))
+randomness = dict(seed={seed})
 """)
     return path
 
@@ -118,36 +134,41 @@ def train(path, work_dir):
     return [json.loads(line) for line in latest.read_text().splitlines()], usage.ru_maxrss * 1024
 
 
+def measure(args, name):
+    """Train with an operator, once with each seed, and return its entry of the table."""
+    results, seconds, peaks, losses = [], [], [], []
+    for seed in args.seeds:
+        path = derive(args, name, seed)
+        scalars, peak = train(path, args.work_dir / path.stem)
+        steps = [entry for entry in scalars if 'loss' in entry]
+        results.append(next(e[args.metric] for e in reversed(scalars) if args.metric in e))
+        seconds += [entry['time'] for entry in steps]
+        losses += [entry['loss'] for entry in steps]
+        peaks.append(peak)
+        print(f'{name}, seed {seed}: {results[-1]:.3f}', file=sys.stderr, flush=True)
+    finite = bool(np.isfinite(losses).all())
+    parameters, multiply_adds = size(path, args.shape)
+    return Entry(
+        name, results, parameters, multiply_adds, float(np.median(seconds)), max(peaks), finite
+    )
+
+
 def main():
     args = parse_args()
     print(
-        f'{args.config}, {args.iterations} iterations, {torch.get_num_threads()} threads, torch '
-        f'{torch.__version__}'
+        f'{args.config}, {args.iterations} iterations, seeds {args.seeds}, '
+        f'{torch.get_num_threads()} threads, torch {torch.__version__}'
     )
     print(
         f'multiply-adds of backbone and neck for {args.shape[0]} x {args.shape[1]}; median seconds '
-        'per iteration\n'
-    )
-    print(
-        f'| operator | {args.metric} | parameters | 10^9 multiply-adds | seconds | peak memory, '
-        'GiB |\n'
-        '|---|---|---|---|---|---|',
+        'per iteration\n',
         flush=True,
     )
-    for name in args.operators:
-        path = derive(args, name)
-        parameters, multiply_adds = size(path, args.shape)
-        scalars, peak = train(path, args.work_dir / path.stem)
-        result = next(entry[args.metric] for entry in reversed(scalars) if args.metric in entry)
-        seconds = np.median([entry['time'] for entry in scalars if 'loss' in entry])
-        losses = [entry['loss'] for entry in scalars if 'loss' in entry]
-        note = '' if np.isfinite(losses).all() else ' (loss not finite)'
-        print(
-            f'| {name} | {result:.3f}{note} | {parameters:,} | {multiply_adds / 1e9:.3f} | '
-            f'{seconds:.3f} | '
-            f'{peak / 2**30:.2f} |',
-            flush=True,
-        )
+    entries = [measure(args, name) for name in args.operators]
+    print('\n'.join(table(entries, args.metric)))
+    if args.plot is not None:
+        title = f'{Path(args.config).stem}, {args.iterations} iterations'
+        plot(entries, args.metric, title, args.plot)
 
 
 if __name__ == '__main__':
