@@ -1,10 +1,14 @@
 """Networks as ONNX files, run by ONNX Runtime at sizes that were not those of the trace."""
 
+import contextlib
+import io
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.registry import MODELS
 
 from mmrednet import fuse
@@ -12,7 +16,9 @@ from mmrednet.backbones import MSCAN, RedNet
 from mmrednet.commands import export as command
 from mmrednet.engine import load_config
 from mmrednet.export import capture, largest_error
+from mmrednet.export.evaluation import ExportedModel
 from mmrednet.export.exporting import ExportError, Target, verify
+from mmrednet.export.formats import FORMATS
 from mmrednet.export.networks import BackboneNetwork, network_of
 from mmrednet.export.verification import matched, predict, sample_image
 
@@ -107,17 +113,77 @@ def save(model, path):
     return str(path)
 
 
-def test_the_command_exports_a_detector(tmp_path, capsys):
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory):
+    """A detector, its exported file, and what the command printed."""
+    folder = tmp_path_factory.mktemp('detector')
     model, _ = build(DETECTOR, dict.fromkeys(option.split('=')[0] for option in SMALLER))
-    checkpoint = save(model, tmp_path / 'weights.pth')
-    out = tmp_path / 'detector.onnx'
-    arguments = [DETECTOR, checkpoint, '--to', 'onnx', '--out', str(out), '--cfg-options', *SMALLER]
-    assert command.main(arguments) == 0
-    printed = capsys.readouterr().out
+    photo = sample_image((128, 160))[0].transpose(1, 2, 0)
+    assert cv2.imwrite(str(folder / 'photo.png'), photo)
+    out = folder / 'detector.onnx'
+    arguments = [DETECTOR, save(model, folder / 'weights.pth'), '--to', 'onnx', '--out', str(out)]
+    arguments += ['--int8', str(folder / 'photo.png'), '--cfg-options', *SMALLER]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert command.main(arguments) == 0
+    return model, out, printed.getvalue()
+
+
+def test_the_command_exports_a_detector(detector):
+    _, out, printed = detector
     assert 'checked with an image of 203 x 271: 0 of the detections' in printed
     description = json.loads(out.with_suffix('.json').read_text())
     assert description['outputs'] == ['boxes', 'scores', 'labels']
     assert description['input']['resize']['keep_ratio'] is True
+
+
+def test_integers_take_a_quarter_of_the_size(detector):
+    model, out, printed = detector
+    path = out.with_suffix('.int8.onnx')
+    assert f'{path}: 8-bit integers' in printed
+    assert path.stat().st_size < 0.3 * out.stat().st_size
+    image = sample_image((128, 160), seed=1)
+    boxes, scores, _ = FORMATS['onnx'].run(path)(image)
+    expected = predict(model, 'detection', image)
+    # detections are sorted by their scores; coordinates are computed in float32
+    assert np.abs(scores[:5] - expected[1][:5]).max() < 0.1
+    assert 0 < np.abs(boxes[0] - expected[0]).max(1).min() < 2
+
+
+def samples_of(*sizes):
+    return [DetDataSample(metainfo=dict(ori_shape=size)) for size in sizes]
+
+
+def test_an_exported_file_in_the_place_of_its_model(detector):
+    """Boxes are those of the original image, which is half as large here."""
+    model, out, _ = detector
+    image = sample_image((128, 160))
+    expected = predict(model, 'detection', image)
+    inputs = [torch.from_numpy(image[0]).byte()] * 2
+    data = dict(inputs=inputs, data_samples=samples_of((128, 160), (64, 80)))
+    same, half = ExportedModel(out).test_step(data)
+    outputs = [same.pred_instances[name].numpy() for name in ('bboxes', 'scores', 'labels')]
+    assert matched(outputs, expected) == 1
+    torch.testing.assert_close(half.pred_instances.bboxes, same.pred_instances.bboxes / 2)
+
+
+def test_a_file_cannot_be_trained_nor_be_missing(detector, tmp_path):
+    with pytest.raises(ValueError, match="mode must be 'predict' for an exported file, got 'loss'"):
+        ExportedModel(detector[1])([], [], mode='loss')
+    with pytest.raises(FileNotFoundError, match=r'exported file with its \.json, no .*none\.onnx'):
+        ExportedModel(tmp_path / 'none.onnx')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--to', 'openvino', '--int8', '.'], '--int8 needs --to onnx, got --to openvino'),
+        (['--to', 'onnx', '--int8', 'none'], '--int8 must be an image or a folder of images'),
+    ],
+)
+def test_wrong_photographs(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        command.main([DETECTOR, 'none.pth', *arguments])
+    assert message in capsys.readouterr().err
 
 
 def test_a_file_that_differs_is_removed(tmp_path):

@@ -11,15 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint
 
 from .. import safe_loading
 from ..engine import add_config_options, check_fit, load_config, named_types, scope_of
-from ..export.exporting import ExportError, Target, check_target, export, verify
+from ..export.exporting import ExportError, Target, check_target, compare, export, verify
 from ..export.formats import FORMATS, FORMS
 from ..export.networks import resizing
-from ..export.runtime import read, resize
+from ..export.quantization import quantize
+from ..export.runtime import Model, read, resize
+from .infer import list_images
 from .parser import CommandParser
 
 
@@ -42,6 +45,13 @@ def make_parser() -> ArgumentParser:
     parser.add_argument('--out', type=Path, help='path of the file (exported/<config>.<ending>)')
     parser.add_argument('--verify', type=Path, metavar='PHOTO', help='check with this photograph')
     parser.add_argument('--no-verify', action='store_true', help='do not check the file')
+    parser.add_argument(
+        '--int8',
+        type=Path,
+        metavar='PHOTOS',
+        help='also write a file with 8-bit integers (ONNX alone); images, or a folder of them, '
+        'like those that the model will see tell the ranges of its activations',
+    )
     return parser
 
 
@@ -53,6 +63,10 @@ def target_of(parser: ArgumentParser, args: Namespace) -> Target:
         parser.error(f'--out must end in {ending} for --to {args.to}, got {path}')
     if args.shape and min(args.shape) < 1:
         parser.error(f'--shape must be two positive numbers, got {args.shape}')
+    if args.int8 and args.to != 'onnx':
+        parser.error(f'--int8 needs --to onnx, got --to {args.to}')
+    if args.int8 and not args.int8.exists():
+        parser.error(f'--int8 must be an image or a folder of images, got {args.int8}')
     return Target(args.to, args.form, path, tuple(args.shape) if args.shape else None)
 
 
@@ -71,6 +85,16 @@ def load_model(args: Namespace) -> tuple[Any, Any, dict[str, Any]]:
     return model, cfg, meta
 
 
+def write_integers(model: Any, task: str, target: Target, photos: Sequence[Path]) -> None:
+    """Write the file with 8-bit integers beside the exported one, and print what it changes."""
+    path = target.path.with_suffix(f'.int8{target.path.suffix}')
+    quantize(target.path, photos, path)
+    print(f'{path}: 8-bit integers, {_size(path)}')
+    photo = np.ascontiguousarray(Model(path).prepare(read(photos[0]))[0].transpose(1, 2, 0))
+    for shape, error, _, unit in compare(model, task, target._replace(path=path), photo):
+        print(f'for an image of {shape[0]} x {shape[1]}: {error:.2g} {unit}')
+
+
 @safe_loading()
 @named_types()
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             photo = None if args.verify is None else resize(read(args.verify), resizing(cfg))
             for shape, error, unit in verify(model, task, target, photo):
                 print(f'checked with an image of {shape[0]} x {shape[1]}: {error:.2g} {unit}')
+        if args.int8:
+            write_integers(model, task, target, list_images(args.int8))
     except ExportError as error:
         parser.exit(1, f'mmrednet export: {error}\n')
     return 0

@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     An exported file in place of the config and the checkpoint comes first.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if infer_exported.is_exported(argv):
+    if infer_exported.names_exported(argv):
         infer_exported.main(argv, list_images)
         return
     args = parse_args(argv)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..export.evaluation import PREDICTIONS, is_exported
 from ..export.runtime import Model, read
-
-ENDINGS = ('.onnx', '.xml')
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -29,9 +28,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def is_exported(argv: Sequence[str]) -> bool:
+def names_exported(argv: Sequence[str]) -> bool:
     """Return whether the first argument is an exported file."""
-    return bool(argv) and Path(argv[0]).suffix in ENDINGS
+    return bool(argv) and is_exported(argv[0])
 
 
 def main(argv: Sequence[str], list_images: Callable[[Path], list[Path]]) -> None:
@@ -74,11 +73,9 @@ def draw_boxes(
     """Draw detections by mmdet's visualizer."""
     from mmdet.structures import DetDataSample
     from mmdet.visualization import DetLocalVisualizer
-    from mmengine.structures import InstanceData
 
-    names = dict(boxes='bboxes')
-    tensors = {names.get(key, key): torch.from_numpy(x) for key, x in outputs.items()}
-    sample = DetDataSample(pred_instances=InstanceData(**tensors))
+    sample = DetDataSample()
+    sample.pred_instances = PREDICTIONS['detection'](outputs)[1]
     visualizer = DetLocalVisualizer()
     visualizer.dataset_meta = _meta(model)
     visualizer.add_datasample(
@@ -95,11 +92,11 @@ def draw_classes(
     model: Model, pixels: np.ndarray, outputs: dict[str, np.ndarray], out_file: Path, _: float
 ) -> None:
     """Draw classes of pixels by mmseg's visualizer."""
-    from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
     from mmseg.visualization import SegLocalVisualizer
 
-    sample = SegDataSample(pred_sem_seg=PixelData(data=torch.from_numpy(outputs['labels'])[None]))
+    sample = SegDataSample()
+    sample.pred_sem_seg = PREDICTIONS['segmentation'](outputs)[1]
     visualizer = SegLocalVisualizer(alpha=0.5)
     visualizer.set_dataset_meta(**_meta(model))
     visualizer.add_datasample(

@@ -1,4 +1,7 @@
-"""Evaluate a checkpoint with the metric of its config, of mmdet or of mmseg."""
+"""Evaluate a checkpoint with the metric of its config, of mmdet or of mmseg.
+
+A file that was exported to ONNX or OpenVINO takes the place of a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from ..engine import (
     load_config,
     named_types,
 )
+from ..export.evaluation import ExportedModel, is_exported
 from ..fusion import FuseHook
 from .parser import CommandParser
 
@@ -26,7 +30,7 @@ def make_parser() -> ArgumentParser:
     """Return the parser of the command."""
     parser = CommandParser('test', __doc__)
     add_config_options(parser)
-    parser.add_argument('checkpoint', help='path of the checkpoint')
+    parser.add_argument('checkpoint', help='path of the checkpoint, or of an exported file')
     parser.add_argument('--work-dir', help='folder for logs and metrics')
     parser.add_argument(
         '--out',
@@ -54,7 +58,11 @@ def make_parser() -> ArgumentParser:
 @named_types()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, by default those of the process."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    exported = is_exported(args.checkpoint)
+    if exported and (args.tta or args.fuse_conv_bn):
+        parser.error('--tta and --fuse-conv-bn need a checkpoint, not an exported file')
     cfg = load_config(
         args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
     )
@@ -73,9 +81,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         strict=args.strict,
         check_images=args.check_images,
     )
+    if exported:
+        cfg.model = dict(type=f'mmrednet.{ExportedModel.__name__}', path=args.checkpoint)
+        cfg.load_from = None
     runner = build_runner(cfg)
     keep_memory_on_cpu()
-    runner.register_hook(FitHook())
+    if not exported:
+        runner.register_hook(FitHook())
     if prepare:
         prepare(runner)
     if args.fuse_conv_bn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,10 +103,10 @@ def _program(network: nn.Module, task: str, target: Target) -> ExportedProgram:
     return capture(network, example, dynamic=target.shape is None)
 
 
-def verify(
+def compare(
     model: Any, task: str, target: Target, photo: np.ndarray | None = None
-) -> list[tuple[tuple[int, ...], float, str]]:
-    """Compare a file with the model's own predictions, and remove it where they differ.
+) -> Iterator[tuple[tuple[int, ...], float, float, str]]:
+    """Compare a file with the model's own predictions.
 
     Args:
         model: The model that was exported.
@@ -114,23 +114,36 @@ def verify(
         target: The file.
         photo: Image (H, W, 3), uint8, BGR, as the network takes it. Default: None, smooth images.
 
+    Yields:
+        For each image its (H, W), the difference, the largest that may be, and its unit.
+    """
+    run = FORMATS[target.format].run(target.path)
+    for image in _images(target, photo):
+        expected = predict(model, task, image)
+        yield image.shape[2:], *difference(task, run(image), expected)
+
+
+def verify(
+    model: Any, task: str, target: Target, photo: np.ndarray | None = None
+) -> list[tuple[tuple[int, ...], float, str]]:
+    """Compare a file with the model's own predictions, and remove it where they differ.
+
+    Arguments: see :func:`compare`.
+
     Returns:
-        For each image its shape, the difference and its unit.
+        For each image its (H, W), the difference and its unit.
 
     Raises:
         ExportError: The outputs differ.
     """
-    run = FORMATS[target.format].run(target.path)
     results = []
-    for image in _images(target, photo):
-        expected = predict(model, task, image)
-        error, limit, unit = difference(task, run(image), expected)
-        results.append((image.shape[2:], error, unit))
+    for shape, error, limit, unit in compare(model, task, target, photo):
+        results.append((shape, error, unit))
         # a NaN is no small error either
         if not error <= limit:
             remove(target)
             raise ExportError(
-                f'{target.path} was removed: for an image of {image.shape[2]} x {image.shape[3]}, '
+                f'{target.path} was removed: for an image of {shape[0]} x {shape[1]}, '
                 f'{error:.2g} {unit} (at most {limit:.2g} may).'
             )
     return results
