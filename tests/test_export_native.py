@@ -5,10 +5,11 @@ import sys
 
 import pytest
 import torch
+from operators import EXAMPLES
 
 from mmrednet.export import capture, largest_error
 from mmrednet.export.formats import FORMATS, library_beside
-from mmrednet.layers import Involution
+from mmrednet.layers import build_spatial
 from mmrednet.ops import _native
 
 built = pytest.mark.skipif(bool(_native.MISSING), reason=str(_native.MISSING))
@@ -22,6 +23,16 @@ OPERATORS = (
     'axial_attention',
     'vector_attention',
     'depthwise',
+)
+FAMILIES = (
+    'Involution',
+    'StandAloneSelfAttention',
+    'LocalRelation',
+    'SANPairwise',
+    'SANPatchwise',
+    'AxialAttention',
+    'LargeKernelAttention',
+    'MultiScaleConvAttention',
 )
 # run where mmrednet cannot be imported
 WITHOUT_MMREDNET = """
@@ -73,17 +84,29 @@ def test_mmrednet_takes_the_operators_over():
     run(TAKE_OVER, _native.loaded[-1])
 
 
+class Families(torch.nn.Module):
+    """One layer of each family with operators of ours, side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(build_spatial(EXAMPLES[name], 16) for name in FAMILIES)
+
+    def forward(self, x):
+        return tuple(layer(x) for layer in self.layers)
+
+
 @built
 def test_a_package_runs_without_mmrednet(tmp_path):
     torch.manual_seed(0)
-    layer = Involution(16).eval()
-    package = tmp_path / 'layer.aoti.pt2'
-    program = capture(layer, torch.zeros(2, 16, 24, 24))
-    FORMATS['aoti'].write(program, package, ['features'], 'native')
+    network = Families().eval()
+    package = tmp_path / 'layers.aoti.pt2'
+    program = capture(network, torch.zeros(2, 16, 24, 24))
+    FORMATS['aoti'].write(program, package, FAMILIES, 'native')
     image = torch.randn(1, 16, 17, 23)
     torch.save(image, tmp_path / 'image.pth')
     outputs = tmp_path / 'outputs.pth'
     run(PACKAGE, library_beside(package), package, tmp_path / 'image.pth', outputs)
     with torch.no_grad():
-        expected = layer(image)
-    assert largest_error(torch.load(outputs), [expected]) < 1e-5
+        expected = network(image)
+    for name, output, reference in zip(FAMILIES, torch.load(outputs), expected, strict=True):
+        assert largest_error([output], [reference]) < 1e-5, name
