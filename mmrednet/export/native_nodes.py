@@ -1,6 +1,7 @@
 """Operators of ours as single nodes of an ONNX file, which the extension of OpenVINO computes.
 
-The nodes and their attributes are those of csrc/.
+The nodes and their attributes are those of csrc/. Flags are numbers there: the reader of ONNX files
+has no bools.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def involution(
     relu: bool = False,
 ) -> Node:
     """See :func:`mmrednet.ops.local_involution`."""
+    # the constant costs nothing, where an optional input in the middle would need a flag
     bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
     attributes = dict(window=list(window), relu=int(relu))
     return Node('Involution', [value, hidden, weight, bias, *affine], attributes)
@@ -99,6 +101,7 @@ def axial_attention(
     budget: int,
 ) -> Node:
     """See :func:`mmrednet.ops.axial.attention`."""
+    # the softmax does not depend on the shift, and the budget is for the definition alone
     tables = [] if position_scale is None else [position_scale]
     attributes = dict(
         key_channels=key_channels,

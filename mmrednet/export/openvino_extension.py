@@ -108,10 +108,12 @@ def _compile(library: Path) -> None:
         library.parent,
     )
     start = time.perf_counter()
+    # the extension first: where headers are missing, the error comes within seconds
     objects = []
     for source in sources():
         objects.append(library.with_name(f'{source.stem}.o'))
         _run([*_include_flags(), '-c', str(source)], objects[-1])
+    # a process that is killed leaves no half of a library under the name
     unfinished = library.with_suffix('.unfinished')
     _run(['-shared', *map(str, objects), *_link_flags()], unfinished)
     os.replace(unfinished, library)
