@@ -76,12 +76,18 @@ def _flags() -> list[str]:
 
 
 def cached_extension() -> Path:
-    """Return the path in the user's cache of the library that fits, whether it exists or not."""
+    """Return the path in the user's cache of the library that fits, whether it exists or not.
+
+    Raises:
+        BuildError: OpenVINO is not installed, or has no headers.
+    """
     digest = hashlib.sha256()
     for path in [*sources(), *sorted(CSRC.glob('*.h')), *sorted(_build.CSRC.glob('*.h'))]:
         digest.update(path.name.encode() + b'\0' + path.read_bytes())
+    # the library looks for others of OpenVINO in its folder
+    runtime = (str(openvino_folder()), version('openvino'))
     platform = (sysconfig.get_platform(), compiler_version())
-    digest.update(repr((_flags(), version('openvino'), *platform)).encode())
+    digest.update(repr((_flags(), *runtime, *platform)).encode())
     return cache_folder() / 'openvino' / digest.hexdigest()[:16] / 'mmrednet_openvino.so'
 
 
@@ -94,7 +100,6 @@ def build_extension() -> Path:
     Raises:
         BuildError: It cannot be compiled. The message says why, and what to do.
     """
-    openvino_folder()
     library = cached_extension()
     # the name has a hash of all that it was built from
     build_once(library, library.is_file, _compile)
