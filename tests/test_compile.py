@@ -2,11 +2,8 @@
 
 import pytest
 import torch
-from mmengine.registry import MODELS
 
-from mmrednet import fuse
 from mmrednet.backbones import RedNet
-from mmrednet.export import largest_error
 from mmrednet.layers import build_spatial
 
 LAYERS = {
@@ -17,21 +14,6 @@ LAYERS = {
     'SANPairwise': dict(type='SANPairwise', kernel_size=3),
     'SANPatchwise': dict(type='SANPatchwise', kernel_size=3),
     'AxialAttention': dict(type='AxialAttention', num_heads=2, table_size=4),
-}
-
-
-# one stage of each family, with a stride
-STAGE = dict(num_stages=1, strides=(2,), dilations=(1,), out_indices=(0,))
-ARCH = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))
-PYRAMID = dict(arch=ARCH, out_indices=(1,))
-BACKBONES = {
-    'RedNet': dict(depth=26, base_channels=32, **STAGE),
-    'SASAResNet': dict(depth=26, base_channels=32, **STAGE),
-    'LRNet': dict(depth=26, base_channels=32, **STAGE),
-    'SAN': dict(depth=10, base_channels=32, out_indices=(1,)),
-    'AxialResNet': dict(depth=26, **STAGE),
-    'MSCAN': PYRAMID,
-    'VAN': PYRAMID,
 }
 
 
@@ -65,21 +47,3 @@ def test_a_network():
         26, base_channels=32, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1)
     )
     same_when_compiled(model, torch.randn(1, 3, 32, 33), fullgraph=True)
-
-
-@pytest.mark.parametrize('dynamic', [False, True])
-@pytest.mark.parametrize('name', BACKBONES)
-def test_backbones_in_inference(name, dynamic):
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    model = MODELS.build(dict(type=f'mmrednet.{name}', **BACKBONES[name]))
-    model.eval()
-    model = fuse(model)
-    options = dict(backend='aot_eager', fullgraph=True, dynamic=dynamic)
-    compiled = torch.compile(model, **options)
-    shapes = [(2, 3, 48, 64), (1, 3, 75, 51)] if dynamic else [(2, 3, 48, 64)]
-    for index, shape in enumerate(shapes):
-        image = torch.randn(shape)
-        stance = 'fail_on_recompile' if index else 'default'
-        with torch.inference_mode(), torch.compiler.set_stance(stance):
-            assert largest_error(compiled(image), model(image)) < 1e-5
