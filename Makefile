@@ -94,5 +94,5 @@ test-matrix:
 
 lint: env
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/clang-format --dry-run -Werror mmrednet/ops/csrc/*.h mmrednet/ops/csrc/*.cpp tests/csrc/*.cpp
+	@$(VENV)/bin/clang-format --dry-run -Werror mmrednet/*/csrc/*.h mmrednet/*/csrc/*.cpp tests/csrc/*.cpp
 	@$(PYTHON) -m mypy

@@ -6,7 +6,7 @@ before the network, and what the outputs are. Normalisation and padding are in t
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,15 @@ from mmengine.runner import load_checkpoint
 
 from .. import safe_loading
 from ..engine import add_config_options, check_fit, load_config, named_types, scope_of
-from ..export.exporting import ExportError, Target, check_target, compare, export, verify
+from ..export.exporting import (
+    ExportError,
+    Target,
+    build_operators,
+    check_target,
+    compare,
+    export,
+    verify,
+)
 from ..export.formats import FORMATS, FORMS
 from ..export.networks import resizing
 from ..export.quantization import quantize
@@ -52,7 +60,25 @@ def make_parser() -> ArgumentParser:
         help='also write a file with 8-bit integers (ONNX alone); images, or a folder of them, '
         'like those that the model will see tell the ranges of its activations',
     )
+    parser.add_argument(
+        '--build-ops',
+        action=BuildOperators,
+        nargs=0,
+        help='compile our operators for OpenVINO, print the path of their library and exit',
+    )
     return parser
+
+
+class BuildOperators(Action):
+    """Compiles the operators for OpenVINO, in place of an export."""
+
+    def __call__(self, parser: ArgumentParser, *_: Any) -> None:
+        """Print the path of the library, and exit."""
+        try:
+            print(build_operators())
+        except ExportError as error:
+            parser.exit(1, f'mmrednet export: {error}\n')
+        parser.exit()
 
 
 def target_of(parser: ArgumentParser, args: Namespace) -> Target:

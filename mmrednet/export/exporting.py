@@ -14,9 +14,11 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from ..fusion import fuse
+from ..ops._first_use import BuildError
 from .formats import FORMATS, blocking_message, missing_message
 from .networks import description, image_channels, network_of
-from .programs import capture, portable
+from .openvino_extension import build_extension
+from .programs import capture
 from .verification import difference, predict, sample_image
 
 # tasks whose networks take one image at a time
@@ -61,7 +63,21 @@ def check_target(target: Target) -> str:
             f'--to {target.format} has the form {" or ".join(forms)} alone, got --form {form}. '
             'Its runtime cannot load the library of our kernels.'
         )
+    if target.format == 'openvino' and form == 'native':
+        build_operators()
     return form
+
+
+def build_operators() -> Path:
+    """Compile the operators of ours for OpenVINO, unless they are compiled, and return the library.
+
+    Raises:
+        ExportError: They cannot be compiled.
+    """
+    try:
+        return build_extension()
+    except BuildError as error:
+        raise ExportError(f'The operators for OpenVINO cannot be built: {error}') from error
 
 
 def export(model: Any, cfg: Any, meta: dict[str, Any], target: Target) -> Any:
@@ -82,14 +98,11 @@ def export(model: Any, cfg: Any, meta: dict[str, Any], target: Target) -> Any:
     form = check_target(target)
     network, task = network_of(fuse(copy.deepcopy(model)))
     program = _program(network, task, target)
-    # an ONNX writer replaces operators of ours itself
-    if form == 'portable' and target.format in ('exported-program', 'aoti'):
-        program = portable(program)
     message = blocking_message(program, target.format, form)
     if message:
         raise ExportError(message)
     target.path.parent.mkdir(parents=True, exist_ok=True)
-    FORMATS[target.format].write(program, target.path, network.output_names)  # type: ignore
+    FORMATS[target.format].write(program, target.path, network.output_names, form)  # type: ignore
     entry = description(task, network, cfg, meta, target.shape)
     entry.update(format=target.format, form=form)
     target.path.with_suffix('.json').write_text(json.dumps(entry, indent=1) + '\n')

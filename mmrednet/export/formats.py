@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from ..ops import _native
 from .onnx_file import KNOWN, write_onnx
-from .programs import DETECTION, blocking
+from .openvino_extension import ENDING, build_extension
+from .programs import DETECTION, blocking, operators, portable
 from .runtime import _onnx, _openvino
 
 FORMS = ('portable', 'native')
@@ -32,9 +34,10 @@ class Format:
         extra: Extra of mmrednet that installs them.
         forms: Forms of the operators that it can have, the default first.
         allowed: Operators beside those of torch that it can have.
-        write: Writes a program with these names of outputs.
+        write: Writes a program with these names of outputs, in this form.
         run: Returns a function from an image to outputs.
         beside: Endings of further files of an export.
+        keeps_operators: Whether the native form has all operators of ours. Default: False.
     """
 
     ending: str
@@ -42,13 +45,27 @@ class Format:
     extra: str
     forms: tuple[str, ...]
     allowed: tuple[str, ...]
-    write: Callable[[ExportedProgram, Path, Sequence[str]], None]
+    write: Callable[[ExportedProgram, Path, Sequence[str], str], None]
     run: Callable[[Path], Run]
     beside: tuple[str, ...] = ()
+    keeps_operators: bool = False
 
 
-def _write_program(program: ExportedProgram, path: Path, _: Sequence[str]) -> None:
-    torch.export.save(program, path)
+def library_beside(path: Path) -> Path:
+    """Return the path of the library with operators of ours beside a file that needs it."""
+    return path.with_suffix(ENDING)
+
+
+def _write_onnx(program: ExportedProgram, path: Path, names: Sequence[str], _: str) -> None:
+    write_onnx(program, path, names)
+
+
+def _in_form(program: ExportedProgram, form: str) -> ExportedProgram:
+    return portable(program) if form == 'portable' else program
+
+
+def _write_program(program: ExportedProgram, path: Path, _: Sequence[str], form: str) -> None:
+    torch.export.save(_in_form(program, form), path)
 
 
 def _run_program(path: Path) -> Run:
@@ -56,8 +73,12 @@ def _run_program(path: Path) -> Run:
     return lambda image: _arrays(module(torch.from_numpy(image)))
 
 
-def _write_package(program: ExportedProgram, path: Path, _: Sequence[str]) -> None:
+def _write_package(program: ExportedProgram, path: Path, _: Sequence[str], form: str) -> None:
+    program = _in_form(program, form)
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    # the kernels, for a process without mmrednet
+    if any(name.startswith('mmrednet.') for name in operators(program)) and _native.loaded:
+        shutil.copyfile(_native.loaded[-1], library_beside(path))
 
 
 def _run_package(path: Path) -> Run:
@@ -66,14 +87,18 @@ def _run_package(path: Path) -> Run:
     return lambda image: _arrays(module(torch.from_numpy(image)))
 
 
-def _write_openvino(program: ExportedProgram, path: Path, names: Sequence[str]) -> None:
+def _write_openvino(program: ExportedProgram, path: Path, names: Sequence[str], form: str) -> None:
     import openvino
 
+    native = form == 'native'
+    library = build_extension() if native else None
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / 'model.onnx'
-        write_onnx(program, file, names)
-        model = openvino.convert_model(file)
+        write_onnx(program, file, names, native=native)
+        model = openvino.convert_model(file, extension=library and str(library))
         openvino.save_model(model, path, compress_to_fp16=False)
+    if library:
+        shutil.copyfile(library, library_beside(path))
 
 
 def _arrays(outputs: Any) -> list[np.ndarray]:
@@ -89,7 +114,7 @@ FORMATS: dict[str, Format] = {
         extra='export',
         forms=('portable',),
         allowed=KNOWN,
-        write=write_onnx,
+        write=_write_onnx,
         run=lambda path: _onnx(path, torch.get_num_threads()),
         beside=('.onnx.data',),
     ),
@@ -101,6 +126,7 @@ FORMATS: dict[str, Format] = {
         allowed=DETECTION,
         write=_write_program,
         run=_run_program,
+        keeps_operators=True,
     ),
     'aoti': Format(
         ending='.aoti.pt2',
@@ -110,16 +136,18 @@ FORMATS: dict[str, Format] = {
         allowed=DETECTION,
         write=_write_package,
         run=_run_package,
+        beside=(ENDING,),
+        keeps_operators=True,
     ),
     'openvino': Format(
         ending='.xml',
         packages=(*ONNX_PACKAGES, 'openvino'),
         extra='openvino',
-        forms=('portable',),
+        forms=FORMS,
         allowed=KNOWN,
         write=_write_openvino,
         run=lambda path: _openvino(path, torch.get_num_threads()),
-        beside=('.bin',),
+        beside=('.bin', ENDING),
     ),
 }
 
@@ -139,8 +167,7 @@ def blocking_message(program: ExportedProgram, name: str, form: str) -> str | No
     """Return which operators keep a program out of a format, or None."""
     allowed = FORMATS[name].allowed
     counts: dict[str, int] = blocking(program, allowed)
-    if form == 'native':
-        # their library comes with the package
+    if form == 'native' and FORMATS[name].keeps_operators:
         counts = {key: n for key, n in counts.items() if not key.startswith('mmrednet.')}
     if not counts:
         return None

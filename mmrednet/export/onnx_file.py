@@ -19,13 +19,17 @@ OPSET = 18
 KNOWN = (*DETECTION, *(f'mmrednet.{name}' for name in PORTABLE))
 
 
-def write_onnx(program: ExportedProgram, path: Path, output_names: Sequence[str]) -> None:
-    """Write a program as an ONNX file of standard operators with one input, 'image'.
+def write_onnx(
+    program: ExportedProgram, path: Path, output_names: Sequence[str], *, native: bool = False
+) -> None:
+    """Write a program as an ONNX file with one input, 'image'.
 
     Args:
         program: The program, see :func:`mmrednet.export.capture`.
         path: Path of the file.
         output_names: Names of the outputs.
+        native: If True, operators of ours are single nodes, for the extension of OpenVINO.
+            Default: False, standard operators alone.
 
     Raises:
         ValueError: Operators have no form in ONNX.
@@ -35,7 +39,7 @@ def write_onnx(program: ExportedProgram, path: Path, output_names: Sequence[str]
         raise ValueError(
             f'program must consist of operators that ONNX has, got {", ".join(sorted(names))}.'
         )
-    functions = Functions(OPSET)
+    functions = Functions(OPSET, native=native)
     with warnings.catch_warnings():
         # torch's own, about its exporter
         warnings.simplefilter('ignore')
@@ -65,7 +69,8 @@ def _inline(model: Any, functions: Functions) -> None:
         function = onnx_ir.serde.deserialize_function(proto)
         model.functions[function.identifier()] = function
     common.InlinePass()(model)
-    model.opset_imports.pop(DOMAIN, None)
+    if not functions.native:
+        model.opset_imports.pop(DOMAIN, None)
     optimizer.optimize(model)
     # shapes and constants that several calls share
     common.CommonSubexpressionEliminationPass()(model)

@@ -1,4 +1,5 @@
-"""Operators of ours in an ONNX file: functions of standard operators, one for each configuration.
+"""Operators of ours in an ONNX file: functions of standard operators, one for each configuration,
+or nodes of our own.
 
 A network calls an operator many times with the same channels and windows. Its portable form is
 exported once, alone and for any size, and put in place of the calls. That takes seconds, where
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from .native_nodes import NODES, Node
 from .programs import PORTABLE
 
 DOMAIN = 'mmrednet'
@@ -38,10 +40,11 @@ class Functions:
 
     Args:
         opset: Version of the standard operators.
+        native: If True, operators that csrc/ has become single nodes. Default: False.
     """
 
-    def __init__(self, opset: int) -> None:
-        self.opset = opset
+    def __init__(self, opset: int, *, native: bool = False) -> None:
+        self.opset, self.native = opset, native
         # name, portable form and arguments of each function, by what tells calls apart
         self.calls: dict[tuple, tuple[str, Callable, list[Any]]] = {}
 
@@ -55,22 +58,29 @@ class Functions:
 
     def _caller(self, name: str, portable: Callable) -> Callable:
         def call(*arguments: Any) -> Any:
-            key = (name, *(_signature(argument) for argument in arguments))
-            if key not in self.calls:
-                described = [_example(argument) for argument in arguments]
-                self.calls[key] = (f'{name}_{len(self.calls)}', portable, described)
-            tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+            node = NODES[name](*arguments) if self.native and name in NODES else None
+            if node is None:
+                node = self._function_call(name, portable, arguments)
             result = torch.onnx.ops.symbolic(
-                f'{DOMAIN}::{self.calls[key][0]}',
-                tensors,
+                f'{DOMAIN}::{node.type}',
+                node.inputs,
+                node.attributes,
                 dtype=arguments[0].dtype,
                 shape=_result_shape(name, arguments),
                 version=1,
             )
             # networks use the first result of attention alone
-            return (result, tensors[0].sum(2)) if name == 'attention' else result
+            return (result, arguments[0].sum(2)) if name == 'attention' else result
 
         return call
+
+    def _function_call(self, name: str, portable: Callable, arguments: tuple) -> Node:
+        key = (name, *(_signature(argument) for argument in arguments))
+        if key not in self.calls:
+            described = [_example(argument) for argument in arguments]
+            self.calls[key] = (f'{name}_{len(self.calls)}', portable, described)
+        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+        return Node(self.calls[key][0], tensors, {})
 
     def protos(self) -> list[Any]:
         """Return the functions that the calls need."""

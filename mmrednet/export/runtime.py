@@ -162,5 +162,17 @@ def _openvino(path: Path, threads: int) -> Any:
     if threads:
         options['INFERENCE_NUM_THREADS'] = threads
     core = openvino.Core()
+    library = path.with_suffix('.ops.so')
+    if library.is_file():
+        _load_frontend(Path(openvino.__file__).parent)
+        core.add_extension(str(library))
     compiled = core.compile_model(core.read_model(path), 'CPU', options)
     return lambda image: list(compiled([image]).values())
+
+
+def _load_frontend(folder: Path) -> None:
+    """Load a library of OpenVINO that those of operators need, wherever it is installed."""
+    import ctypes
+
+    for file in (folder / 'libs').glob('libopenvino_onnx_frontend.so*'):
+        ctypes.CDLL(str(file))

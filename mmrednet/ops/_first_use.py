@@ -1,5 +1,5 @@
 """Compiles the CPU kernels into the user's cache, for this processor alone, when they are first
-used and the package has no library that fits.
+used and the package has no library that fits. Other libraries of ours are built the same way.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ SWITCH = 'MMREDNET_BUILD'
 
 
 class BuildError(RuntimeError):
-    """The kernels cannot be compiled.
+    """A library cannot be compiled.
 
     Args:
         reason: Reason why the compiler cannot run, or fails.
@@ -45,7 +45,7 @@ def cache_folder() -> Path:
 
 def cached_library() -> Path:
     """Return the path in the user's cache of the library that fits, whether it exists or not."""
-    compiler = hashlib.sha256(_compiler_version().encode()).hexdigest()[:8]
+    compiler = hashlib.sha256(compiler_version().encode()).hexdigest()[:8]
     name = f'{_build.fingerprint(instruction_set())}-{compiler}'
     return cache_folder() / 'kernels' / name / '_C.so'
 
@@ -55,7 +55,7 @@ def compiler() -> str:
     return os.environ.get('CXX', 'c++')
 
 
-def _compiler_version() -> str:
+def compiler_version() -> str:
     """Return the first line of the compiler's version, or nothing without a compiler."""
     try:
         result = subprocess.run(
@@ -69,8 +69,7 @@ def _compiler_version() -> str:
 def compile_into_cache() -> Path:
     """Compile the kernels into the user's cache, unless they are there.
 
-    Of several processes one compiles and the others wait. One line says how long it may take, and
-    another how long it took.
+    One line says how long it may take, and another how long it took.
 
     Returns:
         The path of the library.
@@ -79,27 +78,43 @@ def compile_into_cache() -> Path:
         BuildError: They cannot be compiled. The message says why, and what to do.
     """
     library = cached_library()
-    if library.is_file() and _build.misfit(library, instruction_set()) is None:
-        return library
+    build_once(library, lambda: _build.misfit(library, instruction_set()) is None, _compile)
+    return library
+
+
+def build_once(library: Path, fits: Callable[[], bool], build: Callable[[Path], None]) -> None:
+    """Build a library in the user's cache, unless it is there.
+
+    Of several processes one builds and the others wait.
+
+    Args:
+        library: Path of the library.
+        fits: Returns whether the file at the path is the library.
+        build: Writes the library to the path.
+
+    Raises:
+        BuildError: It cannot be built. The message says why, and what to do.
+    """
+    if library.is_file() and fits():
+        return
     if os.environ.get(SWITCH) == '0':
         raise BuildError(f'compilation is switched off by {SWITCH}=0', f'unset {SWITCH}')
     if sys.platform == 'win32':
         raise BuildError('they cannot be compiled on Windows', 'use Linux, WSL or macOS')
-    if not _compiler_version():
+    if not compiler_version():
         raise BuildError(
             f'there is no C++ compiler {compiler()!r}', 'install one, such as g++, or set CXX'
         )
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with _locked(library.with_suffix('.lock')):
-            if _build.misfit(library, instruction_set()) is not None:
-                _compile(library)
+            if not (library.is_file() and fits()):
+                build(library)
     except OSError as error:
         raise BuildError(
             f'{library.parent} cannot be written ({error})',
             'set XDG_CACHE_HOME to a folder that can',
         ) from error
-    return library
 
 
 @contextmanager
@@ -136,14 +151,14 @@ def _compile(library: Path) -> None:
             is_python_module=False,
         )
     except (RuntimeError, subprocess.CalledProcessError, ImportError) as error:
-        raise BuildError(f'compilation failed: {_last_lines(error)}', _remedy(error)) from error
+        raise BuildError(f'compilation failed: {errors_of(str(error))}', _remedy(error)) from error
     _build.write_stamp(library, instruction_set())
     LOGGER.warning('The CPU kernels are compiled, after %.0f s.', time.perf_counter() - start)
 
 
-def _last_lines(error: Exception) -> str:
+def errors_of(output: str) -> str:
     """Return what a failed build says, without its commands."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if 'error' in line.lower()]
     return '; '.join((errors or lines)[:3])
 

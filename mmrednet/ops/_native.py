@@ -15,6 +15,9 @@ from . import _build, _first_use
 from ._processor import instruction_set
 from .dispatch import unavailable
 
+# the library whose kernels are used, if there is one
+loaded: list[Path] = []
+
 
 def _load() -> str | None:
     """Load a compiled library that fits. Return None, or the reason why none is loaded."""
@@ -43,6 +46,10 @@ def _load_library(library: Path) -> str | None:
         torch.ops.load_library(str(library))
     except OSError as error:
         return str(error)
+    # The library defines the operators for processes without mmrednet. Here Python defines them,
+    # with their gradients.
+    torch.ops.mmrednet_native.release_schemas()
+    loaded.append(library)
     return None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmrednet.export import capture, onnx_file
 from mmrednet.export.networks import BackboneNetwork
+from mmrednet.export.openvino_extension import build_extension
 
 from .backbones import step
 
@@ -25,6 +26,7 @@ PACKAGES = {
     'torch.compile': (),
     'ONNX Runtime': ('onnx', 'onnxscript', 'onnxruntime'),
     'OpenVINO': ('onnx', 'onnxscript', 'openvino'),
+    'OpenVINO, native': ('onnx', 'onnxscript', 'openvino'),
 }
 # largest difference from eager torch, as a share of the largest value
 TOLERANCES = {'float32': 1e-3, 'bfloat16': 5e-2}
@@ -37,12 +39,13 @@ def missing(way: str) -> list[str]:
     return [package for package in PACKAGES[way] if find_spec(package) is None]
 
 
-def write_onnx(model: nn.Module, image: Tensor, path: Path) -> None:
-    """Export a backbone in float32 for images of one shape, with operators in portable form."""
+def write_onnx(model: nn.Module, image: Tensor, path: Path, *, native: bool = False) -> None:
+    """Export a backbone in float32 for images of one shape, with operators in one of two forms."""
     with torch.inference_mode():
         count = len(model(image))
     network = BackboneNetwork(copy.deepcopy(model), count).eval()
-    onnx_file.write_onnx(capture(network, image, dynamic=False), path, network.output_names)
+    program = capture(network, image, dynamic=False)
+    onnx_file.write_onnx(program, path, network.output_names, native=native)
 
 
 def onnx_runtime(path: Path, image: Tensor) -> Callable[[], Any]:
@@ -56,11 +59,15 @@ def onnx_runtime(path: Path, image: Tensor) -> Callable[[], Any]:
     return lambda: session.run(None, inputs)
 
 
-def openvino(path: Path, image: Tensor, precision: str) -> Callable[[], Any]:
+def openvino(
+    path: Path, image: Tensor, precision: str, *, native: bool = False
+) -> Callable[[], Any]:
     """Return the forward pass of a file under OpenVINO, with torch's number of threads."""
     import openvino
 
     core = openvino.Core()
+    if native:
+        core.add_extension(str(build_extension()))
     options = {
         'INFERENCE_PRECISION_HINT': HINTS[precision],
         'INFERENCE_NUM_THREADS': torch.get_num_threads(),
@@ -90,12 +97,16 @@ def ways(model: nn.Module, image: Tensor, precision: str) -> dict[str, Callable[
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'model.onnx'
         plain_image = image.contiguous()
+        plain_model = model.to(memory_format=torch.contiguous_format)
         if not missing('ONNX Runtime') or not missing('OpenVINO'):
-            write_onnx(model.to(memory_format=torch.contiguous_format), plain_image, path)
+            write_onnx(plain_model, plain_image, path)
         if precision == 'float32' and not missing('ONNX Runtime'):
             result['ONNX Runtime'] = onnx_runtime(path, plain_image)
         if not missing('OpenVINO'):
             result['OpenVINO'] = openvino(path, plain_image, precision)
+            native_path = path.with_name('native.onnx')
+            write_onnx(plain_model, plain_image, native_path, native=True)
+            result['OpenVINO, native'] = openvino(native_path, plain_image, precision, native=True)
     return result
 
 
