@@ -88,6 +88,8 @@ def _run_script(_, words, cwd, environment, folder):
         os.dup2(os.open(Path(folder, name), os.O_CREAT | os.O_WRONLY), number)
     os.environ.clear()
     os.environ.update(environment)
+    # TMPDIR may be another one
+    tempfile.tempdir = None
     os.chdir(cwd)
     lighten()
     gc.freeze()
