@@ -77,7 +77,7 @@ docs: env
 	@echo 'build/site/index.html; its search needs a server: python -m http.server -d build/site'
 
 test: ext
-	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -n $(TEST_JOBS)
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -n $(TEST_JOBS) --dist worksteal
 
 # in dist/; the wheel has the kernels of this clone, compiled for the torch of the environment
 dist: ext

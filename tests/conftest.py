@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import freeze, lighten
 
 # benchmarks, synthetic data and the model zoo's generator stand beside the package
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools'))
@@ -30,6 +31,11 @@ def pytest_configure(config):
         import operators
 
         operators.register_file(path)
+
+
+def pytest_collection_finish():
+    lighten()
+    freeze()
 
 
 @pytest.fixture(autouse=True)

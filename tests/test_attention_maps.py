@@ -3,7 +3,6 @@
 import copy
 import math
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ import oracles
 import pytest
 import torch
 from operators import EXAMPLES
+from running import run_warm
 from torch import nn
 
 from mmrednet.analysis import (
@@ -676,10 +676,9 @@ def test_the_command_draws_a_classifier(tmp_path):
     (tmp_path / 'b/notes.txt').write_text('no image')
     config = root / 'configs/shapes/rednet26-narrow_single-shapes.py'
     photos = [tmp_path / 'a/photo.png', tmp_path / 'b']
-    command = [sys.executable, root / 'tools/analysis_tools/draw.py', config, 'none', *photos]
     options = ['--layers', 'backbone.layer4.*', '--columns', 2, '--out', tmp_path / 'out']
-    command = list(map(str, command + options))
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    script = root / 'tools/analysis_tools/draw.py'
+    result = run_warm(script, config, 'none', *photos, *options)
     assert result.returncode == 0, result.stderr[-3000:]
     assert 'weights are random' in result.stdout
     pictures = [cv2.imread(str(path)) for path in sorted((tmp_path / 'out').iterdir())]

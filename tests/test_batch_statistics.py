@@ -6,8 +6,8 @@ import socket
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmengine.model import revert_sync_batchnorm
+from running import start_processes
 from torch import nn
 
 from mmrednet.layers import AxialAttention1d
@@ -142,7 +142,7 @@ def test_two_processes_are_one(budget, tmp_path):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    mp.spawn(attend_in_process, (port, budget, str(tmp_path)), 2)
+    assert start_processes(attend_in_process, (port, budget, str(tmp_path)), 2) == [0, 0]
     first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
     assert torch.equal(first['scale'], second['scale'])
     layer, lines = attention_and_joined_lines()

@@ -14,22 +14,24 @@ from torch.utils import cpp_extension
 from mmrednet.ops import _build, _first_use, _native, _processor
 
 ROOT = Path(__file__).parents[1]
+# of torch's headers one that takes no seconds
 SOURCE = """
-#include <torch/library.h>
-TORCH_LIBRARY(mmrednet_test_build, library) {
-  library.def("answer() -> int", []() -> int64_t { return 42; });
-}
+#include <c10/macros/Macros.h>
+extern "C" int answer() { return 42; }
 """
 CODE = """
-import logging, sys
+import ctypes, logging, sys
 from pathlib import Path
-import torch
 logging.basicConfig(level=logging.WARNING)
 from mmrednet.ops import _build, _first_use
 _build.CSRC = Path(sys.argv[1])
 print(_first_use.compile_into_cache())
-torch.ops.load_library(str(_first_use.cached_library()))
-print(torch.ops.mmrednet_test_build.answer())
+print(ctypes.CDLL(str(_first_use.cached_library())).answer())
+"""
+# a compiler that is not done before the second process asks for the library
+SLOW_COMPILER = """#!/bin/sh
+case "$*" in *-c*answer.cpp*) sleep 3 ;; esac
+exec c++ "$@"
 """
 
 
@@ -43,7 +45,11 @@ def sources(tmp_path, monkeypatch):
     return folder
 
 
-def test_two_processes_compile_once(sources):
+def test_two_processes_compile_once(sources, tmp_path, monkeypatch):
+    compiler = tmp_path / 'g++'
+    compiler.write_text(SLOW_COMPILER)
+    compiler.chmod(0o755)
+    monkeypatch.setenv('CXX', str(compiler))
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     command = [sys.executable, '-c', CODE, str(sources)]
     options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

@@ -2,6 +2,7 @@
 sizes.
 """
 
+from functools import cache
 from pathlib import Path
 
 import counting
@@ -33,6 +34,7 @@ PUBLISHED = {
 }
 
 
+@cache
 def build(path):
     cfg = load_config(str(ROOT / path))
     with torch.device('meta'), MODELS.switch_scope_and_registry(scope_of(cfg)) as registry:

@@ -5,6 +5,7 @@ accurate the exponential is.
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,27 +35,39 @@ ISA_FLAGS = {
 ISA_FLAGS['avx512bf16'] = [*ISA_FLAGS['avx512'], '-mavx512bf16', '-DMMREDNET_BF16_DOT']
 
 
-def accepts(compiler, flags):
+@cache
+def accepts(compiler, isa):
     """Return whether the compiler knows the flags: it may be for another processor."""
-    command = [compiler, '-fsyntax-only', '-x', 'c++', *flags, '/dev/null']
+    command = [compiler, '-fsyntax-only', '-x', 'c++', *ISA_FLAGS[isa], '/dev/null']
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize('isa', ISA_FLAGS)
-@pytest.mark.parametrize('header', HEADERS)
-def test_a_header_compiles_by_itself(header, isa):
+def assert_compiles(headers, isa):
     compiler = shutil.which('g++')
-    if compiler is None or not accepts(compiler, ISA_FLAGS[isa]):
+    if compiler is None or not accepts(compiler, isa):
         pytest.skip(f'no g++ that compiles for {isa}')
     flags = ['-std=c++20', '-Wall', '-Werror', '-Wno-psabi', '-fsyntax-only', '-xc++']
-    # a file that includes the header, as #pragma once warns in the main file
+    # a file that includes the headers, as #pragma once warns in the main file
     result = subprocess.run(
         [compiler, *flags, *ISA_FLAGS[isa], f'-DMMREDNET_ISA={isa}', f'-I{CSRC}', '-'],
-        input=f'#include "{header}"\n',
+        input=''.join(f'#include "{header}"\n' for header in headers),
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
+
+
+# the least and the most that a header may have
+@pytest.mark.parametrize('isa', ['plain', 'avx512bf16'])
+@pytest.mark.parametrize('header', HEADERS)
+def test_a_header_compiles_by_itself(header, isa):
+    assert_compiles([header], isa)
+
+
+@pytest.mark.parametrize('order', [1, -1])
+@pytest.mark.parametrize('isa', ISA_FLAGS)
+def test_headers_compile_together(isa, order):
+    assert_compiles(HEADERS[::order], isa)
 
 
 def test_a_kernel_file_names_its_instruction_set():
@@ -92,7 +105,7 @@ def test_standard_headers_come_before_the_instruction_set(isa):
 @pytest.mark.parametrize('isa', ISA_FLAGS)
 def test_exponentials_are_accurate_over_the_whole_range(tmp_path, isa):
     compiler = shutil.which('g++')
-    if compiler is None or not accepts(compiler, ISA_FLAGS[isa]):
+    if compiler is None or not accepts(compiler, isa):
         pytest.skip(f'no g++ that compiles for {isa}')
     program = tmp_path / 'exp_accuracy'
     # as setup.py compiles
@@ -134,7 +147,7 @@ LIMITED = {
 @pytest.mark.parametrize('isa', LIMITED)
 def test_kernels_are_limited_to_one_instruction_set(isa):
     compiler = shutil.which('g++')
-    if compiler is None or not accepts(compiler, ISA_FLAGS['avx512bf16']):
+    if compiler is None or not accepts(compiler, 'avx512bf16'):
         pytest.skip('no g++ that compiles for all instruction sets')
     flags = [flag for flag in _build.compile_flags(isa) if flag.startswith('-D')]
     built = set()

@@ -1,6 +1,5 @@
 """Pictures of images of all sizes, and tools on images of all channels."""
 
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
 from PIL import Image
+from running import run_warm
 from test_training import CONFIG, data, options  # noqa: F401
 
 from mmrednet.analysis import draw_detections, draw_segmentations
@@ -197,15 +197,9 @@ def test_channels_of_the_image(channels):
 
 @pytest.mark.parametrize('channels', [1, 4])
 def test_get_flops_of_other_channels(channels):
-    command = [sys.executable, 'tools/analysis_tools/get_flops.py', 'mmrednet.RedNet']
     choices = ['--cfg-options', 'model.depth=26', f'model.in_channels={channels}']
-    result = subprocess.run(
-        [*command, '--classes', '5', '--shape', '32', '32', *choices],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    script = ROOT / 'tools/analysis_tools/get_flops.py'
+    result = run_warm(script, 'mmrednet.RedNet', '--classes', '5', '--shape', '32', '32', *choices)
     assert result.returncode == 0, result.stderr
     assert f'input 1 x {channels} x 32 x 32' in result.stdout
 

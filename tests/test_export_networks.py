@@ -55,8 +55,8 @@ def backbones():
         dilations=(1,),
         out_indices=(0,),
     )
-    arch = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))
-    yield MSCAN(arch)
+    arch = dict(embed_dims=(8, 16), depths=(1, 1), mlp_ratios=(2, 2))
+    yield MSCAN(arch, out_indices=(0, 1))
 
 
 @pytest.mark.parametrize('index', [0, 1])

@@ -455,15 +455,15 @@ def test_networks(name, request):
         # mmengine's own handle rounds the product of its three tensors
         request.getfixturevalue('registered_flop_handles')
     network = BACKBONES[name]().eval()
-    complexity = count_network(network, torch.zeros(1, 3, 64, 96))
+    complexity = count_network(network, torch.zeros(1, 3, 32, 48))
     # on the CPU dilated convolutions take other shapes
-    image = torch.zeros(1, 3, 64, 96, device='meta')
+    image = torch.zeros(1, 3, 32, 48, device='meta')
     products = counting.multiply_adds(
         copy.deepcopy(network).to('meta'), lambda network: network(image)
     )[0]
     assert complexity.total(['op']) == round(products * 1e9)
     assert not complexity.uncounted
-    counts = get_model_complexity_info(network, (3, 64, 96), show_table=False, show_arch=False)
+    counts = get_model_complexity_info(network, (3, 32, 48), show_table=False, show_arch=False)
     assert counts['flops'] == complexity.total()
     assert counts['params'] == complexity.parameters().all
     assert set(complexity.counts['']) <= {name for names in CATEGORIES.values() for name in names}

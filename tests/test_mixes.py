@@ -248,12 +248,12 @@ def segmenter(spatial_cfg):
     return model, lambda: model.loss(torch.randn(2, 3, 64, 64), samples)
 
 
-SINGLE = [
-    [EXAMPLES[name] if index == stage else None for index in range(4)]
-    for name in EXAMPLES
-    for stage in range(4)
-]
 NAMES = list(EXAMPLES)
+ALIKE = [[EXAMPLES[name]] * 4 for name in NAMES]
+BETWEEN_CONVOLUTIONS = [
+    [EXAMPLES['Involution'], None, EXAMPLES['AxialAttention'], None],
+    [None, EXAMPLES['SANPairwise'], None, EXAMPLES['LocalRelation']],
+]
 MIXED = [
     [EXAMPLES[NAMES[(start + step * index) % len(NAMES)]] for index in range(4)]
     for start, step in (
@@ -274,7 +274,7 @@ MIXED = [
 @pytest.mark.parametrize('framework', [faster_rcnn, segmenter])
 @pytest.mark.parametrize(
     'mix',
-    SINGLE + MIXED,
+    ALIKE + BETWEEN_CONVOLUTIONS + MIXED,
     ids=lambda mix: '-'.join('conv' if cfg is None else cfg['type'][:6] for cfg in mix),
 )
 def test_every_mix_trains_one_iteration(mix, framework):

@@ -225,13 +225,13 @@ def test_other_instruction_sets(capability):
     code = """
 import test_native_axial as tests
 from mmrednet.ops import _native
-for name in ('beyond the table', 'several chunks of keys'):
+for name, kind in (('beyond the table', 'all'), ('several chunks of keys', 'span')):
+    size, options = tests.SIZES[name], tests.OPTIONS[kind]
     for dtype in tests.DTYPES:
         for axis in tests.AXES:
             for layout in tests.LAYOUTS:
-                for options in (tests.OPTIONS['all'], tests.OPTIONS['span']):
-                    tests.compare(tests.SIZES[name], options, axis, layout, dtype)
-                    tests.compare_moments(tests.SIZES[name], options, axis, layout, dtype)
+                tests.compare(size, options, axis, layout, dtype)
+                tests.compare_moments(size, options, axis, layout, dtype)
 print(_native.capability())
 """
     environment = {

@@ -273,6 +273,8 @@ def test_a_detector_with_neighbourhoods_in_its_stages_trains():
 
 def test_mask_rcnn_with_nat_mini_trains():
     config = Config.fromfile(ROOT / 'configs/nat/mask-rcnn_nat-mini_fpn_amp-ms-crop-3x_coco.py')
+    # hundreds of proposals would take most of the time
+    config.model.train_cfg.rcnn.sampler.num = 32
     train_two_steps(dict(config.model, backbone=dict(config.model.backbone, init_cfg=None)))
 
 

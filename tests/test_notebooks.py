@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from notebooks import read_cells, to_python
+from running import run_warm
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / 'docs/notebooks').glob('*.ipynb'))
@@ -34,14 +34,7 @@ def test_the_notebook_runs(path, tmp_path):
         # where tempfile makes folders
         'TMPDIR': str(tmp_path),
     }
-    result = subprocess.run(
-        [sys.executable, script],
-        cwd=path.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_warm(script, cwd=path.parent, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
 
 

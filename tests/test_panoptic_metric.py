@@ -14,6 +14,7 @@ import pytest
 import torch
 from mmengine.structures import PixelData
 from PIL import Image
+from running import start_processes
 from synthetic import CLASSES, STUFF, make_panoptic_scene, scene_generator, write_coco_panoptic
 from torch import distributed as dist
 
@@ -306,7 +307,7 @@ def test_two_processes_are_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(evaluate_in_process, (port, str(tmp_path)), 2)
+    assert start_processes(evaluate_in_process, (port, str(tmp_path)), 2) == [0, 0]
     expected = evaluate(right_and_wrong())
     assert expected['panoptic/PQ_th'] == pytest.approx(200 / 3)
     assert expected['panoptic/AP'] == pytest.approx(50.5, abs=0.1)

@@ -1,4 +1,6 @@
-"""Two iterations and a validation of each panoptic config, on synthetic data in its format."""
+"""Two iterations and a validation of each panoptic config, with few channels, on synthetic data in
+its format.
+"""
 
 import json
 import shutil
@@ -17,6 +19,7 @@ from synthetic import (
     write_coco_panoptic,
 )
 
+from mmrednet.backbones import AxialResNet
 from mmrednet.engine import apply_train_options, build_runner, check_data, load_config
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +28,29 @@ CONFIGS = sorted(
     for path in (ROOT / 'configs').rglob('*deeplab*.py')
     if '_base_' not in path.parts
 )
+# networks that differ from this one, of the same data, in their widths alone
+NARROWER = {
+    path: path.replace(f'axial-deeplab-{arch}_', 'axial-deeplab-s_')
+    for path in CONFIGS
+    for arch in ('m', 'l', 'xl')
+    if f'axial-deeplab-{arch}_' in path and 'mapillary' not in path
+}
 SIZE = (64, 128)
+# channels of the decoder's inputs, a narrower backbone, and those of its maps
+BACKBONES = {
+    'ResNet': ([256, 512, 2048], dict(base_channels=16), [64, 128, 512]),
+    'mmrednet.RedNet': (
+        [256, 512, 2048],
+        dict(depth=26, base_channels=32),
+        [128, 256, 1024],
+    ),
+    'mmrednet.MSCAN': (
+        [64, 128, 320, 512],
+        dict(arch=dict(embed_dims=(8, 16, 24, 32), depths=(1,) * 4, mlp_ratios=(2,) * 4)),
+        [8, 16, 24, 32],
+    ),
+    'mmrednet.SpatialResNet': ([64, 128, 512], {}, [64, 128, 512]),
+}
 
 
 def category_names(format_name):
@@ -107,6 +132,28 @@ def shrink_pipeline(steps, is_landscape):
             step.size = crop
 
 
+def axial_maps(arch):
+    """Return the channels of the maps of strides 4, 8 and 16 of an AxialResNet."""
+    width = int(128 * AxialResNet.archs.get(arch, arch))
+    return [2 * width, 4 * width, 16 * width]
+
+
+def narrow(model):
+    """Change a network in place to few channels, after a check that its parts fit together."""
+    backbone, decoder = model.backbone, model.decoder
+    backbone.init_cfg = None
+    if backbone.type == 'mmrednet.AxialResNet':
+        expected, maps = axial_maps(backbone.arch), axial_maps(0.25)
+        changes = dict(arch=0.25, depth=26, table_size=32)
+    else:
+        expected, changes, maps = BACKBONES[backbone.type]
+    assert decoder.in_channels == expected
+    backbone.update(changes)
+    decoder.update(in_channels=maps, context_channels=32)
+    for name in ('semantic_decoder', 'instance_decoder'):
+        model[name] = dict(model.get(name, {}), channels=32)
+
+
 def shrink(cfg, folder, work_dir):
     """Change a config in place for two iterations on small images."""
     for name in ('train', 'val', 'test'):
@@ -120,12 +167,7 @@ def shrink(cfg, folder, work_dir):
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         if 'ann_file' in evaluator:
             evaluator.ann_file = str(folder / evaluator.ann_file.removeprefix('data/'))
-    backbone = cfg.model.backbone
-    backbone.init_cfg = None
-    if backbone.type == 'mmrednet.AxialResNet':
-        # the widths of L and XL take minutes and gigabytes
-        backbone.update(arch=0.25, table_size=32)
-        cfg.model.decoder.in_channels = [64, 128, 512]
+    narrow(cfg.model)
     cfg.train_cfg.update(max_iters=2, val_interval=2)
     cfg.default_hooks.checkpoint.update(interval=2, save_best=None)
     cfg.default_hooks.logger.interval = 1
@@ -134,7 +176,15 @@ def shrink(cfg, folder, work_dir):
     cfg.visualizer.name = str(work_dir)
 
 
-@pytest.mark.parametrize('path', CONFIGS)
+@pytest.mark.parametrize('path', NARROWER)
+def test_wider_networks_differ_in_their_widths_alone(path, data, tmp_path):
+    wide, small = (load_config(str(ROOT / name)) for name in (path, NARROWER[path]))
+    for cfg in (wide, small):
+        shrink(cfg, data, tmp_path)
+    assert wide.to_dict() == small.to_dict()
+
+
+@pytest.mark.parametrize('path', [path for path in CONFIGS if path not in NARROWER])
 def test_two_iterations(path, data, tmp_path):
     cfg = load_config(str(ROOT / path))
     shrink(cfg, data, tmp_path)

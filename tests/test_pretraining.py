@@ -3,8 +3,6 @@ detector.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +10,11 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 from PIL import Image
+from running import run_warm
 from synthetic import CLASSES, make_scene, scene_generator, write_image_folder
 
 from mmrednet.backbones import load_pretrained
-from mmrednet.checkpoints import read_checkpoint
+from mmrednet.checkpoints import read_checkpoint, write_checkpoint
 from mmrednet.engine import load_config
 from mmrednet.pretraining import (
     Accuracy,
@@ -241,19 +240,6 @@ SMALL = [
     'train_dataloader.batch_size=8',
     'train_dataloader.dataset.pipeline.1.size=32',
 ]
-# both calls in one process, to import torch once
-TRAIN_AND_TEST = """
-import runpy, sys
-from mmrednet.checkpoints import read_checkpoint, write_checkpoint
-tool, config, folder, *options = sys.argv[1:]
-data = ['--data', f'{folder}/data', '--cfg-options', *options]
-sys.argv = [tool, config, '--work-dir', f'{folder}/work', *data]
-runpy.run_path(tool, run_name='__main__')
-write_checkpoint(f'{folder}/plain.safetensors', read_checkpoint(f'{folder}/work/epoch_5.pth').state)
-plain = f'{folder}/plain.safetensors'
-sys.argv = [tool, config, '--work-dir', f'{folder}/test', '--test', plain, *data]
-runpy.run_path(tool, run_name='__main__')
-"""
 
 
 def test_a_short_run_starts_a_detector(tmp_path):
@@ -264,21 +250,14 @@ def test_a_short_run_starts_a_detector(tmp_path):
         )
         write_image_folder(tmp_path / 'data', split, scenes, CLASSES)
     assert len(list(tmp_path.glob('data/train/*/*.png'))) == 48
-    run = subprocess.run(
-        [
-            sys.executable,
-            '-c',
-            TRAIN_AND_TEST,
-            ROOT / 'tools/pretrain.py',
-            CONFIG,
-            tmp_path,
-            *SMALL,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    tool = [ROOT / 'tools/pretrain.py', CONFIG]
+    data = ['--data', tmp_path / 'data', '--cfg-options', *SMALL]
+    run = run_warm(*tool, '--work-dir', tmp_path / 'work', *data)
     assert run.returncode == 0, run.stderr[-3000:]
+    plain = tmp_path / 'plain.safetensors'
+    write_checkpoint(plain, read_checkpoint(tmp_path / 'work/epoch_5.pth').state)
+    test_run = run_warm(*tool, '--work-dir', tmp_path / 'test', '--test', plain, *data)
+    assert test_run.returncode == 0, test_run.stderr[-3000:]
     log = next((tmp_path / 'work').glob('*/vis_data/2*.json'))
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     losses = [entry['loss'] for entry in entries if 'loss' in entry]
@@ -288,7 +267,8 @@ def test_a_short_run_starts_a_detector(tmp_path):
     accuracy = next(
         entry['accuracy/top1'] for entry in reversed(entries) if 'accuracy/top1' in entry
     )
-    assert run.stdout.rindex(f'accuracy/top1: {accuracy:.4f}') > run.stdout.rindex('Epoch(test)')
+    assert f'accuracy/top1: {accuracy:.4f}' in test_run.stdout
+    assert 'Epoch(test)' in test_run.stdout
     checkpoint = tmp_path / 'work' / 'epoch_5.pth'
     state = read_checkpoint(checkpoint).state
     cfg = load_config(str(ROOT / 'configs/shapes/faster-rcnn_rednet26_inv-fpn-rpn_shapes.py'))

@@ -1,14 +1,12 @@
 """``mmrednet tool``: scripts of the frameworks and ours, on our configs by name."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from running import run_warm
 from synthetic import CLASSES, make_scene, scene_generator, write_coco
 
 from mmrednet import cli
@@ -20,16 +18,8 @@ SEGMENTER = 'mmrednet::streets/segnext_mscan-narrow_streets.py'
 
 
 def run(folder, *words):
-    """Run a tool in a process of its own, in a folder, and return what it prints."""
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), MPLBACKEND='agg')
-    result = subprocess.run(
-        [sys.executable, '-m', 'mmrednet', 'tool', *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        env=environment,
-    )
+    """Run a tool in a folder, and return what it prints."""
+    result = run_warm('mmrednet', 'tool', *words, cwd=folder)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

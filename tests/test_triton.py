@@ -77,7 +77,7 @@ PRIMITIVES = {
     'larger than the map': (Window(5), (2, 3), 'planar last interleaved planar', torch.float32),
     'k11': (Window((11, 2), 1, 1, (5, 0)), (3, 6), 'interleaved last', torch.float16),
     'one column': (Window(3), (6, 1), 'last planar last planar', torch.bfloat16),
-    'shifted': (Window(3, border='shift'), (5, 18), 'planar last last planar', torch.float32),
+    'shifted': (Window(3, border='shift'), (4, 17), 'planar last last planar', torch.float32),
     'shifted, map of the window': (
         Window((3, 5), border='shift'),
         (3, 5),
@@ -137,8 +137,8 @@ def test_addresses_beyond_32_bits(strides):
 
 
 FUSED = {
-    'k3': (Window(3), (3, 17), 'planar', torch.float32),
-    'k3 last': (Window(3), (4, 5), 'last', torch.bfloat16),
+    'k3': (Window(3), (2, 17), 'planar', torch.float32),
+    'k3 last': (Window(3), (3, 5), 'last', torch.bfloat16),
     'stride and dilation': (Window(3, 2, 2), (7, 5), 'interleaved', torch.float32),
     'k5x1': (Window((5, 1)), (2, 3), 'last', torch.float16),
     'no padding': (Window(2, padding=0), (3, 4), 'interleaved last', torch.bfloat16),
@@ -180,7 +180,7 @@ def test_gradients_have_the_strides_that_their_fakes_promise(layouts):
     their own.
     """
     window, (layout, other) = Window(3), layouts.split()
-    size, dtype = (3, 4), torch.float32
+    size, dtype = (2, 3), torch.float32
     value, grad, key = (
         random(tensor_layout, 1, 2, 4, *size, dtype=dtype)
         for tensor_layout in (layout, other, other)
@@ -282,17 +282,19 @@ def test_attention_of_nothing():
         torch.testing.assert_close(result, reference, equal_nan=True, atol=1e-3, rtol=1e-4)
 
 
+# length, table, terms, span, positions of values, images and lines of each; many tiles in one line,
+# or two tiles in several
 AXIAL = {
-    'one tile': (5, 4, [0, 1, 2], 0, True, torch.float32),
-    'beyond the table': (40, 12, [0, 1, 2], 0, True, torch.bfloat16),
-    'span': (70, 64, [1, 2], 31, True, torch.float32),
-    'content': (33, 64, [0], 0, False, torch.float16),
-    'queries and positions': (9, 9, [0, 1], 3, True, torch.float16),
+    'one tile': (5, 4, [0, 1, 2], 0, True, 2, torch.float32),
+    'beyond the table': (40, 12, [0, 1, 2], 0, True, 1, torch.bfloat16),
+    'span': (50, 64, [1, 2], 31, True, 1, torch.float32),
+    'content': (17, 64, [0], 0, False, 2, torch.float16),
+    'queries and positions': (9, 9, [0, 1], 3, True, 2, torch.float16),
 }
 
 
-def axial_inputs(length, table, terms, dtype):
-    lines = torch.randn(2, 2, 2 * 3 + 5, 2, length, device=DEVICE).to(dtype)
+def axial_inputs(length, table, terms, dtype, count=2):
+    lines = torch.randn(count, 2, 2 * 3 + 5, count, length, device=DEVICE).to(dtype)
     relative, scale, shift = (
         torch.randn(shape, device=DEVICE)
         for shape in ((11, 2 * table - 1), (len(terms), 2), (len(terms), 2))
@@ -302,8 +304,8 @@ def axial_inputs(length, table, terms, dtype):
 
 @pytest.mark.parametrize('case', AXIAL)
 def test_axial_attention(case):
-    length, table, terms, *options, dtype = AXIAL[case]
-    inputs = axial_inputs(length, table, terms, dtype)
+    length, table, terms, *options, count, dtype = AXIAL[case]
+    inputs = axial_inputs(length, table, terms, dtype, count)
     arguments = (None, 3, terms, *options, 1 << 20)
     expected = axial.dense_definition(*widened(inputs), *arguments)
     close(fused_axial.attention(*inputs, *arguments), expected, dtype, expected)
@@ -311,9 +313,10 @@ def test_axial_attention(case):
 
 @pytest.mark.parametrize('case', AXIAL)
 def test_gradients_of_axial_attention(case):
-    length, table, terms, span, value_position, dtype = AXIAL[case]
-    lines, relative, scale, _ = axial_inputs(length, table, terms, dtype)
-    grad = torch.randn(2, 2, 10 if value_position else 5, 2, length, device=DEVICE).to(dtype)
+    length, table, terms, span, value_position, count, dtype = AXIAL[case]
+    lines, relative, scale, _ = axial_inputs(length, table, terms, dtype, count)
+    channels = 10 if value_position else 5
+    grad = torch.randn(count, 2, channels, count, length, device=DEVICE).to(dtype)
     inputs, arguments = (grad, lines, relative, scale), (3, terms, span, value_position, 1 << 20)
     expected = axial.dense_gradients(*widened(inputs), *arguments)
     results = fused_axial_backward.attention_backward(*inputs, *arguments)
@@ -325,7 +328,7 @@ def test_gradients_of_axial_attention(case):
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 def test_axial_attention_of_both_axes(layout, axis):
     """With positions that are scaled and added to the values."""
-    maps = torch.randn(2, 2 * 11, 5, 18, device=DEVICE).contiguous(memory_format=layout)
+    maps = torch.randn(1, 2 * 11, 3, 17, device=DEVICE).contiguous(memory_format=layout)
     lines = maps.unflatten(1, (2, 11))
     lines = lines.transpose(3, 4) if axis == 'height' else lines
     inputs = [lines, *axial_inputs(5, 6, [0, 1, 2], torch.float32)[1:]]

@@ -5,7 +5,7 @@ import socket
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from running import start_processes
 from torch import nn
 
 from mmrednet.layers import SANPairwise
@@ -43,7 +43,7 @@ def test_two_processes_are_one(name, tmp_path):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    mp.spawn(run_in_process, (port, name, str(tmp_path)), 2)
+    assert start_processes(run_in_process, (port, name, str(tmp_path)), 2) == [0, 0]
     results = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     layer, images = layer_and_images(name)
     images.requires_grad_()
