@@ -57,8 +57,8 @@ def test_dry_run():
     ]
     start = next(number for number, line in enumerate(lines) if line[0] == 'what')
     checks, table = lines[2:start], lines[start:]
-    # four families in three layouts, lines in one; six operators, repeated and compiled
-    assert [line[3] for line in checks] == ['passed'] * (4 * 3 + 1 + 6 * 2)
+    # five families in three layouts, lines in one; seven operators, repeated and compiled
+    assert [line[3] for line in checks] == ['passed'] * (5 * 3 + 1 + 7 * 2)
     names = {row[1] for row in table[2:]}
     assert {
         'fused',
@@ -80,14 +80,17 @@ def test_dry_run():
 
 
 @without_gpu
-def test_vector_attention_of_both_kinds():
+def test_vector_attention_and_its_statistics_of_both_kinds():
     options = ('--dtypes', 'float32', '--kernel-size', '3')
-    result = report('--dry-run', '--parts', 'vector', 'patchwise', *options)
+    parts = ('vector', 'patchwise', 'statistics', 'patchwise-statistics')
+    result = report('--dry-run', '--parts', *parts, *options)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith('| vector')]
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
-    kinds = [row[0].split()[2] for row in rows]
-    assert kinds == ['pairwise', 'pairwise', 'patchwise', 'patchwise']
+    titles = [' '.join(row[0].split()[:3]) for row in rows]
+    kinds = ('pairwise', 'pairwise', 'patchwise', 'patchwise')
+    operators = ('attention', 'statistics')
+    assert titles == [f'vector {name}, {kind}' for name in operators for kind in kinds]
     for row in rows:
         assert row[3:10] == ['–'] * 7
         assert float(row[10]) < 1e-4
@@ -163,7 +166,7 @@ def test_convolution_has_all_gradients(monkeypatch):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('operator', ['involution', 'attention', 'axial'])
+@pytest.mark.parametrize('operator', ['involution', 'attention', 'axial', 'statistics'])
 def test_floors_are_those_of_the_documentation(operator, dtype, monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
     from benchmarks.cases import CASES, Setting
@@ -188,6 +191,14 @@ def test_floors_are_those_of_the_documentation(operator, dtype, monkeypatch):
         )
         vector = 4 * positions * taps * channels, 10 * positions * taps * channels
         matrix = 2 * positions * channels * kernel, 6 * positions * channels * kernel
+    elif operator == 'statistics':
+        features, hidden = channels // 4 + 2, channels // 4
+        # queries, keys and the weight have the dtype; norms and statistics are in float32
+        inputs = size * (2 * positions * features + hidden * features) + 4 * 2 * features
+        moved = (inputs + 4 * 2 * hidden, 2 * inputs + 4 * 2 * hidden)
+        vector = 0, 0
+        products = 2 * positions * taps * hidden * features
+        matrix = products, 3 * products
     else:
         keys, values, table = 8 * 4, 8 * 8, 16 * (2 * width - 1)
         moved = (
@@ -275,10 +286,10 @@ def test_a_check_that_raises_leaves_the_others(monkeypatch):
         f"{name}, torch.compile: RuntimeError 'no such / kernel'"
         for name in (
             *('aggregate', 'correlate', 'involution'),
-            *('local attention', 'axial attention', 'vector attention'),
+            *('local attention', 'axial attention', 'vector attention', 'vector statistics'),
         )
     ]
-    assert len(rows) - len(failed) >= 6
+    assert len(rows) - len(failed) >= 7
 
 
 def test_an_operator_that_does_not_repeat_is_reported(monkeypatch):
@@ -295,11 +306,7 @@ def test_an_operator_that_does_not_repeat_is_reported(monkeypatch):
     monkeypatch.setattr(launches, 'ways', lambda _: {'repeated': launches.both_passes})
     assert [row[3] for row in launches.check_launches(DEVICE, tiny=True)] == [
         False,
-        True,
-        True,
-        True,
-        True,
-        True,
+        *[True] * 6,
     ]
 
 
