@@ -68,8 +68,7 @@ def slope_of(grads: Sequence[Tensor], mean: Tensor, count: int) -> Slope:
         mean: The mean.
         count: Number of features of a channel.
     """
-    grad_mean, grad_variance = grads
     # an empty batch has no features
     divisor = max(1, count)
-    numbers = (2 * grad_variance / divisor, grad_mean / divisor, mean)
-    return tuple(number.float().contiguous() for number in numbers)
+    grad_mean, grad_variance = (grad.float() / divisor for grad in grads)
+    return (2 * grad_variance).contiguous(), grad_mean.contiguous(), mean.float().contiguous()
