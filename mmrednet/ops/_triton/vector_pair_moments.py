@@ -64,10 +64,10 @@ def pair_moments_kernel(
     of squared deviations.
     """
     count = 0.0
-    mean = tl.zeros((CONFIG.block_channels,), tl.float32)
-    deviation = tl.zeros((CONFIG.block_channels,), tl.float32)
-    mean_coordinate = tl.zeros((POSITION_BLOCK,), tl.float32)
-    deviation_coordinate = tl.zeros((POSITION_BLOCK,), tl.float32)
+    mean = tl.full((CONFIG.block_channels,), 0.0, tl.float32)
+    deviation = tl.full((CONFIG.block_channels,), 0.0, tl.float32)
+    mean_coordinate = tl.full((POSITION_BLOCK,), 0.0, tl.float32)
+    deviation_coordinate = tl.full((POSITION_BLOCK,), 0.0, tl.float32)
     for item in range(tl.program_id(0), tile_count, tile_groups):
         row, column, valid, batch = tile_of(item, query, CONFIG)
         query_image = image_of(query, batch, CONFIG.query_layout)
@@ -97,8 +97,8 @@ def pair_hidden_moments_kernel(
     chunk += tl.arange(0, CONFIG.block_hidden)
     norm, weights = first_norm(layer, CONFIG), first_weights(layer, chunk, CONFIG)
     count = 0.0
-    mean = tl.zeros((CONFIG.block_hidden,), tl.float32)
-    deviation = tl.zeros((CONFIG.block_hidden,), tl.float32)
+    mean = tl.full((CONFIG.block_hidden,), 0.0, tl.float32)
+    deviation = tl.full((CONFIG.block_hidden,), 0.0, tl.float32)
     for item in range(tile_group, tile_count, tile_groups):
         row, column, valid, batch = tile_of(item, query, CONFIG)
         query_image = image_of(query, batch, CONFIG.query_layout)
@@ -127,8 +127,8 @@ def pair_gradients(normed, visible, layer, slope, CONFIG: tl.constexpr):
             moment_gradients(normed[1], visible, slope, coordinate, CONFIG.features),
         )
     else:
-        grad = tl.zeros((CONFIG.positions, CONFIG.block_channels), tl.float32)
-        grad_coordinate = tl.zeros((CONFIG.positions, POSITION_BLOCK), tl.float32)
+        grad = tl.full((CONFIG.positions, CONFIG.block_channels), 0.0, tl.float32)
+        grad_coordinate = tl.full((CONFIG.positions, POSITION_BLOCK), 0.0, tl.float32)
         for first in range(0, CONFIG.hidden, CONFIG.block_hidden):
             chunk = first + tl.arange(0, CONFIG.block_hidden)
             weights = first_weights(layer, chunk, CONFIG)
@@ -148,12 +148,12 @@ def pair_moments_query_kernel(query, key, layer, slope, grad_query, parts, CONFI
     key = image_of(key, batch, CONFIG.key_layout)
     norm = first_norm(layer, CONFIG)
     q = read_pair(query, row, column, valid, CONFIG.query_layout, CONFIG)
-    grad_q = tl.zeros((CONFIG.positions, CONFIG.block_channels), tl.float32)
-    grad_q_coordinate = tl.zeros((CONFIG.positions, POSITION_BLOCK), tl.float32)
-    scale = tl.zeros((CONFIG.block_channels,), tl.float32)
-    shift = tl.zeros((CONFIG.block_channels,), tl.float32)
-    scale_coordinate = tl.zeros((POSITION_BLOCK,), tl.float32)
-    shift_coordinate = tl.zeros((POSITION_BLOCK,), tl.float32)
+    grad_q = tl.full((CONFIG.positions, CONFIG.block_channels), 0.0, tl.float32)
+    grad_q_coordinate = tl.full((CONFIG.positions, POSITION_BLOCK), 0.0, tl.float32)
+    scale = tl.full((CONFIG.block_channels,), 0.0, tl.float32)
+    shift = tl.full((CONFIG.block_channels,), 0.0, tl.float32)
+    scale_coordinate = tl.full((POSITION_BLOCK,), 0.0, tl.float32)
+    shift_coordinate = tl.full((POSITION_BLOCK,), 0.0, tl.float32)
     for tap in range(CONFIG.taps):
         y, x = reflected_neighbour(row, column, tap, key, CONFIG)
         k = read_pair(key, y, x, valid, CONFIG.key_layout, CONFIG)
@@ -184,8 +184,8 @@ def pair_moments_weight_kernel(
     chunk = tl.program_id(0) // tile_groups * CONFIG.block_hidden
     chunk += tl.arange(0, CONFIG.block_hidden)
     norm, weights = first_norm(layer, CONFIG), first_weights(layer, chunk, CONFIG)
-    weight = tl.zeros((CONFIG.block_channels, CONFIG.block_hidden), tl.float32)
-    weight_coordinate = tl.zeros((POSITION_BLOCK, CONFIG.block_hidden), tl.float32)
+    weight = tl.full((CONFIG.block_channels, CONFIG.block_hidden), 0.0, tl.float32)
+    weight_coordinate = tl.full((POSITION_BLOCK, CONFIG.block_hidden), 0.0, tl.float32)
     for item in range(tile_group, tile_count, tile_groups):
         row, column, valid, batch = tile_of(item, query, CONFIG)
         query_image = image_of(query, batch, CONFIG.query_layout)
@@ -217,8 +217,8 @@ def pair_moments_key_kernel(query, key, layer, slope, grad_key, CONFIG: tl.const
     key = image_of(key, batch, CONFIG.key_layout)
     norm = first_norm(layer, CONFIG)
     k = read_pair(key, y, x, valid, CONFIG.key_layout, CONFIG)
-    grad_k = tl.zeros((CONFIG.positions, CONFIG.block_channels), tl.float32)
-    grad_k_coordinate = tl.zeros((CONFIG.positions, POSITION_BLOCK), tl.float32)
+    grad_k = tl.full((CONFIG.positions, CONFIG.block_channels), 0.0, tl.float32)
+    grad_k_coordinate = tl.full((CONFIG.positions, POSITION_BLOCK), 0.0, tl.float32)
     for tap in range(CONFIG.taps):
         out_row, out_column, visible = viewer_of(row, column, valid, tap, query, CONFIG)
         q = read_pair(query, out_row, out_column, visible, CONFIG.query_layout, CONFIG)

@@ -135,7 +135,7 @@ def hidden_features(normed, weights, CONFIG: tl.constexpr):
 def pair_logits(normed, gamma, CONFIG: tl.constexpr):
     """Return the logits [P, G] of neighbours."""
     group = tl.arange(0, CONFIG.block_groups)
-    logits = tl.zeros((CONFIG.positions, CONFIG.block_groups), tl.float32)
+    logits = tl.full((CONFIG.positions, CONFIG.block_groups), 0.0, tl.float32)
     logits += vector(gamma[6], group, CONFIG.groups)[None, :]
     for first in range(0, CONFIG.hidden, CONFIG.block_hidden):
         chunk = first + tl.arange(0, CONFIG.block_hidden)
@@ -164,8 +164,8 @@ def chunk_gradients(grad_logits, normed, gamma, weights, chunk, CONFIG: tl.const
 @triton.jit
 def feature_gradients(grad_logits, normed, gamma, CONFIG: tl.constexpr):
     """Return the gradients of the normed features."""
-    grad = tl.zeros((CONFIG.positions, CONFIG.block_channels), tl.float32)
-    grad_coordinate = tl.zeros((CONFIG.positions, POSITION_BLOCK), tl.float32)
+    grad = tl.full((CONFIG.positions, CONFIG.block_channels), 0.0, tl.float32)
+    grad_coordinate = tl.full((CONFIG.positions, POSITION_BLOCK), 0.0, tl.float32)
     for first in range(0, CONFIG.hidden, CONFIG.block_hidden):
         chunk = first + tl.arange(0, CONFIG.block_hidden)
         weights = first_weights(gamma, chunk, CONFIG)

@@ -43,8 +43,8 @@ def pairwise_kernel(query, key, value, gamma, result, CONFIG: tl.constexpr):
     # Online softmax: the largest logit so far, the sum of weights relative to it, and the sum of
     # weighted values. A larger logit rescales both sums.
     largest = tl.full((CONFIG.positions, CONFIG.block_groups), float('-inf'), tl.float32)
-    weight_sum = tl.zeros((CONFIG.positions, CONFIG.block_groups), tl.float32)
-    total = tl.zeros((CONFIG.positions, CONFIG.block_depth, CONFIG.block_groups), tl.float32)
+    weight_sum = tl.full((CONFIG.positions, CONFIG.block_groups), 0.0, tl.float32)
+    total = tl.full((CONFIG.positions, CONFIG.block_depth, CONFIG.block_groups), 0.0, tl.float32)
     for tap in range(CONFIG.taps):
         y, x = reflected_neighbour(row, column, tap, key, CONFIG)
         k = read_pair(key, y, x, valid, CONFIG.key_layout, CONFIG)

@@ -70,8 +70,8 @@ def softmax_sums(q, g, key, value, norm, gamma, row, column, valid, CONFIG: tl.c
     It is an online softmax of gradients in place of values.
     """
     largest = tl.full((CONFIG.positions, CONFIG.block_groups), float('-inf'), tl.float32)
-    weight_sum = tl.zeros((CONFIG.positions, CONFIG.block_groups), tl.float32)
-    product = tl.zeros((CONFIG.positions, CONFIG.block_groups), tl.float32)
+    weight_sum = tl.full((CONFIG.positions, CONFIG.block_groups), 0.0, tl.float32)
+    product = tl.full((CONFIG.positions, CONFIG.block_groups), 0.0, tl.float32)
     for tap in range(CONFIG.taps):
         y, x = reflected_neighbour(row, column, tap, key, CONFIG)
         k = read_pair(key, y, x, valid, CONFIG.key_layout, CONFIG)
@@ -137,13 +137,13 @@ def query_sums(
     q, g, total, product, key, value, norm, gamma, row, column, valid, CONFIG: tl.constexpr
 ):
     """Return sums over all taps: the gradients of queries, of the first norm and of the bias."""
-    grad_q = tl.zeros((CONFIG.positions, CONFIG.block_channels), tl.float32)
-    grad_q_coordinate = tl.zeros((CONFIG.positions, POSITION_BLOCK), tl.float32)
-    scale = tl.zeros((CONFIG.block_channels,), tl.float32)
-    shift = tl.zeros((CONFIG.block_channels,), tl.float32)
-    scale_coordinate = tl.zeros((POSITION_BLOCK,), tl.float32)
-    shift_coordinate = tl.zeros((POSITION_BLOCK,), tl.float32)
-    bias = tl.zeros((CONFIG.block_groups,), tl.float32)
+    grad_q = tl.full((CONFIG.positions, CONFIG.block_channels), 0.0, tl.float32)
+    grad_q_coordinate = tl.full((CONFIG.positions, POSITION_BLOCK), 0.0, tl.float32)
+    scale = tl.full((CONFIG.block_channels,), 0.0, tl.float32)
+    shift = tl.full((CONFIG.block_channels,), 0.0, tl.float32)
+    scale_coordinate = tl.full((POSITION_BLOCK,), 0.0, tl.float32)
+    shift_coordinate = tl.full((POSITION_BLOCK,), 0.0, tl.float32)
+    bias = tl.full((CONFIG.block_groups,), 0.0, tl.float32)
     for tap in range(CONFIG.taps):
         y, x = reflected_neighbour(row, column, tap, key, CONFIG)
         k = read_pair(key, y, x, valid, CONFIG.key_layout, CONFIG)
@@ -187,11 +187,11 @@ def pairwise_weight_kernel(
     group = tl.arange(0, CONFIG.block_groups)
     norm = first_norm(gamma, CONFIG)
     second_scale = vector(gamma[3], chunk, CONFIG.hidden)[None, :]
-    scale = tl.zeros((CONFIG.block_hidden,), tl.float32)
-    shift = tl.zeros((CONFIG.block_hidden,), tl.float32)
-    weight1 = tl.zeros((CONFIG.block_channels, CONFIG.block_hidden), tl.float32)
-    weight1_coordinate = tl.zeros((POSITION_BLOCK, CONFIG.block_hidden), tl.float32)
-    weight2 = tl.zeros((CONFIG.block_groups, CONFIG.block_hidden), tl.float32)
+    scale = tl.full((CONFIG.block_hidden,), 0.0, tl.float32)
+    shift = tl.full((CONFIG.block_hidden,), 0.0, tl.float32)
+    weight1 = tl.full((CONFIG.block_channels, CONFIG.block_hidden), 0.0, tl.float32)
+    weight1_coordinate = tl.full((POSITION_BLOCK, CONFIG.block_hidden), 0.0, tl.float32)
+    weight2 = tl.full((CONFIG.block_groups, CONFIG.block_hidden), 0.0, tl.float32)
     for item in range(tile_group, tile_count, tile_groups):
         row, column, valid, batch = tile_of(item, query, CONFIG)
         q, g, total, product = read_output(
@@ -258,9 +258,9 @@ def pairwise_key_kernel(
     value = image_of(value, batch, CONFIG.value_layout)
     k = read_pair(key, y, x, valid, CONFIG.key_layout, CONFIG)
     v = read_groups(value, y, x, valid, CONFIG.value_layout, CONFIG)
-    grad_k = tl.zeros((CONFIG.positions, CONFIG.block_channels), tl.float32)
-    grad_k_coordinate = tl.zeros((CONFIG.positions, POSITION_BLOCK), tl.float32)
-    grad_v = tl.zeros((CONFIG.positions, CONFIG.block_depth, CONFIG.block_groups), tl.float32)
+    grad_k = tl.full((CONFIG.positions, CONFIG.block_channels), 0.0, tl.float32)
+    grad_k_coordinate = tl.full((CONFIG.positions, POSITION_BLOCK), 0.0, tl.float32)
+    grad_v = tl.full((CONFIG.positions, CONFIG.block_depth, CONFIG.block_groups), 0.0, tl.float32)
     for tap in range(CONFIG.taps):
         out_row, out_column, visible = viewer_of(row, column, valid, tap, query, CONFIG)
         q, g, total, product = read_output(

@@ -73,8 +73,8 @@ def patch_moments_kernel(
     """
     tile_group, part = tl.program_id(0) % tile_groups, tl.program_id(0) // tile_groups
     count = 0.0
-    mean = tl.zeros((CONFIG.block_channels,), tl.float32)
-    deviation = tl.zeros((CONFIG.block_channels,), tl.float32)
+    mean = tl.full((CONFIG.block_channels,), 0.0, tl.float32)
+    deviation = tl.full((CONFIG.block_channels,), 0.0, tl.float32)
     for item in range(tile_group, tile_count, tile_groups):
         row, column, valid, batch = tile_of(item, query, CONFIG)
         x = read_part(query, key, part, batch, row, column, valid, CONFIG)
@@ -112,9 +112,9 @@ def patch_layer_kernel(
     feature = tl.arange(0, CONFIG.block_hidden)
     channels: tl.constexpr = CONFIG.channels
     hidden: tl.constexpr = CONFIG.hidden
-    scale = tl.zeros((CONFIG.block_channels,), tl.float32)
-    shift = tl.zeros((CONFIG.block_channels,), tl.float32)
-    weight = tl.zeros((CONFIG.block_channels, CONFIG.block_hidden), tl.float32)
+    scale = tl.full((CONFIG.block_channels,), 0.0, tl.float32)
+    shift = tl.full((CONFIG.block_channels,), 0.0, tl.float32)
+    weight = tl.full((CONFIG.block_channels, CONFIG.block_hidden), 0.0, tl.float32)
     for item in range(tile_group, tile_count, tile_groups):
         row, column, valid, batch = tile_of(item, query, CONFIG)
         x = read_part(query, key, part, batch, row, column, valid, CONFIG)
@@ -161,7 +161,7 @@ def patch_moments_key_kernel(query, key, layer, slope, grad_hidden, grad_key, CO
     key = image_of(key, batch, CONFIG.key_layout)
     grad_hidden = image_of(grad_hidden, batch, CONFIG.hidden_layout)
     k = read(key, channel, CONFIG.channels, y, x, valid, CONFIG.key_layout)
-    total = tl.zeros((CONFIG.positions, CONFIG.block_channels), tl.float32)
+    total = tl.full((CONFIG.positions, CONFIG.block_channels), 0.0, tl.float32)
     for tap in range(CONFIG.taps):
         out_row, out_column, visible = viewer_of(row, column, valid, tap, query, CONFIG)
         grad_h = read(

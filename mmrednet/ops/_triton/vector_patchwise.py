@@ -44,7 +44,7 @@ def patchwise_kernel(query, key, value, gamma, result, CONFIG: tl.constexpr):
     h = h * vector(gamma[3], feature, CONFIG.hidden)[None, :]
     h += vector(gamma[4], feature, CONFIG.hidden)[None, :]
     active_hidden = tl.maximum(h, 0.0).to(CONFIG.dot)
-    total = tl.zeros((CONFIG.positions, CONFIG.block_depth, CONFIG.block_groups), tl.float32)
+    total = tl.full((CONFIG.positions, CONFIG.block_depth, CONFIG.block_groups), 0.0, tl.float32)
     for tap in range(CONFIG.taps):
         y, x = reflected_neighbour(row, column, tap, key, CONFIG)
         alpha = tap_weights(active_hidden, gamma, tap, CONFIG)

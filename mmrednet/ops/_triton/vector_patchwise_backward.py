@@ -57,7 +57,7 @@ TILE_GROUPS = 16
 def active_gradients(grad, value, gamma, row, column, valid, CONFIG: tl.constexpr):
     """Return the gradients [P, M] of hidden features after norm and ReLU."""
     g = read_groups(grad, row, column, valid, CONFIG.grad_layout, CONFIG)
-    total = tl.zeros((CONFIG.positions, CONFIG.block_hidden), tl.float32)
+    total = tl.full((CONFIG.positions, CONFIG.block_hidden), 0.0, tl.float32)
     for tap in range(CONFIG.taps):
         y, x = reflected_neighbour(row, column, tap, value, CONFIG)
         v = read_groups(value, y, x, valid, CONFIG.value_layout, CONFIG)
@@ -153,11 +153,11 @@ def patchwise_weight_kernel(
     tap, tile_group = tl.program_id(0) % taps, tl.program_id(0) // taps
     channel = tl.arange(0, CONFIG.block_channels).to(CONFIG.index)
     feature, group = tl.arange(0, CONFIG.block_hidden), tl.arange(0, CONFIG.block_groups)
-    scale = tl.zeros((CONFIG.block_channels,), tl.float32)
-    shift = tl.zeros((CONFIG.block_channels,), tl.float32)
-    weight1 = tl.zeros((CONFIG.block_channels, CONFIG.block_hidden), tl.float32)
-    weight2 = tl.zeros((CONFIG.block_hidden, CONFIG.block_groups), tl.float32)
-    bias = tl.zeros((CONFIG.block_groups,), tl.float32)
+    scale = tl.full((CONFIG.block_channels,), 0.0, tl.float32)
+    shift = tl.full((CONFIG.block_channels,), 0.0, tl.float32)
+    weight1 = tl.full((CONFIG.block_channels, CONFIG.block_hidden), 0.0, tl.float32)
+    weight2 = tl.full((CONFIG.block_hidden, CONFIG.block_groups), 0.0, tl.float32)
+    bias = tl.full((CONFIG.block_groups,), 0.0, tl.float32)
     for item in range(tile_group, tile_count, tile_groups):
         row, column, valid, batch = tile_of(item, grad, CONFIG)
         y, x = reflected_neighbour(row, column, tap, key, CONFIG)
@@ -208,8 +208,8 @@ def patchwise_key_kernel(
     hidden: tl.constexpr = CONFIG.hidden
     channel, feature = tl.arange(0, CONFIG.block_channels), tl.arange(0, CONFIG.block_hidden)
     k = read(key, channel.to(CONFIG.index), channels, y, x, valid, CONFIG.key_layout)
-    grad_k = tl.zeros((CONFIG.positions, CONFIG.block_channels), tl.float32)
-    grad_v = tl.zeros((CONFIG.positions, CONFIG.block_depth, CONFIG.block_groups), tl.float32)
+    grad_k = tl.full((CONFIG.positions, CONFIG.block_channels), 0.0, tl.float32)
+    grad_v = tl.full((CONFIG.positions, CONFIG.block_depth, CONFIG.block_groups), 0.0, tl.float32)
     for tap in range(CONFIG.taps):
         out_row, out_column, visible = viewer_of(row, column, valid, tap, grad, CONFIG)
         active = read(

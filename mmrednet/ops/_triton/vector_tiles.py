@@ -2,6 +2,9 @@
 
 Tiles of maps are [P, C]: positions and channels, in float32. Blocks are filled up with zeros, which
 stay zero through norms, ReLUs and products.
+
+Sizes of tiles are plain integers, fields of a constant. They may be in the shape of ``tl.full``,
+but not in that of ``tl.zeros``: a compiled function takes no plain integers within a tuple.
 """
 
 from __future__ import annotations
