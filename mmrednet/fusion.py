@@ -19,13 +19,15 @@ from .layers.axial import AxialAttention1d
 from .layers.depth_wise import DepthWiseConv2d
 from .layers.fixed_norm import is_fixed, scale_and_shift
 from .layers.involution import Involution
+from .layers.local_relation import LocalRelation
 from .layers.plain import is_plain
 
 
 def fuse(model: nn.Module) -> nn.Module:
     """Fold batch norms of a model in eval mode into the layers before them, in place.
 
-    A convolution takes the norm behind it into its weight and bias, by mmcv's ``fuse_conv_bn``. An
+    A convolution takes the norm behind it into its weight and bias, by mmcv's ``fuse_conv_bn``. So
+    does the last convolution of a :class:`mmrednet.layers.LocalRelation`. An
     :class:`mmrednet.layers.Involution` takes the norm, and the ReLU behind the norm, into its
     kernel. An :class:`mmrednet.layers.AxialAttention1d` takes its norms of queries, keys and values
     and of its result into its projection. Norms and activations that were taken become
@@ -109,7 +111,7 @@ def _triples(module: nn.Module) -> list[tuple[str, ...]]:
 
 
 def _fold_norms(module: nn.Module, shared: set[int]) -> None:
-    """Let convolutions and involutions take the norms behind them."""
+    """Let convolutions, involutions and local relations take the norms behind them."""
     if isinstance(module, ConvModule) and 'conv, norm' not in ', '.join(module.order):
         # its children are registered in one order, whatever the order of their calls
         return
@@ -119,16 +121,24 @@ def _fold_norms(module: nn.Module, shared: set[int]) -> None:
             continue
         if isinstance(layer, Involution):
             layer.fold(*scale_and_shift(norm), relu=False)
+        elif isinstance(layer, LocalRelation):
+            layer.project = _folded(layer.project, norm)
         else:
-            # mmcv pairs children by their order alone, so it is given one pair
-            module._modules[layer_name] = fuse_conv_bn(nn.Sequential(layer, norm))[0]
+            module._modules[layer_name] = _folded(layer, norm)
         module._modules[norm_name] = nn.Identity()
 
 
+def _folded(convolution: nn.Module, norm: nn.Module) -> nn.Module:
+    # mmcv pairs children by their order alone, so it is given one pair
+    return fuse_conv_bn(nn.Sequential(convolution, norm))[0]
+
+
 def _can_fold(layer: Any, norm: Any, shared: set[int]) -> bool:
-    if not is_plain(layer, nn.Conv2d, DepthWiseConv2d, Involution) or not is_fixed(norm):
-        return False
     if id(layer) in shared or id(norm) in shared:
+        return False
+    if is_plain(layer, LocalRelation):
+        return _can_fold(layer.project, norm, shared)
+    if not is_plain(layer, nn.Conv2d, DepthWiseConv2d, Involution) or not is_fixed(norm):
         return False
     if isinstance(layer, Involution):
         channels = layer.groups * layer.group_channels

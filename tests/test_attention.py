@@ -166,6 +166,19 @@ class TestLocalRelation:
         x = random(2, 12, 7, 5)
         torch.testing.assert_close(layer(x), oracles.local_relation(x, layer))
 
+    def test_queries_and_keys_take_one_convolution(self):
+        layer, x = shaken(LocalRelation(12, kernel_size=3)), random(2, 12, 7, 5)
+        leaves = [x.requires_grad_(), *layer.parameters()]
+        at_once = layer(x)
+        grads = torch.autograd.grad(at_once.sin().sum(), leaves)
+        calls = []
+        # whoever looks at a convolution sees its call
+        layer.query.register_forward_hook(lambda *arguments: calls.append(arguments))
+        result = layer(x)
+        assert len(calls) == 1
+        torch.testing.assert_close(at_once, result)
+        torch.testing.assert_close(grads, torch.autograd.grad(result.sin().sum(), leaves))
+
     def test_bad_arguments(self):
         with pytest.raises(ValueError, match="relation must be one of .* got 'cosine'"):
             LocalRelation(8, relation='cosine')

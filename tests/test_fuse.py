@@ -27,7 +27,7 @@ from mmrednet.backbones import (
 from mmrednet.backbones.van import VANBlock
 from mmrednet.backbones.van_folding import FoldedVANBlock
 from mmrednet.fusion import FuseHook
-from mmrednet.layers import AttentionStem, Involution
+from mmrednet.layers import AttentionStem, Involution, LocalRelation
 
 CHANNELS = 16
 BN = dict(type='BN')
@@ -39,6 +39,7 @@ LAYERS = {
     'reflect': lambda: nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, padding_mode='reflect'),
     'involution': lambda: Involution(CHANNELS, kernel_size=3, group_channels=8),
     'involution, stride 2': lambda: Involution(CHANNELS, kernel_size=5, stride=2),
+    'local relation': lambda: LocalRelation(CHANNELS, kernel_size=3),
 }
 # layers that keep the norm behind them
 OTHERS = {
@@ -346,7 +347,7 @@ NETWORKS = {
     'RedNet of DCN': (lambda: RedNet(26, dict(type='DCN'), base_channels=32), 8),
     'SASA': (lambda: SASAResNet(26, base_channels=16), 8),
     'SASA, attention stem': (lambda: SASAResNet(26, base_channels=16, stem='attention'), 9),
-    'LRNet': (lambda: LRNet(26, base_channels=16, operator_channels=20), 9),
+    'LRNet': (lambda: LRNet(26, base_channels=16, operator_channels=20), 0),
     # two in a block, one of gamma's two, one behind a stage
     'SAN pairwise': (lambda: SAN(10, base_channels=32), 3 * 10 + 5),
     'SAN patchwise': (lambda: SAN(10, 'patchwise', base_channels=32), 3 * 10 + 5),

@@ -48,6 +48,8 @@ def test_dry_run():
         'axial',
         'vector',
         'patchwise',
+        'statistics',
+        'patchwise-statistics',
         'bottleneck',
         # few taps and one map: the compiled contestants have an addition for each tap
         '--kernel-size',
@@ -64,8 +66,8 @@ def test_dry_run():
     ]
     start = next(number for number, line in enumerate(lines) if line[0] == 'what')
     checks, table = lines[2:start], lines[start:]
-    # four families in three layouts, lines in one; six operators, repeated and compiled
-    assert [line[3] for line in checks] == ['passed'] * (4 * 3 + 1 + 6 * 2)
+    # five families in three layouts, lines in one; seven operators, repeated and compiled
+    assert [line[3] for line in checks] == ['passed'] * (5 * 3 + 1 + 7 * 2)
     names = {row[1] for row in table[2:]}
     assert {
         'fused',
@@ -78,8 +80,10 @@ def test_dry_run():
     # every way to the same function gives the same numbers and gradients, and nothing claims to
     # have been measured
     vector_rows = [row for row in table[2:] if row[0].startswith('vector')]
-    kinds = [row[0].split()[2] for row in vector_rows]
-    assert kinds == ['pairwise', 'pairwise', 'patchwise', 'patchwise']
+    titles = [' '.join(row[0].split()[:3]) for row in vector_rows]
+    kinds = ('pairwise', 'pairwise', 'patchwise', 'patchwise')
+    operators = ('attention', 'statistics')
+    assert titles == [f'vector {name}, {kind}' for name in operators for kind in kinds]
     for row in table[2:]:
         assert row[3:10] == ['–'] * 7
         if row[1] == 'FlexAttention':
@@ -160,7 +164,7 @@ def test_convolution_has_all_gradients(monkeypatch):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('operator', ['involution', 'attention', 'axial'])
+@pytest.mark.parametrize('operator', ['involution', 'attention', 'axial', 'statistics'])
 def test_floors_are_those_of_the_documentation(operator, dtype, monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
     from benchmarks.cases import CASES, Setting
@@ -185,6 +189,14 @@ def test_floors_are_those_of_the_documentation(operator, dtype, monkeypatch):
         )
         vector = 4 * positions * taps * channels, 10 * positions * taps * channels
         matrix = 2 * positions * channels * kernel, 6 * positions * channels * kernel
+    elif operator == 'statistics':
+        features, hidden = channels // 4 + 2, channels // 4
+        # queries, keys and the weight have the dtype; norms and statistics are in float32
+        inputs = size * (2 * positions * features + hidden * features) + 4 * 2 * features
+        moved = (inputs + 4 * 2 * hidden, 2 * inputs + 4 * 2 * hidden)
+        vector = 0, 0
+        products = 2 * positions * taps * hidden * features
+        matrix = products, 3 * products
     else:
         keys, values, table = 8 * 4, 8 * 8, 16 * (2 * width - 1)
         moved = (
@@ -272,10 +284,10 @@ def test_a_check_that_raises_leaves_the_others(monkeypatch):
         f"{name}, torch.compile: RuntimeError 'no such / kernel'"
         for name in (
             *('aggregate', 'correlate', 'involution'),
-            *('local attention', 'axial attention', 'vector attention'),
+            *('local attention', 'axial attention', 'vector attention', 'vector statistics'),
         )
     ]
-    assert len(rows) - len(failed) >= 6
+    assert len(rows) - len(failed) >= 7
 
 
 def test_an_operator_that_does_not_repeat_is_reported(monkeypatch):
@@ -292,11 +304,7 @@ def test_an_operator_that_does_not_repeat_is_reported(monkeypatch):
     monkeypatch.setattr(launches, 'ways', lambda _: {'repeated': launches.both_passes})
     assert [row[3] for row in launches.check_launches(DEVICE, tiny=True)] == [
         False,
-        True,
-        True,
-        True,
-        True,
-        True,
+        *[True] * 6,
     ]
 
 

@@ -13,7 +13,7 @@ from mmrednet.ops.vector_relations import find_relation
 
 pytest.importorskip('triton')
 from mmrednet.ops._triton import vector_attention as fused  # noqa: E402
-from mmrednet.ops._triton.vector_tiles import fold  # noqa: E402
+from mmrednet.ops._triton.vector_folds import fold  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*encountered:RuntimeWarning')
 
@@ -197,15 +197,15 @@ def test_every_relation_says_whether_it_has_a_kernel(patchwise, monkeypatch, cap
     with FakeTensorMode():
         query = torch.empty(1, 4, 3, 3, device='cuda')
     names = ('concatenation', 'hadamard', 'star_product', 'subtraction', 'summation')
-    kernels = []
-    for name in names:
-        options = vector_mapping.Options(name, patchwise, 0, list(Window(3)))
-        if vector_mapping.has_kernel('vector_attention', query, options):
-            kernels.append(name)
     expected = ['concatenation'] if patchwise else ['hadamard', 'subtraction', 'summation']
-    assert kernels == expected
-    assert len(caplog.messages) == len(names) - len(expected)
-    assert not vector_mapping.has_kernel('vector_moments', query, options)
+    for family in ('vector_attention', 'vector_moments'):
+        kernels = []
+        for name in names:
+            options = vector_mapping.Options(name, patchwise, 0, list(Window(3)))
+            if vector_mapping.has_kernel(family, query, options):
+                kernels.append(name)
+        assert kernels == expected
+    assert len(caplog.messages) == 2 * (len(names) - len(expected))
 
 
 def test_the_dispatcher_knows_them():

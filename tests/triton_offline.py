@@ -74,9 +74,9 @@ def offline(capability=90):
 
 
 def launch_vector_attention(dtype, sizes, groups, group_channels, channels):
-    """Launch the kernels of vector attention on channels-last maps of each of these sizes."""
+    """Launch the kernels of vector attention and of its statistics on channels-last maps."""
     from mmrednet.ops import Window
-    from mmrednet.ops._triton import vector_attention
+    from mmrednet.ops._triton import vector_attention, vector_moments
 
     window = Window(7)
     for size, (relation, patchwise) in itertools.product(
@@ -98,6 +98,10 @@ def launch_vector_attention(dtype, sizes, groups, group_channels, channels):
         arguments = (query, key, value, *gamma, relation, patchwise, places, list(window))
         vector_attention.attention(*arguments)
         vector_attention.attention_backward(value, *arguments)
+        for layer in (gamma[:3], [None] * 3):
+            arguments = (query, key, *layer, relation, patchwise, places, list(window))
+            mean, variance = vector_moments.moments(*arguments)
+            vector_moments.moments_backward(mean, variance, mean, *arguments)
 
 
 def launch_all(dtype, sizes, groups, group_channels, hidden_channels, kernel=7):

@@ -17,6 +17,7 @@ from ..ops import (
 )
 from ..ops.difference_attention import difference_logits
 from .attention import TapWeights
+from .plain import plain_pointwise
 from .position import GeometryPrior
 from .safe_module import SafeModule
 from .spatial import spatial_operator
@@ -98,11 +99,28 @@ class LocalRelation(SafeModule):
 
     def projections(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return queries (B, G, Ho, Wo) and keys (B, G, H, W) of (B, C, H, W)."""
+        at_once = self._project_at_once(x)
+        if at_once is not None:
+            return at_once
         key = self.key(x)
         if self.query is None:
             # the relation is the key alone: q k with q = 1
             return torch.ones_like(key[..., :: self.stride, :: self.stride]), key
         return self.query(x[..., :: self.stride, :: self.stride]), key
+
+    def _project_at_once(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return queries and keys by a single convolution, or None where both must be called.
+
+        They have few channels, so that most of the time is that of reading the map.
+        """
+        query, key = plain_pointwise(self.query), plain_pointwise(self.key)
+        if query is None or key is None or self.stride > 1:
+            return None
+        if query.bias is None or key.bias is None:
+            return None
+        weight = torch.cat([query.weight, key.weight])
+        both = F.conv2d(x, weight, torch.cat([query.bias, key.bias]))
+        return both[:, : self.groups], both[:, self.groups :]
 
     def attention(self, x: Tensor) -> TapWeights:
         """Return the weights that are applied to (B, C, H, W), before the last convolution."""

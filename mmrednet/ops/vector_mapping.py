@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _native
 from .checks import check_outputs, check_same, check_shape, check_tensors
-from .dispatch import DEVICES, fall_back, report_missing_kernel, unavailable
+from .dispatch import DEVICES, fall_back, unavailable
 from .vector_relations import features, find_relation
 from .window import Window, check_zero_border
 
@@ -19,8 +19,6 @@ from .window import Window, check_zero_border
 CHUNK_BUDGET = 1 << 25
 # relations that kernels have, pairwise and patchwise
 NATIVE = {False: ('subtraction', 'summation', 'hadamard'), True: ('concatenation',)}
-# operators that have kernels
-OPERATORS = {'native': ('vector_attention', 'vector_moments'), 'triton': ('vector_attention',)}
 
 Result = TypeVar('Result')
 
@@ -125,9 +123,6 @@ def has_kernel(operator: str, query: Tensor, options: Options) -> bool:
     _native.ensure(query)
     kernels = {device: name for name, device in DEVICES.items()}.get(query.device.type)
     if kernels is None or unavailable[kernels]:
-        return False
-    if operator not in OPERATORS[kernels]:
-        report_missing_kernel(operator, query)
         return False
     if options.relation not in NATIVE[options.patchwise]:
         name = ('patchwise ' if options.patchwise else 'pairwise ') + options.relation

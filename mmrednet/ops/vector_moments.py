@@ -7,7 +7,7 @@ kernel computes the features tile by tile and stores none.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _torch
+from . import _torch, _triton
 from .precision import full_precision
 from .tracing import leaf_function
-from .transforms import is_transformed, transformable
+from .transforms import is_transformed, recorded, transformable
 from .vector_attention import differentiate
 from .vector_mapping import (
     Options,
@@ -126,6 +126,35 @@ def moments(
     return definition(query, key, scale, shift, weight, *options)
 
 
+def _of_tensors(options: Sequence[Any]) -> Callable:
+    """Return :func:`definition` as a function of the tensors that are not None."""
+
+    def function(query: Tensor, key: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
+        scale, shift, weight = layer or (None, None, None)
+        return definition(query, key, scale, shift, weight, *options)
+
+    return function
+
+
+def gradients(
+    grad_mean: Tensor, grad_variance: Tensor, mean: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of :func:`definition` for its five tensors, by torch's autograd.
+
+    Empty tensors stand for the gradients of tensors that are None.
+    """
+    tensors, options = arguments[:5], arguments[5:]
+    present = [tensor for tensor in tensors if tensor is not None]
+    with recorded():
+        grads = differentiate(_of_tensors(options), [grad_mean, grad_variance], present)
+    # with the strides that the op promises
+    maps = [_torch.in_layout_of(x, grad) for x, grad in zip(present[:2], grads[:2], strict=True)]
+    parameters = [grad.contiguous() for grad in grads[2:]]
+    absent = [present[0].new_empty(0) for _ in tensors[len(present) :]]
+    grad_query, grad_key, grad_scale, grad_shift, grad_weight = (*maps, *parameters, *absent)
+    return grad_query, grad_key, grad_scale, grad_shift, grad_weight
+
+
 @custom_op('mmrednet::vector_moments_backward', mutates_args=())
 def moments_backward(
     grad_mean: Tensor,
@@ -141,11 +170,16 @@ def moments_backward(
     position_channels: int,
     window: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of :func:`definition` for its five tensors, computed by a kernel.
+    """See :func:`gradients`."""
+    layer, options = (scale, shift, weight), (relation, patchwise, position_channels, window)
+    return gradients(grad_mean, grad_variance, mean, query, key, *layer, *options)
 
-    Empty tensors stand for the gradients of tensors that are None.
-    """
-    raise NotImplementedError('Only the CPU kernels compute the backward pass.')
+
+_triton.register(
+    'vector_moments',
+    moments=(moments, definition),
+    moments_backward=(moments_backward, gradients),
+)
 
 
 @moments.register_fake
@@ -191,12 +225,7 @@ def _grad(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     # a backward pass that is recorded, for higher derivatives, must be made of differentiable ops
     if torch.is_grad_enabled() or is_transformed(grads):
         present = [tensor for tensor in tensors if tensor is not None]
-
-        def function(query: Tensor, key: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
-            scale, shift, weight = layer or (None, None, None)
-            return definition(query, key, scale, shift, weight, *ctx.options)
-
-        results = differentiate(function, grads, present)
+        results = differentiate(_of_tensors(ctx.options), grads, present)
     else:
         results = moments_backward(*grads, mean, *tensors, *ctx.options)
     needed = zip(results, ctx.needs_input_grad, strict=False)

@@ -23,6 +23,7 @@ from mmrednet.ops import (
     local_involution,
     local_vector_attention,
     multiply_adds,
+    vector_statistics,
 )
 
 # channels of a group of RedNet, and how many times fewer features its generator has
@@ -358,6 +359,43 @@ def patchwise_vector(setting: Setting) -> Case:
     return vector(setting, patchwise=True)
 
 
+def statistics(setting: Setting, patchwise: bool = False) -> Case:
+    """Return the statistics of the second norm of vector attention in training, of the same sizes.
+
+    The result is the mean, followed by the variance.
+    """
+    attention_inputs = vector(setting, patchwise).inputs
+    names = ('query', 'key', 'scale1', 'shift1', 'weight1')
+    inputs = {name: attention_inputs[name] for name in names}
+    hidden = len(inputs['weight1'])
+    grad = torch.randn(2 * hidden, device=setting.device)
+    vectors = setting.batch * math.prod(setting.stage[1:])
+    if not patchwise:
+        vectors *= setting.window.taps
+    count = vectors * math.prod(inputs['weight1'].shape)
+    # hidden features again; then the gradients of features and weight
+    works = _works(inputs, grad, Counter(conv=count), Counter(conv=3 * count))
+
+    def operator(query: Tensor, key: Tensor, *layer: Tensor) -> Tensor:
+        moments = vector_statistics(
+            *(query, key, setting.window),
+            relation='concatenation' if patchwise else 'subtraction',
+            patchwise=patchwise,
+            position_channels=0 if patchwise else 2,
+            first_layer=layer,
+        )
+        return torch.cat(moments)
+
+    name = 'patchwise' if patchwise else 'pairwise'
+    title = setting.name(f'vector statistics, {name}')
+    return Case(title, operator, inputs, grad, *works, setting.window)
+
+
+def patchwise_statistics(setting: Setting) -> Case:
+    """Return the statistics of patchwise vector attention."""
+    return statistics(setting, patchwise=True)
+
+
 CASES: dict[str, Callable[[Setting], Case]] = {
     'aggregate': aggregate,
     'correlate': correlate,
@@ -366,6 +404,8 @@ CASES: dict[str, Callable[[Setting], Case]] = {
     'axial': axial,
     'vector': vector,
     'patchwise': patchwise_vector,
+    'statistics': statistics,
+    'patchwise-statistics': patchwise_statistics,
 }
 
 

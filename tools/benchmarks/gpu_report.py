@@ -31,7 +31,7 @@ import torch
 
 from benchmarks.cases import AXIAL_STAGES, CASES, STAGES, Setting
 from benchmarks.gpu.ceilings import ceilings
-from benchmarks.gpu.contestants import attentions, axials, involutions, vectors
+from benchmarks.gpu.contestants import attentions, axials, involutions, statistics, vectors
 from benchmarks.gpu.measure import Clock
 from benchmarks.gpu.operators import time_operator
 from benchmarks.gpu.table import HEADER, Pass, row
@@ -39,7 +39,7 @@ from mmrednet.ops import active_kernels
 
 PARTS = (
     *('checks', 'involution', 'attention', 'axial', 'vector', 'patchwise'),
-    *('bottleneck', 'backbones'),
+    *('statistics', 'patchwise-statistics', 'bottleneck', 'backbones'),
 )
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 LAYOUTS = {'contiguous': torch.contiguous_format, 'channels-last': torch.channels_last}
@@ -217,15 +217,17 @@ def passes(model, image, dtype):
     return infer, train
 
 
-RUN = dict(
-    involution=operator_part('involution', involutions),
-    attention=operator_part('attention', attentions),
-    axial=operator_part('axial', axials, AXIAL_STAGES),
-    vector=operator_part('vector', vectors),
-    patchwise=operator_part('patchwise', vectors),
-    bottleneck=bottleneck_part,
-    backbones=backbone_part,
-)
+RUN = {
+    'involution': operator_part('involution', involutions),
+    'attention': operator_part('attention', attentions),
+    'axial': operator_part('axial', axials, AXIAL_STAGES),
+    'vector': operator_part('vector', vectors),
+    'patchwise': operator_part('patchwise', vectors),
+    'statistics': operator_part('statistics', statistics),
+    'patchwise-statistics': operator_part('patchwise-statistics', statistics),
+    'bottleneck': bottleneck_part,
+    'backbones': backbone_part,
+}
 
 
 def checked(device, dry):

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..dispatch import fall_back, unavailable
 from . import trust
@@ -67,7 +68,7 @@ def _imported_late(family: str, name: str, definition: Callable) -> Callable:
         if reasons:
             fall_back('triton', f'{family}.{name}', reasons)
             return definition(*arguments)
-        distrust = trust.distrusted(family, arguments[0])
+        distrust = trust.distrusted(family, _first_map(arguments))
         if distrust:
             # one warning for a family, whichever of its operators is called
             fall_back('triton', family, [distrust])
@@ -75,6 +76,11 @@ def _imported_late(family: str, name: str, definition: Callable) -> Callable:
         return getattr(module, name)(*arguments)
 
     return kernel
+
+
+def _first_map(arguments: tuple[Any, ...]) -> Tensor:
+    """Return the first argument that is a map, whose dtype and layout kernels are made for."""
+    return next(x for x in arguments if isinstance(x, Tensor) and x.dim() > 3)
 
 
 def state() -> str:

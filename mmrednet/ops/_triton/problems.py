@@ -175,6 +175,42 @@ _VECTOR = (
 )
 
 
+def vector_moments(dtype: torch.dtype, layout: str, device: torch.device) -> Iterator[Comparison]:
+    """Compare the statistics of features and of hidden features, and their gradients."""
+    make = Maker(dtype, layout, device)
+    for relation, patchwise in (('subtraction', False), ('concatenation', True)):
+        query, key, _, *gamma = _vector_arguments(make, relation, patchwise)
+        options = gamma[-4:]
+        yield from _moments(make, f'features by {relation}', query, key, [None] * 3, options)
+        yield from _moments(make, f'hidden features by {relation}', query, key, gamma[:3], options)
+
+
+def _moments(
+    make: Maker,
+    name: str,
+    query: Tensor,
+    key: Tensor,
+    layer: Sequence[Tensor | None],
+    options: Sequence[Any],
+) -> Iterator[Comparison]:
+    from .. import vector_moments as operator
+
+    kernels, arguments = _kernels('vector_moments'), (query, key, *layer, *options)
+    mean, variance = kernels.moments(*arguments)
+    grads = [make.table(len(mean), dtype=torch.float32) for _ in range(2)]
+    results = kernels.moments_backward(*grads, mean, *arguments)
+    doubles = _wide(arguments)
+    expected_mean, expected_variance = operator.definition(*doubles)
+    yield f'mean of {name}', mean, expected_mean
+    yield f'variance of {name}', variance, expected_variance
+    expected = operator.gradients(*_wide([*grads, mean]), *doubles)
+    for tensor, actual, reference in zip(_MOMENTS, results, expected, strict=True):
+        yield f'gradient of moments of {name} for {tensor}', actual, reference
+
+
+_MOMENTS = ('query', 'key', 'scale', 'shift', 'weight')
+
+
 def _vector_arguments(make: Maker, relation: str, patchwise: bool) -> tuple[Any, ...]:
     """Return the arguments of vector attention with 4 channels of keys and 8 hidden features."""
     channels, coordinates, hidden = 4, 0 if patchwise else 2, 8
@@ -198,4 +234,5 @@ PROBLEMS: dict[str, Callable[[torch.dtype, str, torch.device], Iterator[Comparis
     axial=axial,
     axial_backward=axial_backward,
     vector_attention=vector_attention,
+    vector_moments=vector_moments,
 )

@@ -69,7 +69,7 @@ def distrusted(family: str, tensor: Tensor) -> str | None:
 
     Args:
         family: Name of the family.
-        tensor: First tensor of a call, whose dtype, layout and device the check has.
+        tensor: First map of a call, whose dtype, layout and device the check has.
     """
     if os.environ.get('MMREDNET_TRITON') == '1' or entry(tensor.device) in VERIFIED:
         return None

@@ -1,57 +1,62 @@
-"""What the kernels of vector attention share: reflection, features, and the two layers of gamma.
+"""What the kernels of vector attention share: tiles of positions, reflection, reads and writes.
 
-Tiles of maps are [P, C]: positions and channels, in float32. Features of a neighbour are two
-blocks, those of the relation and those of the position, since the number of the first is a power of
-two in the networks of the paper and their sum is not. Blocks are filled up with zeros, which stay
-zero through norms, ReLUs and products.
+Tiles of maps are [P, C]: positions and channels, in float32. Blocks are filled up with zeros, which
+stay zero through norms, ReLUs and products.
+
+Sizes of tiles are plain integers, fields of a constant. They may be in the shape of ``tl.full``,
+but not in that of ``tl.zeros``: a compiled function takes no plain integers within a tuple.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._torch import empty_in_layout_of
-from ..vector_mapping import NATIVE
-from .tiles import (
-    dot_precision,
-    dot_type,
-    float64_reasons,
-    index_type,
-    inside,
-    next_power_of_2,
-    warps,
-)
+from .tiles import inside, neighbour, on_map, positions, start, strides, viewer
 
-# what registers and the shared memory hold: channels of a relation, hidden features and groups,
-# fewer of both for patches, whose weights of a tap are not taken in chunks; channels of values
-MOST_CHANNELS, MOST_HIDDEN, MOST_HIDDEN_OF_PATCHES, MOST_VALUES = 128, 512, 64, 1024
-# channels of values times positions of a program
-ELEMENTS_OF_A_PROGRAM = 1 << 13
-# elements of a tile of values per thread: there are several such tiles
-ELEMENTS_OF_A_THREAD = 32
-# channels of the position, with those that fill up the smallest factor of a matrix product
-POSITION_BLOCK = tl.constexpr(16)
-# numbers of the relations in kernels
-RELATIONS = {'subtraction': 0, 'summation': 1, 'hadamard': 2, 'concatenation': 3}
-# arguments for whose values Triton must not compile anew
-NOT_SPECIALISED = [
-    *('query_strides', 'key_strides', 'value_strides', 'grad_strides', 'result_strides'),
-    *('height', 'width', 'out_height', 'out_width', 'view_height', 'view_width'),
-    *('tile_groups', 'tile_count'),
-]
+
+class Map(NamedTuple):
+    """A map as kernels take it.
+
+    Args:
+        pointer: First element.
+        strides: Strides (batch, 1, channel, row, column), coded as odd numbers.
+        size: Height and width, coded as odd numbers like strides.
+    """
+
+    pointer: Any
+    strides: Any
+    size: Any
 
 
 @triton.jit
-def program(height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """Return the tile and the image of this program."""
-    tile_count = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
-    return tl.program_id(0) % tile_count, tl.program_id(0) // tile_count
+def size_of(x):
+    """Return height and width of a map."""
+    return (x.size[0] - 3) >> 1, (x.size[1] - 3) >> 1
+
+
+@triton.jit
+def tile_of(item, x, CONFIG: tl.constexpr):
+    """Return rows, columns and mask of the positions of a tile of a map, and its image.
+
+    Tiles are numbered image by image.
+    """
+    height, width = size_of(x)
+    tile_count = tl.cdiv(height, CONFIG.tile_height) * tl.cdiv(width, CONFIG.tile_width)
+    row, column = positions(
+        item % tile_count, width, CONFIG.tile_height, CONFIG.tile_width, CONFIG.index
+    )
+    return row, column, on_map(row, column, height, width), item // tile_count
+
+
+@triton.jit
+def image_of(x, batch, LAYOUT: tl.constexpr):
+    """Return the map of one image."""
+    return Map(x.pointer + start(x.strides, batch, 0 * batch, LAYOUT), x.strides, x.size)
 
 
 @triton.jit
@@ -65,144 +70,106 @@ def reflected(position, length):
 
 
 @triton.jit
-def read(tensor, strides, channel, end: tl.constexpr, row, column, valid, LAYOUT: tl.constexpr):
-    """Return channels [P, C] of positions of a map, zero where they are not valid."""
-    offset = inside(strides, channel[None, :], row[:, None], column[:, None], LAYOUT)
+def reflected_position(row, column, x):
+    """Return positions on a map from those on it and beyond its border."""
+    height, width = size_of(x)
+    return reflected(row, height), reflected(column, width)
+
+
+@triton.jit
+def reflected_neighbour(row, column, tap, x, CONFIG: tl.constexpr):
+    """Return the positions on a map that output positions see through a tap."""
+    WINDOW: tl.constexpr = CONFIG.window
+    row, column = neighbour(row, column, tap // WINDOW[1], tap % WINDOW[1], WINDOW)
+    return reflected_position(row, column, x)
+
+
+@triton.jit
+def map_position(view_row, view_column, CONFIG: tl.constexpr):
+    """Return positions relative to the map from those of all that outputs look at."""
+    WINDOW: tl.constexpr = CONFIG.window
+    return view_row - WINDOW[6], view_column - WINDOW[7]
+
+
+@triton.jit
+def viewer_of(row, column, valid, tap, outputs, CONFIG: tl.constexpr):
+    """Return the outputs that see positions through a tap, and the mask of those that exist."""
+    WINDOW: tl.constexpr = CONFIG.window
+    out_height, out_width = size_of(outputs)
+    out_row, out_column, visible = viewer(
+        row, column, tap // WINDOW[1], tap % WINDOW[1], out_height, out_width, WINDOW
+    )
+    return out_row, out_column, visible & valid
+
+
+@triton.jit
+def read(x, channel, end: tl.constexpr, row, column, valid, LAYOUT: tl.constexpr):
+    """Return channels [P, C] of positions of an image, zero where they are not valid."""
+    offset = inside(x.strides, channel[None, :], row[:, None], column[:, None], LAYOUT)
     mask = valid[:, None] & (channel < end)[None, :]
-    return tl.load(tensor + offset, mask=mask, other=0.0).to(tl.float32)
+    return tl.load(x.pointer + offset, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def write(tensor, strides, channel, end: tl.constexpr, row, column, valid, x, LAYOUT: tl.constexpr):
-    """Write channels [P, C] of positions of a map."""
-    offset = inside(strides, channel[None, :], row[:, None], column[:, None], LAYOUT)
-    tl.store(tensor + offset, x, mask=valid[:, None] & (channel < end)[None, :])
+def write(x, channel, end: tl.constexpr, row, column, valid, numbers, LAYOUT: tl.constexpr):
+    """Write channels [P, C] of positions of an image."""
+    offset = inside(x.strides, channel[None, :], row[:, None], column[:, None], LAYOUT)
+    tl.store(x.pointer + offset, numbers, mask=valid[:, None] & (channel < end)[None, :])
 
 
 @triton.jit
-def _group_offsets(
-    strides,
-    groups: tl.constexpr,
-    depth: tl.constexpr,
-    row,
-    column,
-    valid,
-    LAYOUT: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    INDEX: tl.constexpr,
-):
+def _group_offsets(x, row, column, valid, LAYOUT: tl.constexpr, CONFIG: tl.constexpr):
     """Return the offsets [P, D, G] of the values of positions, and their mask."""
-    d, g = tl.arange(0, BLOCK_D)[None, :, None], tl.arange(0, BLOCK_G)[None, None, :]
+    d = tl.arange(0, CONFIG.block_depth)[None, :, None]
+    g = tl.arange(0, CONFIG.block_groups)[None, None, :]
     # groups are interleaved
-    channel = (d * groups + g).to(INDEX)
-    offset = inside(strides, channel, row[:, None, None], column[:, None, None], LAYOUT)
-    return offset, valid[:, None, None] & (d < depth) & (g < groups)
+    channel = (d * CONFIG.groups + g).to(CONFIG.index)
+    offset = inside(x.strides, channel, row[:, None, None], column[:, None, None], LAYOUT)
+    return offset, valid[:, None, None] & (d < CONFIG.depth) & (g < CONFIG.groups)
 
 
 @triton.jit
-def read_groups(
-    tensor,
-    strides,
-    groups: tl.constexpr,
-    depth: tl.constexpr,
-    row,
-    column,
-    valid,
-    LAYOUT: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """Return the values [P, D, G] of positions, zero where they are not valid."""
-    offset, mask = _group_offsets(
-        strides, groups, depth, row, column, valid, LAYOUT, BLOCK_D, BLOCK_G, INDEX
-    )
-    return tl.load(tensor + offset, mask=mask, other=0.0).to(tl.float32)
+def read_groups(x, row, column, valid, LAYOUT: tl.constexpr, CONFIG: tl.constexpr):
+    """Return the values [P, D, G] of positions of an image, zero where they are not valid."""
+    offset, mask = _group_offsets(x, row, column, valid, LAYOUT, CONFIG)
+    return tl.load(x.pointer + offset, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def write_groups(
-    tensor,
-    strides,
-    groups: tl.constexpr,
-    depth: tl.constexpr,
-    row,
-    column,
-    valid,
-    x,
-    LAYOUT: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """Write values [P, D, G] of positions."""
-    offset, mask = _group_offsets(
-        strides, groups, depth, row, column, valid, LAYOUT, BLOCK_D, BLOCK_G, INDEX
-    )
-    tl.store(tensor + offset, x, mask=mask)
+def write_groups(x, row, column, valid, numbers, LAYOUT: tl.constexpr, CONFIG: tl.constexpr):
+    """Write values [P, D, G] of positions of an image."""
+    offset, mask = _group_offsets(x, row, column, valid, LAYOUT, CONFIG)
+    tl.store(x.pointer + offset, numbers, mask=mask)
 
 
 @triton.jit
 def vector(tensor, index, end: tl.constexpr):
-    """Return numbers of a dense tensor by their indices, zero from ``end`` on."""
+    """Return elements of a dense tensor by their indices, zero from ``end`` on."""
     return tl.load(tensor + index, mask=index < end, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def write_vector(tensor, index, end: tl.constexpr, numbers):
+    """Write elements of a dense tensor by their indices."""
+    tl.store(tensor + index, numbers, mask=index < end)
 
 
 @triton.jit
 def matrix(
     tensor, row, column, row_stride, column_stride, rows: tl.constexpr, columns: tl.constexpr
 ):
-    """Return numbers [row, column] of a matrix by their indices, zero beyond its ends."""
+    """Return elements [row, column] of a matrix by their indices, zero beyond its ends."""
     row, column = row[:, None], column[None, :]
     mask = (row < rows) & (column < columns)
     return tl.load(tensor + row * row_stride + column * column_stride, mask=mask, other=0.0)
 
 
 @triton.jit
-def write_matrix(tensor, row, column, columns_stride, rows, columns, x):
-    """Write numbers [row, column] of a matrix whose columns are dense."""
+def write_matrix(tensor, row, column, columns_stride, rows, columns, numbers):
+    """Write elements [row, column] of a matrix whose columns are dense."""
     row, column = row[:, None], column[None, :]
-    tl.store(tensor + row * columns_stride + column, x, mask=(row < rows) & (column < columns))
-
-
-def reasons_against(
-    query: Tensor,
-    key: Tensor,
-    hidden: int,
-    outputs: int,
-    channels: int,
-    options: Sequence[Any],
-    **tensors: Tensor | None,
-) -> list[str]:
-    """Return the reasons why the kernels cannot take vector attention of these sizes.
-
-    Args:
-        query: The query.
-        key: The key.
-        hidden: Number of hidden features.
-        outputs: Number of outputs of gamma.
-        channels: Number of channels of values.
-        options: Relation, whether it is patchwise, position channels and window.
-        tensors: All further tensors by name.
-    """
-    relation, patchwise, position_channels, window = options
-    reasons = float64_reasons(query=query, key=key, **tensors)
-    if relation not in NATIVE[patchwise]:
-        reasons.append(f'the {"patchwise" if patchwise else "pairwise"} relation {relation}')
-    if position_channels > (0 if patchwise else POSITION_BLOCK.value):
-        reasons.append(f'{position_channels} channels of the position')
-    groups = outputs // (window[0] * window[1]) if patchwise else outputs
-    blocks = blocks_of(1, 1, groups, channels // groups)
-    for name, number, limit in (
-        ('channels of a relation', query.shape[1] - position_channels, MOST_CHANNELS),
-        ('hidden features', hidden, MOST_HIDDEN_OF_PATCHES if patchwise else MOST_HIDDEN),
-        ('groups', groups, MOST_HIDDEN_OF_PATCHES if patchwise else MOST_CHANNELS),
-        ('channels of values', blocks['BLOCK_D'] * blocks['BLOCK_G'], MOST_VALUES),
-    ):
-        if number > limit:
-            reasons.append(f'more than {limit} {name}, {number}')
-    return reasons
+    mask = (row < rows) & (column < columns)
+    tl.store(tensor + row * columns_stride + column, numbers, mask=mask)
 
 
 def as_group(x: Tensor) -> Tensor:
@@ -210,90 +177,13 @@ def as_group(x: Tensor) -> Tensor:
     return x.unsqueeze(1)
 
 
-def blocks_of(channels: int, hidden: int, groups: int, depth: int) -> dict[str, int]:
-    """Return the sizes of a program's tile, which are powers of two."""
-    # a matrix product has at least 16 rows and columns
-    sizes = dict(
-        BLOCK_R=max(16, next_power_of_2(channels)),
-        BLOCK_M=max(16, next_power_of_2(hidden)),
-        BLOCK_G=max(16, next_power_of_2(groups)),
-        BLOCK_D=next_power_of_2(depth),
-    )
-    values = sizes['BLOCK_D'] * sizes['BLOCK_G']
-    positions = min(64, max(16, ELEMENTS_OF_A_PROGRAM // max(values, sizes['BLOCK_R'])))
-    return dict(
-        **sizes,
-        TILE_H=positions // 16,
-        TILE_W=16,
-        num_warps=max(4, warps(positions * values, ELEMENTS_OF_A_THREAD)),
-    )
+def as_map(x: Tensor) -> Map:
+    """Return what a kernel takes of a map (B, 1, C, H, W)."""
+    height, width = x.shape[3:]
+    return Map(x, strides(x), (2 * height + 3, 2 * width + 3))
 
 
-def types_of(window: Sequence[int], weights: Sequence[Tensor], *maps: Tensor) -> dict[str, Any]:
-    """Return the compile-time constants of a launch that depend on dtypes and addresses."""
-    return dict(
-        WINDOW=tuple(window),
-        DOT=dot_type(*weights, *maps[:1]),
-        PRECISION=dot_precision(),
-        INDEX=index_type(*maps),
-        num_stages=1,
-    )
-
-
-def view_size(window: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
-    """Return the rows and columns that outputs of a size look at, on the map and beyond it."""
-    kernel, step, dilation = window[0:2], window[2:4], window[4:6]
-    rows, columns = (
-        (size[axis] - 1) * step[axis] + (kernel[axis] - 1) * dilation[axis] + 1 for axis in (0, 1)
-    )
-    return rows, columns
-
-
-def fold(x: Tensor, axis: int, length: int, padding: int) -> Tensor:
-    """Add what lies beyond the ends of an axis to what it mirrors: the adjoint of reflection.
-
-    It adds slices one after the other, so that the order of sums is fixed.
-
-    Args:
-        x: Tensor whose axis begins ``padding`` positions before the first one.
-        axis: The axis, which may have any length.
-        length: Length of the axis of the result.
-        padding: Number of positions before the first one.
-    """
-    if length == 1:
-        return x.sum(axis, keepdim=True)
-    result = x.new_zeros((*x.shape[:axis], length, *x.shape[axis + 1 :]))
-    period, end = length - 1, x.shape[axis] - padding
-    # between two mirrors the map runs forwards, then backwards
-    for segment in range(-padding // period, -(-end // period)):
-        first, last = max(segment * period, -padding), min((segment + 1) * period, end)
-        part = x.narrow(axis, first + padding, last - first)
-        if segment % 2 == 0:
-            target = first - segment * period
-        else:
-            target, part = (segment + 1) * period - last + 1, part.flip(axis)
-        result.narrow(axis, target, last - first).add_(part)
-    return result
-
-
-def folded(x: Tensor, like: Tensor, window: Sequence[int]) -> Tensor:
-    """Return the gradient of a map from that of all that outputs look at.
-
-    Args:
-        x: Tensor (B, rows, columns, C).
-        like: The map (B, C, H, W), whose layout and dtype the gradient has.
-        window: The eight numbers of the window.
-    """
-    height, width = like.shape[2:]
-    result = fold(fold(x, 1, height, window[6]), 2, width, window[7]).permute(0, 3, 1, 2)
-    return empty_in_layout_of(like, like.shape, like.dtype).copy_(result)
-
-
-def dense(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return contiguous tensors: kernels compute offsets in parameters from their sizes."""
-    return tuple(tensor.contiguous() for tensor in tensors)
-
-
-def like(grad: Tensor, parameter: Tensor) -> Tensor:
-    """Return the gradient of a parameter in its dtype, contiguous and with memory of its own."""
-    return torch.empty(parameter.shape, dtype=parameter.dtype, device=grad.device).copy_(grad)
+def buffer(batch: int, channels: int, size: tuple[int, int], like: Tensor) -> Tensor:
+    """Return an uninitialised channels-last map (B, 1, C, H, W) of float32 on a tensor's device."""
+    x = torch.empty(batch, *size, channels, dtype=torch.float32, device=like.device)
+    return x.permute(0, 3, 1, 2).unsqueeze(1)

@@ -97,15 +97,16 @@ inline bool for_block(const Window& window, Run run) {
   return true;
 }
 
-// Sixteen channels of kBlockOutputs neighbouring outputs, all of whose columns lie inside the map,
-// for dilation 1. A vector of the map is loaded once for all outputs that see it.
-template <typename T, typename A, int kKernel, int kStride, typename W>
+// N neighbouring channels of kBlockOutputs neighbouring outputs, all of whose columns lie inside
+// the map, for dilation 1. A vector of the map is loaded once for all outputs that see it.
+template <typename T, typename A, int N, int kKernel, int kStride, typename W>
 inline void aggregate_block(const LocalParams& p, const T* value, WeightView<W> weights, T* result,
                             int64_t y, int64_t x) {
+  using V = Vector<A, N>;
   constexpr int kColumns = block_columns(kKernel, kStride);
   const Window& window = p.window;
-  Simd<A> sums[kBlockOutputs];
-  for (int i = 0; i < kBlockOutputs; ++i) sums[i] = Simd<A>{};
+  V sums[kBlockOutputs];
+  for (int i = 0; i < kBlockOutputs; ++i) sums[i] = V{};
   const int64_t top = y * window.stride_h - window.padding_h;
   const Range rows = taps_inside(top, window.dilation_h, p.height, window.kernel_h);
   for (int64_t u = rows.begin; u < rows.end; ++u) {
@@ -114,7 +115,7 @@ inline void aggregate_block(const LocalParams& p, const T* value, WeightView<W> 
     const W* row_weights = weights.data + u * weights.row_stride;
 #pragma GCC unroll 32
     for (int column = 0; column < kColumns; ++column) {
-      const Simd<A> pixel = load_vector<A, kSimdWidth>(source + column * p.first.w);
+      const V pixel = load_vector<A, N>(source + column * p.first.w);
 #pragma GCC unroll 16
       for (int i = 0; i < kBlockOutputs; ++i) {
         const int t = column - kStride * i;
@@ -125,15 +126,17 @@ inline void aggregate_block(const LocalParams& p, const T* value, WeightView<W> 
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kBlockOutputs; ++i)
-    store_converted<T, A, kSimdWidth>(result + i * p.result.w, sums[i]);
+    store_converted<T, A, N>(result + i * p.result.w, sums[i]);
 }
 
-// The channels of one output from d on: 16 at a time, then 4, then the remaining ones.
+// The channels of one output from d on: 16 at a time, then 8, then 4, then the remaining ones.
 template <typename T, typename A, typename W>
 inline void aggregate_output(const LocalParams& p, const T* value, WeightView<W> weights, T* result,
                              int64_t y, int64_t x, int64_t d) {
   for (; d + 16 <= p.channels; d += 16)
     aggregate_channels<T, A, 16>(p, value + d, weights, result + d, y, x);
+  for (; d + 8 <= p.channels; d += 8)
+    aggregate_channels<T, A, 8>(p, value + d, weights, result + d, y, x);
   for (; d + 4 <= p.channels; d += 4)
     aggregate_channels<T, A, 4>(p, value + d, weights, result + d, y, x);
   for (; d < p.channels; ++d) aggregate_channels<T, A, 1>(p, value + d, weights, result + d, y, x);
@@ -145,17 +148,20 @@ void aggregate_span(const LocalParams& p, const T* value, WeightView<W> weights,
                     int64_t y, int64_t x, int64_t x_end) {
   const Window& window = p.window;
   const int64_t block_width = window.kernel_w + window.stride_w * (kBlockOutputs - 1);
-  const int64_t block_channels = p.channels / kSimdWidth * kSimdWidth;
+  const int64_t block_channels = p.channels / 8 * 8;
   while (x < x_end) {
     const int64_t left = x * window.stride_w - window.padding_w;
     const bool inside = x + kBlockOutputs <= x_end && left >= 0 && left + block_width <= p.width;
     const bool block =
         inside && for_block(window, [&](auto kernel, auto stride) {
-          for (int64_t d = 0; d < block_channels; d += kSimdWidth)
-            aggregate_block<T, A, kernel, stride>(p, value + d, weights, result + d, y, x);
+          int64_t d = 0;
+          for (; d + 16 <= p.channels; d += 16)
+            aggregate_block<T, A, 16, kernel, stride>(p, value + d, weights, result + d, y, x);
+          if (d < block_channels)
+            aggregate_block<T, A, 8, kernel, stride>(p, value + d, weights, result + d, y, x);
         });
     const int64_t outputs = block ? kBlockOutputs : 1, d = block ? block_channels : 0;
-    // a block leaves nothing to do for channels that are a multiple of 16
+    // a block leaves nothing to do for channels that are a multiple of 8
     for (int64_t i = 0; d < p.channels && i < outputs; ++i) {
       const WeightView<W> output_weights = weights.from(i);
       aggregate_output<T, A>(p, value, output_weights, result + i * p.result.w, y, x + i, d);
@@ -285,6 +291,8 @@ void aggregate_pair_span(const LocalParams& p, const T* value, PairView<A> weigh
     int64_t d = block_channels;
     for (; d + 16 <= p.channels; d += 16)
       aggregate_pair_channels<T, A, 16>(p, value + d, pairs, target + d, y, x + i);
+    for (; d + 8 <= p.channels; d += 8)
+      aggregate_pair_channels<T, A, 8>(p, value + d, pairs, target + d, y, x + i);
     for (; d + 4 <= p.channels; d += 4)
       aggregate_pair_channels<T, A, 4>(p, value + d, pairs, target + d, y, x + i);
     for (; d < p.channels; ++d)
@@ -356,6 +364,8 @@ void scatter_position(const LocalParams& p, const T* grad, const T* weight, T* r
   int64_t d = 0;
   for (; d + 16 <= p.channels; d += 16)
     scatter_channels<T, A, 16>(p, grad + d, weight, result + d, rows, columns);
+  for (; d + 8 <= p.channels; d += 8)
+    scatter_channels<T, A, 8>(p, grad + d, weight, result + d, rows, columns);
   for (; d + 4 <= p.channels; d += 4)
     scatter_channels<T, A, 4>(p, grad + d, weight, result + d, rows, columns);
   for (; d < p.channels; ++d)

@@ -11,7 +11,8 @@
 #include "packed_rows.h"
 #include "params.h"
 #include "simd.h"
-#include "simd_exp.h"
+#include "simd_exp2.h"
+#include "simd_log.h"
 #include "simd_pairs.h"
 #include "small_gemm.h"
 #include "transpose.h"
@@ -282,7 +283,7 @@ inline Simd<A> exponentials(const LogitRows<kRelation, T, A>& rows, Simd<A> base
   const int64_t kernel_w = rows.window.kernel_w;
   Simd<A> sum = {};
   const auto exponential = [&](const A* logit) {
-    const Simd<A> weight = exp_nonpositive(load_simd<A>(logit) - base);
+    const Simd<A> weight = softmax_weight<T>(load_simd<A>(logit) - base);
     sum += weight;
     return weight;
   };
@@ -327,9 +328,8 @@ void run_relation(const AttentionParams& params, const AttentionPointers& pointe
       const Simd<A> factor = sum == 0 ? Simd<A>{} : 1 / sum;
       aggregate_outputs<T, A, false>(values, rows.logits, result, index.row, x, &factor);
       if (!logsumexp) continue;
-      const int64_t outputs = int_min(k.out_width - x, kSimdWidth);
-      for (int64_t i = 0; i < outputs; ++i)
-        logsumexp[row * k.out_width + x + i] = base[i] + __builtin_log(sum[i]);
+      store_columns<A, A>(logsumexp + row * k.out_width + x, base + log_nonnegative(sum),
+                          k.out_width - x);
     }
   }
 }

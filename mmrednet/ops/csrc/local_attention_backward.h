@@ -15,7 +15,7 @@
 #include "packed_rows.h"
 #include "params.h"
 #include "simd.h"
-#include "simd_exp.h"
+#include "simd_exp2.h"
 #include "simd_pairs.h"
 #include "transpose.h"
 #include "workspace.h"
@@ -120,7 +120,7 @@ struct GradientRows {
     const int64_t end = rows.window_rows.end * window.kernel_w;
     Simd<A> sum = {};
     for (int64_t tap = begin; tap < end; ++tap) {
-      const Simd<A> weight = exp_nonpositive(at(rows.logits, tap) - base);
+      const Simd<A> weight = softmax_weight<T>(at(rows.logits, tap) - base);
       store_simd<A>(rows.logits.data + tap * kSimdWidth, weight);
       sum += weight;
     }

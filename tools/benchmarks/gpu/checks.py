@@ -9,23 +9,34 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmrednet.ops import Window, _torch, attention, axial, involution, vector_attention
+from mmrednet.ops import (
+    Window,
+    _torch,
+    attention,
+    axial,
+    involution,
+    vector_attention,
+    vector_moments,
+)
 from mmrednet.ops._triton import attention as fused_attention
 from mmrednet.ops._triton import axial as fused_axial
 from mmrednet.ops._triton import involution as fused_involution
 from mmrednet.ops._triton import local as fused_local
 from mmrednet.ops._triton import vector_attention as fused_vector
+from mmrednet.ops._triton import vector_moments as fused_moments
 
 from ..cases import LAYOUTS, features
 from .errors import worst
 
 # largest norm of the error over the norm of the result
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-# of vector attention: its gradients of weights are sums of rounded products that cancel
+# of vector attention and its statistics: gradients of weights are sums of rounded products that
+# cancel
 VECTOR_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # window, size of the map, groups and their channels; the smallest for the interpreter
 PROBLEMS = {
@@ -220,6 +231,40 @@ def vectors(
     return worst(errors)
 
 
+def statistics(
+    window: Window,
+    size: tuple[int, int],
+    groups: int,
+    channels: int,
+    layout: str,
+    dtype: torch.dtype,
+    device: str,
+) -> float:
+    """Return the worst error of the statistics of (hidden) features, and of their gradients."""
+    errors = []
+    for relation in ('subtraction', 'summation', 'hadamard', 'concatenation'):
+        patchwise = relation == 'concatenation'
+        inputs = _vector_inputs(window, size, groups, channels, patchwise, layout, dtype, device)
+        options = (relation, patchwise, 0 if patchwise else 2, list(window))
+        for layer in (inputs[3:6], [None] * 3):
+            errors.append(_statistics_error([*inputs[:2], *layer], options))
+    return worst(errors)
+
+
+def _statistics_error(tensors: Sequence[Tensor | None], options: Sequence[Any]) -> float:
+    mean, variance = fused_moments.moments(*tensors, *options)
+    grads = torch.randn(2, len(mean), device=mean.device)
+    results = fused_moments.moments_backward(*grads, mean, *tensors, *options)
+    wide = _double(tensors)
+    expected = vector_moments.gradients(*_double([*grads, mean]), *wide, *options)
+    # without a layer it has no gradients
+    count = sum(tensor is not None for tensor in tensors)
+    return _worst(
+        [mean, variance, *results[:count]],
+        [*vector_moments.definition(*wide, *options), *expected[:count]],
+    )
+
+
 def _vector_inputs(
     window: Window,
     size: tuple[int, int],
@@ -261,6 +306,7 @@ FAMILIES: dict[str, Callable] = {
     'local attention': attentions,
     'axial attention': lines,
     'vector attention': vectors,
+    'vector statistics': statistics,
 }
 
 
@@ -289,7 +335,7 @@ def check_kernels(dtypes: Sequence[torch.dtype], device: str, tiny: bool) -> lis
             def check(family=family, layout=layout, dtype=dtype) -> tuple[float, bool]:
                 errors = [family(*problem, layout, dtype, device) for problem in PROBLEMS[tiny]]
                 error = worst(errors)
-                limits = VECTOR_TOLERANCE if family is vectors else TOLERANCE
+                limits = VECTOR_TOLERANCE if family in (vectors, statistics) else TOLERANCE
                 return error, error < limits[dtype]
 
             rows.append(guarded(name if family is lines else f'{name}, {layout}', dtype, check))

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmrednet.ops import Window, attention, axial_definition, involution, vector_attention
+from mmrednet.ops import (
+    Window,
+    attention,
+    axial_definition,
+    involution,
+    vector_attention,
+    vector_moments,
+)
 
 from ..baselines import shifts_involution, unfold_attention, unfold_involution, with_window
 from ..cases import Case, Work, convolution
@@ -96,6 +103,19 @@ def vectors(case: Case, *, dry: bool, compiled: bool, flex: bool) -> dict[str, C
         bias = inputs[-1].new_zeros(len(inputs[-1]))
         options = (relation, patchwise, places, list(case.window))
         return vector_attention.definition(*inputs, bias, *options)
+
+    return {'fused': case.operator, 'stored features, in chunks': stored_features}
+
+
+def statistics(case: Case, *, dry: bool, compiled: bool, flex: bool) -> dict[str, Callable]:
+    """Return all ways to the statistics of vector attention. The first is ours."""
+    # a patch has features of its own for each tap
+    patchwise = len(case.inputs['scale1']) > case.inputs['query'].shape[1]
+    relation, places = ('concatenation', 0) if patchwise else ('subtraction', 2)
+
+    def stored_features(*inputs: Tensor) -> Tensor:
+        options = (relation, patchwise, places, list(case.window))
+        return torch.cat(vector_moments.definition(*inputs, *options))
 
     return {'fused': case.operator, 'stored features, in chunks': stored_features}
 

@@ -16,6 +16,7 @@ from mmrednet.ops import (
     local_correlate,
     local_involution,
     local_vector_attention,
+    vector_statistics,
 )
 
 from ..cases import features
@@ -78,6 +79,18 @@ def operators(
             position_channels=2,
         ),
         [*maps, *gamma],
+    )
+    yield (
+        'vector statistics',
+        lambda query, key, *layer: torch.cat(
+            vector_statistics(
+                *(query, key, Window((1, 3))),
+                relation='subtraction',
+                position_channels=2,
+                first_layer=layer,
+            )
+        ),
+        [*maps[:2], *gamma[:3]],
     )
 
 
