@@ -3,7 +3,7 @@
 import golden
 import torch
 
-from mmrednet.backbones import NAT, SpatialResNet
+from mmrednet.backbones import NAT, DiNATs, SpatialResNet
 
 
 def official(name):
@@ -51,6 +51,12 @@ def filled(network, head, channels):
 def nat():
     """Return a small NAT classifier with scales of the branches."""
     network = NAT((16, (1, 2, 1, 1), 2, 1e-5, 0.0), out_indices=(3,))
+    return replaced(filled(network, 'head.', 128), ('norm3.', 'norm.'))
+
+
+def dinat_s():
+    """Return a small DiNAT_s classifier."""
+    network = DiNATs((16, (1, 2, 1, 1), 4, None, 0.0), out_indices=(3,))
     return replaced(filled(network, 'head.', 128), ('norm3.', 'norm.'))
 
 

@@ -74,6 +74,7 @@ FILES = {
         (),
     ),
     'nat': (published.nat, '.pth', ()),
+    'dinat-s': (published.dinat_s, '.pth', ()),
     'se-resnet-mmpretrain': (published.mmpretrain_se_resnet, '.pth', ('state_dict',)),
     'se-resnet-timm': (lambda: published.resnet('SE', ('.se_layer.', '.se.')), '.safetensors', ()),
     'se-resnet': (published.caffe_se_resnet, '.pth', ()),
@@ -132,7 +133,14 @@ def test_there_and_back(name, converted, tmp_path):
 
 
 # channels that the classifiers of the files see; ResNets' here see 512, VAN's and MSCAN's 256
-WIDTHS = {'nat': 128, 'axial': 1024, 'rednet-paddle': 2048, 'rednet': 2048, 'san': 2048}
+WIDTHS = {
+    'nat': 128,
+    'dinat-s': 128,
+    'axial': 1024,
+    'rednet-paddle': 2048,
+    'rednet': 2048,
+    'san': 2048,
+}
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -554,7 +562,7 @@ class TestRegistration:
     def test_formats_are_tried_by_priority(self):
         priorities = [entry.priority for entry in FORMATS.values()]
         assert priorities == sorted(set(priorities))
-        assert len(FORMATS) == 17
+        assert len(FORMATS) == 18
         assert {entry.family for entry in FORMATS.values()} == {None, *FAMILIES}
 
     @pytest.mark.parametrize(
@@ -568,7 +576,7 @@ class TestRegistration:
         entry = Format(name, family='New', priority=priority, source='a test')
         with pytest.raises(ValueError, match=message):
             register_family(Family('New', (entry,), lambda entry, state: {}))
-        assert len(FORMATS) == 17
+        assert len(FORMATS) == 18
         assert 'New' not in FAMILIES
 
 

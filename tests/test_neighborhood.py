@@ -1,4 +1,6 @@
-"""Neighbourhood attention: the operator, natten's functions, and the networks NAT and DiNAT."""
+"""Neighbourhood attention: the operator, natten's functions, and the networks NAT, DiNAT and
+DiNAT_s.
+"""
 
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from mmrednet.analysis import count_network
-from mmrednet.backbones import NAT, DiNAT
+from mmrednet.backbones import NAT, DiNAT, DiNATs
+from mmrednet.backbones.nat import PatchEmbed, PatchMerging
 from mmrednet.checkpoints.formats import detect
 from mmrednet.layers import NeighborhoodAttention
 from mmrednet.ops import Window, local_attention, na1d_av, na1d_qk, na2d_av, na2d_qk
@@ -231,6 +234,10 @@ PUBLISHED = {
     (DiNAT, 'small'): (409, 49952025, 7805795328),
     (DiNAT, 'base'): (469, 88746444, None),
     (DiNAT, 'large'): (409, 199409202, 30524700672),
+    (DiNATs, 'tiny'): (173, 27520698, 4509194496),
+    (DiNATs, 'small'): (329, 48838602, 8768534784),
+    (DiNATs, 'base'): (329, 86745016, 15467826176),
+    (DiNATs, 'large'): (329, 194998164, 34531078656),
 }
 
 
@@ -242,14 +249,46 @@ def test_published_sizes(network, arch):
     # a classifier has one norm and a head in place of four norms
     assert len(model.state_dict()) - 8 + 4 == entries
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert detect(model.state_dict())[0].name == 'nat'
+    assert detect(model.state_dict())[0].name == ('dinat-s' if network is DiNATs else 'nat')
 
 
-@pytest.mark.parametrize(('network', 'arch'), [(NAT, 'mini'), (NAT, 'small'), (DiNAT, 'small')])
+@pytest.mark.parametrize(
+    ('network', 'arch'), [(NAT, 'mini'), (NAT, 'small'), (DiNAT, 'small'), (DiNATs, 'tiny')]
+)
 def test_published_multiply_adds(network, arch):
     model = network(arch, out_indices=(3,))
     total = count_network(model, torch.zeros(1, 3, 224, 224)).total()
     assert total == pytest.approx(PUBLISHED[network, arch][2], rel=0.005)
+
+
+@pytest.mark.parametrize('size', [(4, 6), (5, 7)])
+def test_merging_joins_positions_column_by_column(size):
+    x = drawn(1, 3, *size)
+    merging = PatchMerging(3).double()
+    padded = torch.zeros(1, 3, 6, 8, dtype=torch.float64)
+    padded[..., : size[0], : size[1]] = x
+    result = merging(x)
+    assert result.shape == (1, 6, (size[0] + 1) // 2, (size[1] + 1) // 2)
+    for row in range(result.shape[2]):
+        for column in range(result.shape[3]):
+            places = ((0, 0), (1, 0), (0, 1), (1, 1))
+            patch = [padded[0, :, 2 * row + i, 2 * column + j] for i, j in places]
+            expected = merging.reduction(merging.norm(torch.cat(patch)))
+            torch.testing.assert_close(result[0, :, row, column], expected)
+
+
+def test_an_image_is_continued_to_whole_patches():
+    embedding, x = PatchEmbed(3, 8).double(), drawn(1, 3, 9, 11)
+    padded = torch.zeros(1, 3, 12, 12, dtype=torch.float64)
+    padded[..., :9, :11] = x
+    assert embedding(x).shape == (1, 8, 3, 3)
+    torch.testing.assert_close(embedding(x), embedding(padded))
+
+
+def test_published_dilations_of_the_layout_of_swin():
+    network = DiNATs((32, (2, 2, 18, 2), 4, None, 0.0), dilations='coco')
+    blocks = [[block.attn.window.dilation[0] for block in level.blocks] for level in network.layers]
+    assert blocks == [[1, 28], [1, 14], [1, 3, 1, 5, 1, 7] * 3, [1, 3]]
 
 
 def test_drop_path_skips_branches_in_training_alone():

@@ -23,6 +23,7 @@ BACKBONES = {
     'AxialResNet': lambda **options: AxialResNet(0.25, 26, input_size=32, **options),
     'NAT': lambda **options: backbones.NAT(NAT_ARCH, **options),
     'DiNAT': lambda **options: backbones.DiNAT(NAT_ARCH, **options),
+    'DiNATs': lambda **options: backbones.DiNATs(NAT_ARCH, **options),
     'VAN': lambda **options: backbones.VAN(ARCH, **options),
     'MSCAN': lambda **options: backbones.MSCAN(ARCH, **options),
 }

@@ -8,7 +8,7 @@ from .axial_resnet import AxialResNet
 from .base import PyramidBackbone
 from .lrnet import LRNet
 from .mscan import MSCAN
-from .nat import NAT, DiNAT
+from .nat import NAT, DiNAT, DiNATs
 from .rednet import RedNet
 from .resnet import SpatialResNet
 from .san import SAN
@@ -34,6 +34,7 @@ __all__ = [
     'VAN',
     'AxialResNet',
     'DiNAT',
+    'DiNATs',
     'LRNet',
     'PyramidBackbone',
     'RedNet',

@@ -1,5 +1,5 @@
-"""Neighborhood Attention Transformer (Hassani et al., CVPR 2023) and its dilated form, DiNAT
-(Hassani and Shi, 2022).
+"""Neighborhood Attention Transformer (Hassani et al., CVPR 2023) and its dilated forms, DiNAT and
+DiNAT_s (Hassani and Shi, 2022).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..layers.safe_module import SafeModule
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
@@ -78,6 +79,51 @@ class ConvDownsampler(SafeModule):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, 2 * C, ceil(H / 2), ceil(W / 2))."""
         return self.norm(self.reduction(x))
+
+
+class PatchEmbed(SafeModule):
+    """One 4x4 convolution of stride 4 and a norm: the image to the first level, as in Swin.
+
+    Args:
+        in_channels: Number of channels of the image.
+        channels: Number of output channels.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, channels, 4, 4)
+        self.norm = PixelNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, channels, ceil(H / 4), ceil(W / 4))."""
+        return self.norm(self.proj(padded(x, 4)))
+
+
+class PatchMerging(SafeModule):
+    """Join the channels of each 2x2 positions, and map them to twice as many channels as one had.
+
+    Args:
+        channels: Number of channels of the input.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * channels)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, 2 * C, ceil(H / 2), ceil(W / 2))."""
+        x = padded(x, 2)
+        # the published weights have the positions column by column
+        parts = [x[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        joined = torch.cat(parts, 1).movedim(1, -1)
+        return self.reduction(self.norm(joined)).movedim(-1, 1)
+
+
+def padded(x: Tensor, step: int) -> Tensor:
+    """Return (B, C, H, W) with zeros at its end, so that ``step`` divides H and W."""
+    rows, columns = -x.shape[-2] % step, -x.shape[-1] % step
+    return F.pad(x, (0, columns, 0, rows)) if rows or columns else x
 
 
 class FeedForward(SafeModule):
@@ -189,6 +235,11 @@ class NAT(PyramidBackbone):
         'small': Variant(96, (3, 4, 18, 5), 2, 1e-5, 0.3),
         'base': Variant(128, (3, 4, 18, 5), 2, 1e-5, 0.5),
     }
+    # what maps the image to the first level, and each level to the next
+    embedding: ClassVar[type[nn.Module]] = ConvTokenizer
+    downsampling: ClassVar[type[nn.Module]] = ConvDownsampler
+    # name of the levels in the state dict
+    levels_name: ClassVar[str] = 'levels'
 
     def __init__(
         self,
@@ -204,16 +255,17 @@ class NAT(PyramidBackbone):
         self.arch = self._variant(arch)
         depths = self.arch.depths
         self.check_stages(len(depths))
-        self.patch_embed = ConvTokenizer(in_channels, self.arch.width)
+        self.patch_embed = self.embedding(in_channels, self.arch.width)
         self.dilations = self._checked(dilations)
         rate = self.arch.drop_path_rate if drop_path_rate is None else drop_path_rate
         # on the CPU even if the network is built on the meta device
         drop_rates = torch.linspace(0, rate, sum(depths), device='cpu').tolist()
         operators = per_stage(spatial_cfg, len(depths))
-        self.levels = nn.ModuleList()
+        levels = nn.ModuleList()
         for index, depth in enumerate(depths):
             level_rates, drop_rates = drop_rates[:depth], drop_rates[depth:]
-            self.levels.append(self._level(index, operators[index], level_rates))
+            levels.append(self._level(index, operators[index], level_rates))
+        self.add_module(self.levels_name, levels)
         for index in self.out_indices:
             self.add_module(f'norm{index}', PixelNorm(self.width(index)))
         self._freeze()
@@ -255,7 +307,11 @@ class NAT(PyramidBackbone):
             )
             blocks.append(block)
         is_last = index + 1 == len(self.arch.depths)
-        return Level(blocks, None if is_last else ConvDownsampler(self.width(index)))
+        return Level(blocks, None if is_last else self.downsampling(self.width(index)))
+
+    def all_levels(self) -> nn.ModuleList:
+        """Return the levels."""
+        return getattr(self, self.levels_name)
 
     def init_weights(self) -> None:
         """Draw linear layers from a truncated normal distribution, as the authors do, unless
@@ -278,7 +334,7 @@ class NAT(PyramidBackbone):
         """Return the stem, the levels that are frozen, and the norms of their outputs."""
         modules = list(self.stem_modules())
         for index in range(self.frozen_stages):
-            modules.append(self.levels[index])
+            modules.append(self.all_levels()[index])
             if index in self.out_indices:
                 modules.append(getattr(self, f'norm{index}'))
         return modules
@@ -294,7 +350,7 @@ class NAT(PyramidBackbone):
         """
         features = self.forward_stem(x)
         outputs = []
-        for index, level in enumerate(self.levels):
+        for index, level in enumerate(self.all_levels()):
             features = level(features)
             if index in self.out_indices:
                 outputs.append(getattr(self, f'norm{index}')(features))
@@ -369,3 +425,42 @@ class DiNAT(NAT):
             _repeated(pattern, depth)
             for pattern, depth in zip(patterns, self.arch.depths, strict=True)
         ]
+
+
+def _with_second(dilations: Dilations, second: Sequence[int]) -> Dilations:
+    """Return the dilations of four levels with others in the second one."""
+    first, _, *later = dilations
+    return (first, second, *later)
+
+
+@MODELS.register_module()
+class DiNATs(DiNAT):
+    """DiNAT_s: dilated neighbourhood attention in the layout of Swin. Other arguments: see
+    :class:`NAT`.
+
+    The image is cut into patches of 4x4, and a level begins with patches of 2x2 of the last one.
+
+    Args:
+        arch: Size: 'tiny', 'small', 'base' or 'large', or a :class:`Variant`.
+        kwargs: Other arguments of :class:`DiNAT`.
+    """
+
+    archs: ClassVar[dict[str, Variant]] = {
+        'tiny': Variant(96, (2, 2, 6, 2), 4, None, 0.2),
+        'small': Variant(96, (2, 2, 18, 2), 4, None, 0.3),
+        'base': Variant(128, (2, 2, 18, 2), 4, None, 0.5),
+        'large': Variant(192, (2, 2, 18, 2), 4, None, 0.35),
+    }
+    embedding: ClassVar[type[nn.Module]] = PatchEmbed
+    downsampling: ClassVar[type[nn.Module]] = PatchMerging
+    levels_name: ClassVar[str] = 'layers'
+    published_dilations: ClassVar[dict[str, Dilations]] = {
+        **DiNAT.published_dilations,
+        # the second level has two blocks, of which the last one has the largest dilation
+        'coco': _with_second(DiNAT.published_dilations['coco'], (1, 14)),
+        'ade20k': _with_second(DiNAT.published_dilations['ade20k'], (1, 8)),
+        'ade20k_640': _with_second(DiNAT.published_dilations['ade20k_640'], (1, 10)),
+    }
+
+    def __init__(self, arch: str | Variant = 'tiny', **kwargs: Any) -> None:
+        super().__init__(arch, **kwargs)

@@ -48,9 +48,8 @@ void check_inputs(const Inputs& inputs, const Window& window) {
   if (rows) check_sizes("rows", *rows, {heads, channels / 2, window.kernel_h});
   if (columns) check_sizes("columns", *columns, {heads, channels / 2, window.kernel_w});
   TORCH_CHECK_VALUE(!rows || !window.shifted, "shifted windows have no rows and columns");
-  // a bias for each place of an output in its window, see bias_by_place() in attention.py
-  const int64_t places = window.shifted ? num_taps(window) : 1;
-  if (bias) check_sizes("bias", *bias, {heads, places * num_taps(window)});
+  // see bias_by_place() in attention.py
+  if (bias) check_sizes("bias", *bias, {heads, bias_elements(window)});
 }
 
 LocalParams local_params(Primitive primitive, const at::Tensor& map, const at::Tensor& query,
@@ -176,9 +175,7 @@ struct AttentionBackward {
     constexpr int64_t kBandRows = 16;
     params.band_rows = kBandRows;
     params.bands = ceil_div(keys.out_height, kBandRows);
-    if (call.bias.defined() && keys.window.shifted)
-      result.bias = new_zeros(call.bias.sizes(), call.bias.options());
-    else if (call.rows.defined() || call.bias.defined())
+    if (call.rows.defined() || call.bias.defined())
       table_sums = new_empty({call.query.size(0), keys.groups, params.bands, table_elements(keys)},
                              call.query.options().dtype(call.accumulator));
   }
@@ -215,7 +212,6 @@ struct AttentionBackward {
     };
     const at::Tensor weight = planar(heads), grad_logits = planar(heads * planes);
     run_kernel(image, head, heads, weight, grad_logits);
-    if (result.bias.defined()) add_bias_by_place(head, heads, grad_logits);
     const auto scatter_part = [&](const at::Tensor& target, const at::Tensor& source,
                                   const at::Tensor& weights) {
       scatter_into(part(target, image, head, heads), part(source, image, head, heads), weights,
@@ -233,25 +229,6 @@ struct AttentionBackward {
     scatter_into(grad_key, ones, grad_logits, window);
     part(result.key, image, head, heads)
         .copy_(grad_key.view({1, heads, planes, keys.height, keys.width}));
-  }
-
-  // Sums along one axis over the outputs of each place in their shifted windows: one output for the
-  // places at both ends, and all others for the centre.
-  static at::Tensor sums_by_place(const at::Tensor& grad, int64_t dim, int64_t kernel) {
-    const int64_t size = grad.size(dim), reach = kernel / 2;
-    const at::Tensor inner = grad.narrow(dim, reach, size - 2 * reach).sum(dim, true);
-    return concatenated({grad.narrow(dim, 0, reach), inner, grad.narrow(dim, size - reach, reach)},
-                        dim);
-  }
-
-  // Adds the gradients of the logits (1, heads, taps, Ho, Wo) to that of the bias.
-  void add_bias_by_place(int64_t head, int64_t heads, const at::Tensor& grad_logits) {
-    const Window& taps = call.params.keys.window;
-    const at::Tensor wide = grad_logits.to(call.accumulator);
-    const at::Tensor by_column = sums_by_place(wide, 4, taps.kernel_w);
-    const at::Tensor by_place = sums_by_place(by_column, 3, taps.kernel_h);
-    // taps last, as in the bias
-    result.bias.narrow(0, head, heads).add_(by_place[0].movedim(1, 3).flatten(1));
   }
 
   void run_kernel(int64_t image, int64_t head, int64_t heads, const at::Tensor& weight,
@@ -296,7 +273,7 @@ struct AttentionBackward {
         sums.narrow(1, 0, rows).reshape({keys.groups, taps.kernel_h, half}).transpose(1, 2);
     result.columns =
         sums.narrow(1, rows, columns).reshape({keys.groups, taps.kernel_w, half}).transpose(1, 2);
-    result.bias = sums.narrow(1, rows + columns, num_taps(taps));
+    result.bias = sums.narrow(1, rows + columns, bias_elements(taps));
   }
 };
 

@@ -36,8 +36,7 @@ inline void aggregate_channels(const LocalParams& p, const T* value, WeightView<
                                T* result, int64_t y, int64_t x) {
   using V = Vector<A, N>;
   const Window& window = p.window;
-  const int64_t top = y * window.stride_h - window.padding_h;
-  const int64_t left = x * window.stride_w - window.padding_w;
+  const int64_t top = first_row(p, y), left = first_column(p, x);
   const Range rows = taps_inside(top, window.dilation_h, p.height, window.kernel_h);
   const Range taps = taps_inside(left, window.dilation_w, p.width, window.kernel_w);
   // no column of the window may be inside the map
@@ -105,9 +104,15 @@ inline void aggregate_block(const LocalParams& p, const T* value, WeightView<W> 
   using V = Vector<A, N>;
   constexpr int kColumns = block_columns(kKernel, kStride);
   const Window& window = p.window;
+<<<<<<< HEAD
   V sums[kBlockOutputs];
   for (int i = 0; i < kBlockOutputs; ++i) sums[i] = V{};
   const int64_t top = y * window.stride_h - window.padding_h;
+=======
+  Simd<A> sums[kBlockOutputs];
+  for (int i = 0; i < kBlockOutputs; ++i) sums[i] = Simd<A>{};
+  const int64_t top = first_row(p, y);
+>>>>>>> w23
   const Range rows = taps_inside(top, window.dilation_h, p.height, window.kernel_h);
   for (int64_t u = rows.begin; u < rows.end; ++u) {
     const T* source = value + (top + u * window.dilation_h) * p.first.h +
@@ -150,6 +155,7 @@ void aggregate_span(const LocalParams& p, const T* value, WeightView<W> weights,
   const int64_t block_width = window.kernel_w + window.stride_w * (kBlockOutputs - 1);
   const int64_t block_channels = p.channels / 8 * 8;
   while (x < x_end) {
+    // shifted windows are those that would reach beyond the map
     const int64_t left = x * window.stride_w - window.padding_w;
     const bool inside = x + kBlockOutputs <= x_end && left >= 0 && left + block_width <= p.width;
     const bool block =
@@ -357,11 +363,10 @@ inline void scatter_channels(const LocalParams& p, const T* grad, const T* weigh
   store_converted<T, A, N>(result, s0 + s1);
 }
 
-// All channels of one position of the map.
+// The channels of one position of the map from d on.
 template <typename T, typename A>
-void scatter_position(const LocalParams& p, const T* grad, const T* weight, T* result,
+void scatter_position(const LocalParams& p, const T* grad, const T* weight, T* result, int64_t d,
                       const ReachingTaps& rows, const ReachingTaps& columns) {
-  int64_t d = 0;
   for (; d + 16 <= p.channels; d += 16)
     scatter_channels<T, A, 16>(p, grad + d, weight, result + d, rows, columns);
   for (; d + 8 <= p.channels; d += 8)
@@ -370,6 +375,98 @@ void scatter_position(const LocalParams& p, const T* grad, const T* weight, T* r
     scatter_channels<T, A, 4>(p, grad + d, weight, result + d, rows, columns);
   for (; d < p.channels; ++d)
     scatter_channels<T, A, 1>(p, grad + d, weight, result + d, rows, columns);
+}
+
+// Adds what one row of outputs gives to 16 channels of kBlockOutputs neighbouring positions, from x
+// on: of the outputs that stand in the centre of their windows. Unless kInside, some of the columns
+// around the positions have no such output.
+template <typename T, typename A, int kKernel, bool kInside>
+inline void add_centred_outputs(const LocalParams& p, const T* grad, const T* weight, int64_t x,
+                                Simd<A>* sums) {
+  constexpr int kReach = kKernel / 2, kColumns = block_columns(kKernel, 1);
+#pragma GCC unroll 32
+  for (int column = 0; column < kColumns; ++column) {
+    const int64_t output = x - kReach + column;
+    if (!kInside && (output < kReach || output >= p.width - kReach)) continue;
+    const Simd<A> pixel = load_vector<A, kSimdWidth>(grad + output * p.first.w);
+    const T* output_weight = weight + output * p.second.w;
+#pragma GCC unroll 16
+    for (int i = 0; i < kBlockOutputs; ++i) {
+      const int t = kKernel - 1 + i - column;
+      if (t < 0 || t >= kKernel) continue;
+      sums[i] += load<A>(output_weight[t * p.second.c]) * pixel;
+    }
+  }
+}
+
+// The same of the outputs of one end of the row, whose windows begin `tap` positions before x.
+template <typename T, typename A, int kKernel>
+inline void add_end_outputs(const LocalParams& p, const T* grad, const T* weight, Range outputs,
+                            int64_t tap, Simd<A>* sums) {
+  for (int64_t output = outputs.begin; output < outputs.end; ++output) {
+    const Simd<A> pixel = load_vector<A, kSimdWidth>(grad + output * p.first.w);
+    const T* output_weight = weight + output * p.second.w;
+#pragma GCC unroll 16
+    for (int i = 0; i < kBlockOutputs; ++i) {
+      const int64_t t = tap + i;
+      if (t >= 0 && t < kKernel) sums[i] += load<A>(output_weight[t * p.second.c]) * pixel;
+    }
+  }
+}
+
+// Sixteen channels of kBlockOutputs neighbouring positions of the map, from x on, for shifted
+// windows. `rows` are the rows of outputs that see them.
+template <typename T, typename A, int kKernel>
+inline void scatter_block(const LocalParams& p, const T* grad, const T* weight, T* result,
+                          const ReachingTaps& rows, int64_t x) {
+  constexpr int64_t kReach = kKernel / 2;
+  const Strides &grads = p.first, &weights = p.second;
+  // the last window of the row begins here
+  const int64_t last = p.width - kKernel;
+  const bool at_left = x < kKernel;
+  const bool at_right = x + kBlockOutputs > last;
+  Simd<A> sums[kBlockOutputs];
+  for (int i = 0; i < kBlockOutputs; ++i) sums[i] = Simd<A>{};
+  for (int64_t row = 0; row < rows.count; ++row) {
+    const T* row_grad = grad + rows.output[row] * grads.h;
+    const T* row_weight =
+        weight + rows.tap[row] * kKernel * weights.c + rows.output[row] * weights.h;
+    if (!at_left && !at_right) {
+      add_centred_outputs<T, A, kKernel, true>(p, row_grad, row_weight, x, sums);
+      continue;
+    }
+    add_centred_outputs<T, A, kKernel, false>(p, row_grad, row_weight, x, sums);
+    if (at_left) add_end_outputs<T, A, kKernel>(p, row_grad, row_weight, {0, kReach}, x, sums);
+    if (at_right)
+      add_end_outputs<T, A, kKernel>(p, row_grad, row_weight, {p.width - kReach, p.width}, x - last,
+                                     sums);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kBlockOutputs; ++i)
+    store_converted<T, A, kSimdWidth>(result + i * p.result.w, sums[i]);
+}
+
+// A row of the map, for shifted windows. `rows` are the rows of outputs that see it.
+template <typename T, typename A>
+void scatter_shifted_span(const LocalParams& p, const T* grad, const T* weight, T* result,
+                          const ReachingTaps& rows) {
+  const int64_t block_channels = p.channels / kSimdWidth * kSimdWidth;
+  const bool has_blocks =
+      p.width >= kBlockOutputs && for_block(p.window, [&](auto kernel, auto) {
+        for (int64_t begin = 0; begin < p.width; begin += kBlockOutputs) {
+          // the last block moves back and computes some positions again
+          const int64_t x = int_min(begin, p.width - kBlockOutputs);
+          T* target = result + x * p.result.w;
+          for (int64_t d = 0; d < block_channels; d += kSimdWidth)
+            scatter_block<T, A, kernel>(p, grad + d, weight, target + d, rows, x);
+        }
+      });
+  const int64_t d = has_blocks ? block_channels : 0;
+  ReachingTaps columns;
+  for (int64_t x = 0; d < p.channels && x < p.width; ++x) {
+    columns.find_shifted(x, p.window.kernel_w, p.width);
+    scatter_position<T, A>(p, grad, weight, result + x * p.result.w, d, rows, columns);
+  }
 }
 
 }  // namespace mmrednet::MMREDNET_ISA

@@ -16,26 +16,25 @@
 
 namespace mmrednet::MMREDNET_ISA {
 
-// Adds the relations of 16 outputs, from x on, to N neighbouring taps of row `row` of the map, from
-// t on. `query` has a row for each channel or pair of channels of the keys, and begins at output x.
-template <Relation kRelation, typename T, typename A, int N, Packing kPacking>
-inline void add_relations(const PackedRows<T, A, kPacking>& keys, Matrix<const A> queries,
-                          int64_t row, int64_t x, int64_t t, Simd<A>* sums) {
-  int64_t columns[N];
-  const int64_t border = keys.border_offset(x);
-  for (int n = 0; n < N; ++n)
-    columns[n] = border < 0 ? keys.tap_offset(t + n) + x : border + (t + n) * kSimdWidth;
+// Adds the relations of 16 outputs to N neighbouring taps of row `row` of the map, from t on.
+// `queries` has a row for each channel or pair of channels of the keys, and begins at the outputs.
+template <Relation kRelation, typename T, typename A, int N, Packing kPacking, typename Lanes>
+inline void add_relations(const PackedRows<T, A, kPacking>& keys, const Lanes& lanes,
+                          Matrix<const A> queries, int64_t row, int64_t t, Simd<A>* sums) {
+  int64_t offsets[N];
+  for (int n = 0; n < N; ++n) offsets[n] = keys.tap_offset(t + n);
   for (int64_t d = 0; d < keys.channels; ++d) {
     const Simd<A> query = load_simd<A>(queries.data + d * queries.pitch);
     const A* key = keys.row(row, d);
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
+      const Simd<A> column = lanes.load(key + offsets[n]);
       if constexpr (kPacking == kChannelPairs) {
-        sums[n] = dot_pairs<A>(sums[n], query, load_simd<A>(key + columns[n]));
+        sums[n] = dot_pairs<A>(sums[n], query, column);
       } else if constexpr (kRelation == kProduct) {
-        sums[n] += query * load_simd<A>(key + columns[n]);
+        sums[n] += query * column;
       } else {
-        const Simd<A> difference = query - load_simd<A>(key + columns[n]);
+        const Simd<A> difference = query - column;
         sums[n] -= difference < 0 ? -difference : difference;
       }
     }
@@ -68,11 +67,13 @@ template <typename T, typename A, Packing kPacking>
 inline void correlate_window_row(const PackedRows<T, A, kPacking>& keys, Matrix<const A> queries,
                                  int64_t row, Matrix<A> logits) {
   for (int64_t x = 0; x < keys.p.out_width; x += kSimdWidth)
-    for_taps(keys.p.window.kernel_w, [&](auto count, int64_t t) {
-      Simd<A> sums[count] = {};
-      add_relations<kProduct, T, A, count>(keys, queries.from(0, x), row, x, t, sums);
-      for (int n = 0; n < count; ++n)
-        store_simd<A>(logits.data + (t + n) * logits.pitch + x, sums[n]);
+    keys.with_lanes(x, [&](const auto& lanes) {
+      for_taps(keys.p.window.kernel_w, [&](auto count, int64_t t) {
+        Simd<A> sums[count] = {};
+        add_relations<kProduct, T, A, count>(keys, lanes, queries.from(0, x), row, t, sums);
+        for (int n = 0; n < count; ++n)
+          store_simd<A>(logits.data + (t + n) * logits.pitch + x, sums[n]);
+      });
     });
 }
 

@@ -228,15 +228,18 @@ void aggregate_channels_last(const LocalParams& p, const LocalPointers& pointers
     const WeightView<T> weights = weight_view<T>(p, group.second, y, flipped);
     T* result = group.result + y * p.result.h;
     if constexpr (kDotsPairs<T>) {
-      const PairView<A> pairs = pack_pair_weights<T, A>(p, weights, workspace, y);
-      aggregate_pair_span<T, A>(p, group.first, pairs, result, y, 0, p.out_width);
-    } else {
-      aggregate_span<T, A>(p, group.first, weights, result, y, 0, p.out_width);
+      // pairs of weights have zeros for what lies outside the map
+      if (!p.window.shifted) {
+        const PairView<A> pairs = pack_pair_weights<T, A>(p, weights, workspace, y);
+        aggregate_pair_span<T, A>(p, group.first, pairs, result, y, 0, p.out_width);
+        continue;
+      }
     }
+    aggregate_span<T, A>(p, group.first, weights, result, y, 0, p.out_width);
   }
 }
 
-// Rows [begin, end) of a scatter of any stride on a channels-last map.
+// Rows [begin, end) of a scatter of any stride, or of shifted windows, on a channels-last map.
 template <typename T, typename A>
 void scatter_channels_last(const LocalParams& p, const LocalPointers& pointers, int64_t begin,
                            int64_t end) {
@@ -246,19 +249,18 @@ void scatter_channels_last(const LocalParams& p, const LocalPointers& pointers, 
     const RowIndex index = row_index(item, p.result_rows, p.groups, true);
     const GroupPointers<T> group = group_pointers<T>(p, pointers, index);
     const int64_t y = index.row;
-    if (window.shifted)
+    T* result = group.result + y * p.result.h;
+    if (window.shifted) {
       rows.find_shifted(y, window.kernel_h, p.height);
-    else
-      rows.find(y, window.kernel_h, window.stride_h, window.dilation_h, window.padding_h,
-                p.out_height);
-    for (int64_t x = 0; x < p.width; ++x) {
-      if (window.shifted)
-        columns.find_shifted(x, window.kernel_w, p.width);
-      else
-        columns.find(x, window.kernel_w, window.stride_w, window.dilation_w, window.padding_w,
-                     p.out_width);
-      T* result = group.result + y * p.result.h + x * p.result.w;
-      scatter_position<T, A>(p, group.first, group.second, result, rows, columns);
+      scatter_shifted_span<T, A>(p, group.first, group.second, result, rows);
+      continue;
+    }
+    rows.find(y, window.kernel_h, window.stride_h, window.dilation_h, window.padding_h,
+              p.out_height);
+    for (int64_t x = 0; x < p.width; ++x, result += p.result.w) {
+      columns.find(x, window.kernel_w, window.stride_w, window.dilation_w, window.padding_w,
+                   p.out_width);
+      scatter_position<T, A>(p, group.first, group.second, result, 0, rows, columns);
     }
   }
 }

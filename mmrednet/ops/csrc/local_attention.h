@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "border_lanes.h"
 #include "correlate.h"
 #include "integers.h"
 #include "isa.h"
@@ -26,7 +28,7 @@ template <typename A>
 struct LogitTerms {
   // relative position: a matrix row for each row and each column of the window; `rows` may be null
   const A *rows, *columns;
-  // an element for each tap, or null; for shifted windows, that of outputs in the interior
+  // an element for each tap, or null; where windows are shifted, that of outputs in the interior
   const A* bias;
 };
 
@@ -81,7 +83,7 @@ struct LogitRows {
   Matrix<A> queries, grads, row_terms, column_terms, mask;
   // a row for each tap; a column for each of 16 outputs
   Matrix<A> logits;
-  // the bias of border blocks: a row for each tap of each block
+  // the same, the bias of outputs of which some have shifted windows
   Matrix<A> border_bias;
   // free memory behind that
   A* free;
@@ -104,7 +106,7 @@ struct LogitRows {
     column_terms = take(window.kernel_w, pitch);
     mask = take(window.kernel_w, pitch);
     logits = take(taps, kSimdWidth);
-    border_bias = take(border_blocks(k).count * taps, kSimdWidth);
+    border_bias = take(taps, kSimdWidth);
     mask_columns(k, mask);
     if constexpr (kPacking == kChannelPairs)
       if (pointers.rows) pack_tables();
@@ -137,7 +139,7 @@ struct LogitRows {
     window_rows = taps_inside(first_row(k, y), window.dilation_h, k.height, window.kernel_h);
     keys.pack_window(y);
     pack_row<kPacking>(pointers.query, k.first, index, k.channels, queries);
-    terms = window.shifted ? shifted_terms(keys, index.group) : logit_terms(index.group);
+    terms = window.shifted ? shifted_terms(index.group) : logit_terms(index.group);
   }
 
   // Packs a row of one head of a tensor that has the size of the outputs.
@@ -165,22 +167,24 @@ struct LogitRows {
 
   // Computes the logits of 16 outputs from x on. Returns the largest of each.
   Simd<A> compute_logits(const Keys& keys, int64_t x) {
-    Simd<A> maximum = Simd<A>{} - static_cast<A>(__builtin_inf());
+    if (terms.bias && has_border(k, x)) fill_border_bias(x);
+    Simd<A> maximum = {};
+    keys.with_lanes(x, [&](const auto& lanes) { maximum = lane_logits(keys, lanes, x); });
+    return maximum;
+  }
+
+ private:
+  // pairs of the tables of all heads
+  T *row_tables = nullptr, *column_tables = nullptr;
+
+  template <typename Lanes>
+  Simd<A> lane_logits(const Keys& keys, const Lanes& lanes, int64_t x) const {
     const Matrix<const A> outputs = Matrix<const A>(queries).from(0, x);
-    const int64_t block = keys.border_block(x);
-    const A* block_bias =
-        block < 0 || !terms.bias ? nullptr : border_bias.data + block * taps * kSimdWidth;
+    Simd<A> maximum = Simd<A>{} - static_cast<A>(__builtin_inf());
     for_inner_taps([&](auto count, int64_t tap, int64_t u, int64_t t) {
       Simd<A> sums[count];
-      for (int n = 0; n < count; ++n) {
-        sums[n] = load_simd<A>(terms.columns + (t + n) * pitch + x);
-        if (terms.rows) sums[n] += load_simd<A>(terms.rows + u * pitch + x);
-        if (block_bias)
-          sums[n] += load_simd<A>(block_bias + (tap + n) * kSimdWidth);
-        else if (terms.bias)
-          sums[n] += terms.bias[tap + n];
-      }
-      add_relations<kRelation, T, A, count>(keys, outputs, map_row(u), x, t, sums);
+      for (int n = 0; n < count; ++n) sums[n] = position_terms<Lanes>(x, u, t + n);
+      add_relations<kRelation, T, A, count>(keys, lanes, outputs, map_row(u), t, sums);
       for (int n = 0; n < count; ++n) {
         store_simd<A>(logits.data + (tap + n) * kSimdWidth, sums[n]);
         maximum = sums[n] > maximum ? sums[n] : maximum;
@@ -189,11 +193,18 @@ struct LogitRows {
     return maximum;
   }
 
- private:
-  // pairs of the tables of all heads
-  T *row_tables = nullptr, *column_tables = nullptr;
-  // the bias that `border_bias` has been filled from
-  const A* packed_bias = nullptr;
+  // What is added to the logits of 16 outputs from x on and tap (u, t).
+  template <typename Lanes>
+  Simd<A> position_terms(int64_t x, int64_t u, int64_t t) const {
+    const int64_t tap = u * window.kernel_w + t;
+    Simd<A> sum = load_simd<A>(terms.columns + t * pitch + x);
+    if (terms.rows) sum += load_simd<A>(terms.rows + u * pitch + x);
+    if (!terms.bias) return sum;
+    if constexpr (std::is_same_v<Lanes, BorderLanes<A>>)
+      return sum + load_simd<A>(border_bias.data + tap * kSimdWidth);
+    else
+      return sum + terms.bias[tap];
+  }
 
   // The groups of a row follow one another if all of them are cached.
   int64_t slot_of(RowIndex index) const { return k.cached_groups > 1 ? index.group : 0; }
@@ -227,24 +238,27 @@ struct LogitRows {
     return {row_terms.data, column_terms.data, bias};
   }
 
-  // Shifted windows have a bias (heads, places, taps). That of border blocks is filled when the
-  // place of the row in its window changes.
-  LogitTerms<A> shifted_terms(const Keys& keys, int64_t head) {
+  // Shifted windows have a bias (heads, places, taps). The centre of a window is its place number
+  // padding_w.
+  LogitTerms<A> shifted_terms(int64_t head) const {
     const A* bias = static_cast<const A*>(pointers.bias);
     if (!bias) return {nullptr, mask.data, nullptr};
-    const int64_t place = y - first_row(k, y);
-    const A* row_bias = bias + (head * window.kernel_h + place) * window.kernel_w * taps;
-    if (row_bias != packed_bias) {
-      packed_bias = row_bias;
-      for (int64_t x = 0; x < k.width; ++x) {
-        const int64_t block = keys.border_block(x);
-        if (block < 0) continue;
-        const A* source = row_bias + (x - first_column(k, x)) * taps;
-        A* target = border_bias.data + block * taps * kSimdWidth + x % kSimdWidth;
-        for (int64_t tap = 0; tap < taps; ++tap) target[tap * kSimdWidth] = source[tap];
-      }
+    const int64_t place = (y - first_row(k, y)) * window.kernel_w + window.padding_w;
+    return {nullptr, mask.data, bias + (head * taps + place) * taps};
+  }
+
+  // Fills the bias of 16 outputs from x on: that of the interior, then that of the few outputs
+  // which stand elsewhere in their windows.
+  void fill_border_bias(int64_t x) {
+    for (int64_t tap = 0; tap < taps; ++tap)
+      store_simd<A>(border_bias.data + tap * kSimdWidth, terms.bias[tap] - Simd<A>{});
+    for (int64_t output = x; output < int_min(x + kSimdWidth, k.width); ++output) {
+      const int64_t distance = output - first_column(k, output) - window.padding_w;
+      if (distance == 0) continue;
+      const A* source = terms.bias + distance * taps;
+      A* target = border_bias.data + output - x;
+      for (int64_t tap = 0; tap < taps; ++tap) target[tap * kSimdWidth] = source[tap];
     }
-    return {nullptr, mask.data, row_bias + window.padding_w * taps};
   }
 
   void multiply_tables(int64_t head) {

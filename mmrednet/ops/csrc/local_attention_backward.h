@@ -56,17 +56,28 @@ struct GradientRows {
     clear(row_sums);
     clear(column_sums);
     clear(bias_sums);
-    const int64_t end = int_min((band + 1) * params.band_rows, k.out_height);
-    for (int64_t y = band * params.band_rows; y < end; ++y) run_row({0, head, y});
-    if (!pointers.table_sums) return;
-    A* sums =
-        static_cast<A*>(pointers.table_sums) + (head * params.bands + band) * table_elements(k);
+    A* sums = static_cast<A*>(pointers.table_sums);
+    if (sums) sums += (head * params.bands + band) * table_elements(k);
+    if (pointers.bias) {
+      place_sums = sums + (window.kernel_h + window.kernel_w) * half;
+      for (int64_t i = 0; i < bias_elements(window); ++i) place_sums[i] = 0;
+    }
+    const int64_t begin = band * params.band_rows;
+    const int64_t end = int_min(begin + params.band_rows, k.out_height);
+    row_place = place_of_row(begin);
+    for (int64_t y = begin; y < end; ++y) run_row({0, head, y});
+    if (!sums) return;
     sums = add_lanes(row_sums, sums);
-    sums = add_lanes(column_sums, sums);
-    add_lanes(bias_sums, sums);
+    add_lanes(column_sums, sums);
+    if (pointers.bias) store_centre_bias();
   }
 
  private:
+  // the gradients of the bias of this band, (places, taps) where windows are shifted, else (taps);
+  // and the place of the current row
+  A* place_sums = nullptr;
+  int64_t row_place = 0;
+
   static void clear(Matrix<A> matrix) {
     for (int64_t i = 0; i < matrix.rows * matrix.pitch; ++i) matrix.data[i] = 0;
   }
@@ -89,7 +100,24 @@ struct GradientRows {
     store_simd<A>(matrix.data + row * kSimdWidth, at(matrix, row) + value);
   }
 
+  int64_t place_of_row(int64_t y) const { return window.shifted ? y - first_row(k, y) : 0; }
+
+  // Stores the gradient of the bias of outputs in the centre of their windows along the row.
+  void store_centre_bias() {
+    const int64_t place = row_place * window.kernel_w + window.padding_w;
+    add_lanes(bias_sums, place_sums + (window.shifted ? place * taps : 0));
+    clear(bias_sums);
+  }
+
+  // Rows of one place follow one another.
+  void begin_place(int64_t y) {
+    if (!pointers.bias || place_of_row(y) == row_place) return;
+    store_centre_bias();
+    row_place = place_of_row(y);
+  }
+
   void run_row(RowIndex index) {
+    begin_place(index.row);
     Keys keys = rows.keys_of(index);
     Values values = rows.template values_of<Values>(index);
     rows.begin_row(index, keys);
@@ -132,21 +160,44 @@ struct GradientRows {
   // The gradient of the softmax: weight * (grad - sum of weight * grad).
   void compute_logit_gradients(const Values& values, Matrix<const A> grads, int64_t x) {
     Simd<A> mean = {};
-    rows.for_inner_taps([&](auto count, int64_t tap, int64_t u, int64_t t) {
-      Simd<A> sums[count] = {};
-      add_relations<kProduct, T, A, count>(values, grads.from(0, x), rows.map_row(u), x, t, sums);
-      for (int n = 0; n < count; ++n) {
-        store_simd<A>(grad_logits.data + (tap + n) * kSimdWidth, sums[n]);
-        mean += at(rows.logits, tap + n) * sums[n];
-      }
+    values.with_lanes(x, [&](const auto& lanes) {
+      rows.for_inner_taps([&](auto count, int64_t tap, int64_t u, int64_t t) {
+        Simd<A> sums[count] = {};
+        add_relations<kProduct, T, A, count>(values, lanes, grads.from(0, x), rows.map_row(u), t,
+                                             sums);
+        for (int n = 0; n < count; ++n) {
+          store_simd<A>(grad_logits.data + (tap + n) * kSimdWidth, sums[n]);
+          mean += at(rows.logits, tap + n) * sums[n];
+        }
+      });
     });
+    const bool is_border = has_border(k, x);
     rows.for_inner_taps([&](auto count, int64_t tap, int64_t, int64_t) {
       for (int n = 0; n < count; ++n) {
         const Simd<A> grad = at(rows.logits, tap + n) * (at(grad_logits, tap + n) - mean);
         store_simd<A>(grad_logits.data + (tap + n) * kSimdWidth, grad);
-        if (pointers.bias && !window.shifted) add(bias_sums, tap + n, grad);
+        if (pointers.bias && !is_border) add(bias_sums, tap + n, grad);
       }
     });
+    if (pointers.bias && is_border) add_border_bias(x);
+  }
+
+  // Adds the gradients of 16 outputs from x on to those of the bias: by lanes for outputs in the
+  // centre of their windows, at once for the few others.
+  void add_border_bias(int64_t x) {
+    Simd<A> centred = {};
+    for (int64_t output = x; output < int_min(x + kSimdWidth, k.width); ++output) {
+      const int64_t lane = output - x, place = output - first_column(k, output);
+      if (place == window.padding_w) {
+        centred[lane] = 1;
+        continue;
+      }
+      A* target = place_sums + (row_place * window.kernel_w + place) * taps;
+      for (int64_t tap = 0; tap < taps; ++tap)
+        target[tap] += grad_logits.data[tap * kSimdWidth + lane];
+    }
+    for (int64_t tap = 0; tap < taps; ++tap)
+      add(bias_sums, tap, centred > 0 ? at(grad_logits, tap) : Simd<A>{});
   }
 
   // Stores 16 outputs of all taps that meet the map, in a tensor (heads, planes, taps, outputs).
@@ -164,25 +215,26 @@ struct GradientRows {
   // The gradient of the query by products: the sum of the keys, weighted by gradients of logits.
   void add_keys(const Keys& keys, int64_t x) {
     constexpr int64_t kRows = Rows::kPacking == kChannelPairs ? 4 : 8;
-    int64_t row = 0;
-    for (; row + kRows <= keys.channels; row += kRows) add_key_rows<kRows>(keys, row, x);
-    for (; row < keys.channels; ++row) add_key_rows<1>(keys, row, x);
+    keys.with_lanes(x, [&](const auto& lanes) {
+      int64_t row = 0;
+      for (; row + kRows <= keys.channels; row += kRows) add_key_rows<kRows>(keys, lanes, row);
+      for (; row < keys.channels; ++row) add_key_rows<1>(keys, lanes, row);
+    });
   }
 
   // The same for N rows of packed keys.
-  template <int N>
-  void add_key_rows(const Keys& keys, int64_t row, int64_t x) {
+  template <int N, typename Lanes>
+  void add_key_rows(const Keys& keys, const Lanes& lanes, int64_t row) {
     constexpr int kNumbers = Rows::kPacking == kChannelPairs ? 2 : 1;
     Simd<A> sums[N * kNumbers] = {};
-    const int64_t border = keys.border_offset(x);
     for (int64_t u = rows.window_rows.begin; u < rows.window_rows.end; ++u) {
-      const A* source = keys.row(rows.map_row(u), row) + (border < 0 ? x : border);
+      const A* source = keys.row(rows.map_row(u), row);
       for (int64_t t = 0; t < window.kernel_w; ++t) {
         const Simd<A> grad = at(grad_logits, u * window.kernel_w + t);
-        const A* column = source + (border < 0 ? keys.tap_offset(t) : t * kSimdWidth);
+        const A* column = source + keys.tap_offset(t);
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) {
-          const Simd<A> key = load_simd<A>(column + n * keys.pitch);
+          const Simd<A> key = lanes.load(column + n * keys.pitch);
           if constexpr (kNumbers == 2) {
             sums[2 * n] += grad * first_number<A>(key);
             sums[2 * n + 1] += grad * second_number<A>(key);

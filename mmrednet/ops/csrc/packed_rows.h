@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "border_lanes.h"
 #include "integers.h"
 #include "isa.h"
 #include "matrix.h"
@@ -85,7 +86,6 @@ struct PackedRows {
   // matrix rows of a slot
   int64_t channels;
   bool by_tap;
-  BorderBlocks borders;
 
   // Marks the buffers of `count` groups as empty. All bits set is the address of no group, while
   // that of a tensor without elements is zero.
@@ -102,8 +102,7 @@ struct PackedRows {
         slots(ring_slots(params)),
         pitch(packed_row_length(params)),
         channels(kPacking == kChannelPairs ? num_pairs(params.channels) : params.channels),
-        by_tap(packs_by_tap(params)),
-        borders(border_blocks(params)) {
+        by_tap(packs_by_tap(params)) {
     phase = by_tap ? round_up(p.out_width) : phase_length(p);
     packed = reinterpret_cast<A*>(cached_row + slots);
     // the rows of another group are of no use
@@ -128,18 +127,14 @@ struct PackedRows {
     return column % p.window.stride_w * phase + column / p.window.stride_w;
   }
 
-  // The number of the border block that begins at output x, or -1 if it is none.
-  int64_t border_block(int64_t x) const {
-    const int64_t block = x / kSimdWidth;
-    if (borders.count == 0 || (block >= borders.left && block < borders.right)) return -1;
-    return block < borders.left ? block : borders.left + block - borders.right;
-  }
-
-  // Where the columns of the taps of a border block begin in a packed row, kSimdWidth for each tap;
-  // or -1 if output x begins no such block.
-  int64_t border_offset(int64_t x) const {
-    const int64_t block = border_block(x);
-    return block < 0 ? -1 : phase + block * p.window.kernel_w * kSimdWidth;
+  // Calls `run` with what loads the columns of 16 outputs from x on.
+  template <typename Run>
+  void with_lanes(int64_t x, Run run) const {
+    const int64_t first = p.window.padding_w, last = p.width - 1 - first;
+    if (has_border(p, x))
+      run(BorderLanes<A>(x, first, last));
+    else
+      run(InnerLanes<A>{x});
   }
 
   // Packs a row of the map, unless it is there already.
@@ -194,27 +189,6 @@ struct PackedRows {
         A* row = target + d * pitch;
         join_rows<A>(row, pitch, row + distance, pitch - distance);
       }
-    }
-    for (int64_t x = 0; borders.count && x < p.width; x += kSimdWidth)
-      if (border_block(x) >= 0)
-        for (int64_t d = 0; d < channels; ++d) pack_border(target + d * pitch, x);
-  }
-
-  // Copies what the taps of a border block see, from a packed row to its end. Output x of the
-  // interior sees column x + t of the packed row by tap t. Those before and behind it see what the
-  // first and the last of them see.
-  void pack_border(A* row, int64_t x) const {
-    const int64_t first = p.window.padding_w, last = p.width - 1 - p.window.padding_w;
-    A* target = row + border_offset(x);
-    Simd<A> output, left, right;
-    for (int i = 0; i < kSimdWidth; ++i) output[i] = static_cast<A>(x + i);
-    for (int64_t t = 0; t < p.window.kernel_w; ++t) {
-      // element by element: an addition might change the bits of pairs
-      for (int i = 0; i < kSimdWidth; ++i) left[i] = row[first + t];
-      for (int i = 0; i < kSimdWidth; ++i) right[i] = row[last + t];
-      const Simd<A> inner = load_simd<A>(row + x + t);
-      const Simd<A> columns = output < static_cast<A>(first) ? left : inner;
-      store_simd<A>(target + t * kSimdWidth, output > static_cast<A>(last) ? right : columns);
     }
   }
 
@@ -278,34 +252,34 @@ inline int64_t weight_rows(int64_t kernel_w) {
   return kDotsPairs<T> ? num_pairs(kernel_w) : kernel_w;
 }
 
-// Sums of 16 outputs of row y, from x on, and of D channels, from d on.
+// Sums of 16 outputs of row y and of D channels, from d on.
 //
 // `weights` has a row for each tap or pair of taps, and begins at output x. Its columns are those
 // of the outputs; or, if kShifted, they are laid out as the packed rows are, and move with the tap
 // (see scatter_row_flipped).
-template <typename T, typename A, int D, bool kShifted>
-inline void aggregate_tile(const AggregateRows<T, A>& rows, Matrix<const A> weights, int64_t y,
-                           int64_t x, int64_t d, A* sums) {
+template <typename T, typename A, int D, bool kShifted, typename Lanes>
+inline void aggregate_tile(const AggregateRows<T, A>& rows, const Lanes& lanes,
+                           Matrix<const A> weights, int64_t y, int64_t d, A* sums) {
   constexpr int kStep = kDotsPairs<T> ? 2 : 1;
   const LocalParams& p = rows.p;
   const Window& window = p.window;
   Simd<A> s[D];
   for (int n = 0; n < D; ++n) s[n] = Simd<A>{};
-  const int64_t top = first_row(p, y), border = kShifted ? -1 : rows.border_offset(x);
+  const int64_t top = first_row(p, y);
   for (int64_t u = 0; u < window.kernel_h; ++u) {
     const int64_t row = top + u * window.dilation_h;
     if (row < 0 || row >= p.height) continue;
-    const A* packed_row = rows.row(row, d) + (border < 0 ? x : border);
+    const A* packed_row = rows.row(row, d);
     const A* weight_row = weights.data + u * weight_rows<T>(window.kernel_w) * weights.pitch;
     for (int64_t t = 0; t < window.kernel_w; t += kStep, weight_row += weights.pitch) {
-      const int64_t offset = border < 0 ? rows.tap_offset(t) : t * kSimdWidth;
+      const int64_t offset = rows.tap_offset(t);
       const Simd<A> weight = load_simd<A>(weight_row + (kShifted ? offset : 0));
       const A* source = packed_row + offset;
       // the last of an odd number of taps has no second one, and what lies there may be infinite
       const bool is_single = kDotsPairs<T> && t + 1 == window.kernel_w;
 #pragma GCC unroll 8
       for (int n = 0; n < D; ++n) {
-        const Simd<A> value = load_simd<A>(source + n * rows.pitch);
+        const Simd<A> value = lanes.load(source + n * rows.pitch);
         if constexpr (kDotsPairs<T>)
           s[n] = dot_pairs<A>(s[n], weight, is_single ? first_of_pairs<A>(value) : value);
         else
@@ -318,9 +292,9 @@ inline void aggregate_tile(const AggregateRows<T, A>& rows, Matrix<const A> weig
 
 // Sixteen outputs of row y of one group, from x on, times a factor unless that is null. `result` is
 // the first element of the group.
-template <typename T, typename A, bool kShifted>
-void aggregate_outputs(const AggregateRows<T, A>& rows, Matrix<const A> weights, T* result,
-                       int64_t y, int64_t x, const Simd<A>* factor) {
+template <typename T, typename A, bool kShifted, typename Lanes>
+void aggregate_lanes(const AggregateRows<T, A>& rows, const Lanes& lanes, Matrix<const A> weights,
+                     T* result, int64_t y, int64_t x, const Simd<A>* factor) {
   const LocalParams& p = rows.p;
   const Strides& strides = p.result;
   // Eight independent sums hide the latency of a multiply-add, and each vector of weights is loaded
@@ -331,17 +305,31 @@ void aggregate_outputs(const AggregateRows<T, A>& rows, Matrix<const A> weights,
     const int64_t remaining = p.channels - d;
     const int channels = remaining >= 8 ? 8 : remaining >= 4 ? 4 : 1;
     if (channels == 8)
-      aggregate_tile<T, A, 8, kShifted>(rows, weights, y, x, d, sums);
+      aggregate_tile<T, A, 8, kShifted>(rows, lanes, weights, y, d, sums);
     else if (channels == 4)
-      aggregate_tile<T, A, 4, kShifted>(rows, weights, y, x, d, sums);
+      aggregate_tile<T, A, 4, kShifted>(rows, lanes, weights, y, d, sums);
     else
-      aggregate_tile<T, A, 1, kShifted>(rows, weights, y, x, d, sums);
+      aggregate_tile<T, A, 1, kShifted>(rows, lanes, weights, y, d, sums);
     for (int n = 0; factor && n < channels; ++n)
       store_simd<A>(sums + n * kSimdWidth, load_simd<A>(sums + n * kSimdWidth) * *factor);
     T* target = result + d * strides.c + y * strides.h + x * strides.w;
     unpack_matrix<T, A>(target, strides.c, strides.w, {sums, kSimdWidth, channels, outputs});
     d += channels;
   }
+}
+
+// The same, with what loads the columns of these outputs.
+template <typename T, typename A, bool kShifted>
+void aggregate_outputs(const AggregateRows<T, A>& rows, Matrix<const A> weights, T* result,
+                       int64_t y, int64_t x, const Simd<A>* factor) {
+  const auto run = [&](const auto& lanes) {
+    aggregate_lanes<T, A, kShifted>(rows, lanes, weights, result, y, x, factor);
+  };
+  // windows of a flipped scatter stay where they are
+  if constexpr (kShifted)
+    run(InnerLanes<A>{x});
+  else
+    rows.with_lanes(x, run);
 }
 
 // Row y of the outputs of one group. The rows that the window needs have been packed.

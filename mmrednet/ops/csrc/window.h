@@ -46,9 +46,16 @@ inline int64_t first_row(const LocalParams& p, int64_t y) {
   return first_tap(y, window.stride_h, window.padding_h, window.kernel_h, p.height, window.shifted);
 }
 
-// The column of the map of the first tap of an output with a shifted window.
+// The column of the map of the first tap of an output.
 inline int64_t first_column(const LocalParams& p, int64_t x) {
-  return first_tap(x, 1, p.window.padding_w, p.window.kernel_w, p.width, true);
+  const Window& window = p.window;
+  return first_tap(x, window.stride_w, window.padding_w, window.kernel_w, p.width, window.shifted);
+}
+
+// Whether some of the 16 outputs from x on have windows that are shifted.
+inline bool has_border(const LocalParams& p, int64_t x) {
+  const int64_t reach = p.window.padding_w;
+  return p.window.shifted && (x < reach || x + kSimdWidth > p.width - reach);
 }
 
 // The outputs along one axis whose shifted window starts at `start`: at both ends there are many.

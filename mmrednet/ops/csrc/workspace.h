@@ -37,26 +37,10 @@ static inline bool packs_by_tap(const LocalParams& p) {
   return window.kernel_w > 1 && by_phase > window.kernel_w * round_up(p.out_width);
 }
 
-// Blocks of 16 outputs of a row. Where windows are shifted, the outputs of the blocks at both ends
-// do not see neighbouring columns. `left` blocks are at the left end, and those from `right` on at
-// the right end.
-struct BorderBlocks {
-  int64_t left, right, count;
-};
-
-static inline BorderBlocks border_blocks(const LocalParams& p) {
-  if (!p.window.shifted) return {0, 0, 0};
-  const int64_t left = ceil_div(p.window.padding_w, kSimdWidth);
-  const int64_t right = int_max(left, (p.width - p.window.padding_w) / kSimdWidth);
-  return {left, right, left + round_up(p.width) / kSimdWidth - right};
-}
-
-// Elements of a packed row of one channel. Behind it are the columns that each tap of the border
-// blocks sees.
+// Elements of a packed row of one channel.
 static inline int64_t packed_row_length(const LocalParams& p) {
   if (packs_by_tap(p)) return p.window.kernel_w * round_up(p.out_width);
-  const int64_t borders = border_blocks(p).count * p.window.kernel_w * kSimdWidth;
-  return phase_length(p) * p.window.stride_w + borders;
+  return phase_length(p) * p.window.stride_w;
 }
 
 // Size of the packed rows of one group: the address of the group, the row that each slot holds, and
@@ -88,7 +72,6 @@ constexpr int64_t kMaxListedTaps = 64;
 // Whether a feature map is channels-last and the kernel can read it in place, without packing.
 static inline bool runs_channels_last(const LocalParams& p) {
   if (p.primitive == kCorrelate) return false;
-  if (p.primitive == kAggregate && p.window.shifted) return false;
   const bool channels_last = p.first.c == 1 && p.first.w != 1 && p.result.c == 1;
   // half a window more outputs see a position by a shifted window
   const int64_t most_taps = p.window.shifted ? kMaxListedTaps / 2 : kMaxListedTaps;
@@ -202,26 +185,31 @@ static inline void set_parts(InvolutionBackwardParams& p, int64_t images, int64_
   p.workspace_bytes = packed_rows_bytes(local, element) + tile_elements * element;
 }
 
+// Elements of the bias of one head: one for each tap; where windows are shifted, for each tap and
+// each place of an output in its window.
+static inline int64_t bias_elements(const Window& window) {
+  return num_taps(window) * (window.shifted ? num_taps(window) : 1);
+}
+
 // Elements of the tables of one head: of the embeddings of rows and columns, and of the bias.
 static inline int64_t table_elements(const LocalParams& keys) {
   const Window& window = keys.window;
-  return (window.kernel_h + window.kernel_w) * (keys.channels / 2) + num_taps(window);
+  return (window.kernel_h + window.kernel_w) * (keys.channels / 2) + bias_elements(window);
 }
 
 // The workspace of local attention: packed rows of keys and values, and behind them, for one row of
 // outputs, query, gradient of the result, the terms of row and column, and the mask; for 16 of its
-// outputs logits, weights and gradients of both, the gradient of the query and sums for the tables;
+// outputs bias, logits, weights and gradients of both, the gradient of the query and sums for the
+// tables;
 // and the tables in pairs.
 static inline int64_t workspace_bytes(const AttentionParams& p, int64_t element) {
   const LocalParams &keys = p.keys, &values = p.values;
   const Window& window = keys.window;
   const int64_t rows = keys.channels + values.channels + window.kernel_h + 2 * window.kernel_w;
   // a pair may need one row or channel more
-  const int64_t border_bias = border_blocks(keys).count * num_taps(window);
-  const int64_t vectors =
-      3 * num_taps(window) + keys.channels + 1 + table_elements(keys) + border_bias;
-  const int64_t tables =
-      keys.groups * (window.kernel_h + window.kernel_w) * (keys.channels / 2 + 1);
+  const int64_t lines = window.kernel_h + window.kernel_w, half = keys.channels / 2;
+  const int64_t vectors = 5 * num_taps(window) + keys.channels + 1 + lines * half;
+  const int64_t tables = keys.groups * lines * (half + 1);
   const int64_t packed = packed_rows_bytes(keys, element) + packed_rows_bytes(values, element);
   return keys.cached_groups * packed +
          (rows * round_up(keys.out_width) + vectors * kSimdWidth + tables) * element;
