@@ -104,15 +104,9 @@ inline void aggregate_block(const LocalParams& p, const T* value, WeightView<W> 
   using V = Vector<A, N>;
   constexpr int kColumns = block_columns(kKernel, kStride);
   const Window& window = p.window;
-<<<<<<< HEAD
   V sums[kBlockOutputs];
   for (int i = 0; i < kBlockOutputs; ++i) sums[i] = V{};
-  const int64_t top = y * window.stride_h - window.padding_h;
-=======
-  Simd<A> sums[kBlockOutputs];
-  for (int i = 0; i < kBlockOutputs; ++i) sums[i] = Simd<A>{};
   const int64_t top = first_row(p, y);
->>>>>>> w23
   const Range rows = taps_inside(top, window.dilation_h, p.height, window.kernel_h);
   for (int64_t u = rows.begin; u < rows.end; ++u) {
     const T* source = value + (top + u * window.dilation_h) * p.first.h +
