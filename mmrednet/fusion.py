@@ -128,7 +128,7 @@ def _fold_norms(module: nn.Module, shared: set[int]) -> None:
         module._modules[norm_name] = nn.Identity()
 
 
-def _folded(convolution: nn.Module, norm: nn.Module) -> nn.Module:
+def _folded(convolution: nn.Module, norm: nn.Module) -> Any:
     # mmcv pairs children by their order alone, so it is given one pair
     return fuse_conv_bn(nn.Sequential(convolution, norm))[0]
 

@@ -24,7 +24,8 @@ def test_logits_of_plain_attention_stay_in_float32(with_bias):
     for output, value in zip(outputs, expected, strict=True):
         assert output.dtype == value.dtype
         assert torch.equal(output, value)
-    # the logarithm of the softmax's sum shows the logits
-    torch.testing.assert_close(outputs[1], kernel[1], rtol=1e-5, atol=1e-5)
+    # the logarithm of the softmax's sum shows the logits: in bfloat16 they would differ by 1e-2,
+    # which is more than the error of the kernel's powers, 1e-4
+    torch.testing.assert_close(outputs[1], kernel[1], rtol=0, atol=2e-4)
     # the native kernel rounds weights to bfloat16, whose step is 2^-8
     torch.testing.assert_close(result, expected[0], rtol=0.02, atol=0.01)

@@ -151,7 +151,8 @@ def gradients(
     maps = [_torch.in_layout_of(x, grad) for x, grad in zip(present[:2], grads[:2], strict=True)]
     parameters = [grad.contiguous() for grad in grads[2:]]
     absent = [present[0].new_empty(0) for _ in tensors[len(present) :]]
-    grad_query, grad_key, grad_scale, grad_shift, grad_weight = (*maps, *parameters, *absent)
+    outputs = [*maps, *parameters, *absent]
+    grad_query, grad_key, grad_scale, grad_shift, grad_weight = outputs
     return grad_query, grad_key, grad_scale, grad_shift, grad_weight
 
 

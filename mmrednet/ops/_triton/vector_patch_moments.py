@@ -208,7 +208,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Return mean and variance; without a first layer ``layer`` is empty."""
     if layer:
-        parts = first_layer_by_tap(*layer, query.shape[1])
+        parts = first_layer_by_tap(layer, query.shape[1])
         hidden = _hidden(query, key, parts, window)
         # torch takes the mean first
         variance, mean = torch.var_mean(hidden, (0, 1, 3, 4), correction=0)
@@ -246,7 +246,7 @@ def backward(
     slope = slope_of(grads, mean, len(query) * query.shape[2] * query.shape[3])
     if not layer:
         return _feature_gradients(query, key, slope, window)
-    parts = first_layer_by_tap(*layer, query.shape[1])
+    parts = first_layer_by_tap(layer, query.shape[1])
     per_deviation, constant, hidden_mean = (x[:, None, None] for x in slope)
     # in place, which keeps the layout
     grad_hidden = _hidden(query, key, parts, window)

@@ -103,10 +103,9 @@ def features_by_tap(x: Tensor, channels: int) -> Tensor:
     return torch.cat([x[None, :channels], taps])
 
 
-def first_layer_by_tap(
-    scale: Tensor, shift: Tensor, weight: Tensor, channels: int
-) -> tuple[Tensor, ...]:
-    """Return the first layer with the centre and the taps in front."""
+def first_layer_by_tap(layer: Sequence[Tensor], channels: int) -> tuple[Tensor, ...]:
+    """Return scale, shift and weight of the first layer with the centre and the taps in front."""
+    scale, shift, weight = layer
     return dense(features_by_tap(x, channels) for x in (scale, shift, weight.t()))
 
 
@@ -116,7 +115,7 @@ def gamma_by_tap(gamma: Sequence[Tensor], channels: int) -> tuple[Tensor, ...]:
     taps = len(scale1) // channels - 1
     weights = weight2.unflatten(0, (-1, taps)).permute(1, 2, 0)
     second = dense((scale2, shift2, weights, bias2.view(-1, taps).t()))
-    return (*first_layer_by_tap(scale1, shift1, weight1, channels), *second)
+    return (*first_layer_by_tap((scale1, shift1, weight1), channels), *second)
 
 
 def centre_and_taps(centre: Tensor, taps: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ but not in that of ``tl.zeros``: a compiled function takes no plain integers wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -183,7 +184,7 @@ def as_map(x: Tensor) -> Map:
     return Map(x, strides(x), (2 * height + 3, 2 * width + 3))
 
 
-def buffer(batch: int, channels: int, size: tuple[int, int], like: Tensor) -> Tensor:
+def buffer(batch: int, channels: int, size: Sequence[int], like: Tensor) -> Tensor:
     """Return an uninitialised channels-last map (B, 1, C, H, W) of float32 on a tensor's device."""
     x = torch.empty(batch, *size, channels, dtype=torch.float32, device=like.device)
     return x.permute(0, 3, 1, 2).unsqueeze(1)
