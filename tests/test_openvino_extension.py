@@ -162,9 +162,9 @@ for name in ('torch', 'mmrednet'):
     sys.modules[name] = None
 sys.path.insert(0, sys.argv[1])
 import numpy as np
-from runtime import _openvino
+from runtime import run_openvino
 from pathlib import Path
-outputs = _openvino(Path(sys.argv[2]), 1)(np.load(sys.argv[3]))
+outputs = run_openvino(Path(sys.argv[2]), 1)(np.load(sys.argv[3]))
 np.save(sys.argv[4], outputs[0])
 """
 

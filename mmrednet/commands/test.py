@@ -21,7 +21,7 @@ from ..engine import (
     load_config,
     named_types,
 )
-from ..export.evaluation import ExportedModel, is_exported
+from ..export.evaluation import is_exported
 from ..fusion import FuseHook
 from .parser import CommandParser
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_images=args.check_images,
     )
     if exported:
-        cfg.model = dict(type=f'mmrednet.{ExportedModel.__name__}', path=args.checkpoint)
+        cfg.model = dict(type='mmrednet.ExportedModel', path=args.checkpoint)
         cfg.load_from = None
     runner = build_runner(cfg)
     keep_memory_on_cpu()

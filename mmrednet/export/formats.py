@@ -18,7 +18,7 @@ from ..ops import _native
 from .onnx_file import KNOWN, write_onnx
 from .openvino_extension import ENDING, build_extension
 from .programs import DETECTION, blocking, operators, portable
-from .runtime import _onnx, _openvino
+from .runtime import run_onnx, run_openvino
 
 FORMS = ('portable', 'native')
 Run = Callable[[np.ndarray], list[np.ndarray]]
@@ -115,7 +115,7 @@ FORMATS: dict[str, Format] = {
         forms=('portable',),
         allowed=KNOWN,
         write=_write_onnx,
-        run=lambda path: _onnx(path, torch.get_num_threads()),
+        run=lambda path: run_onnx(path, torch.get_num_threads()),
         beside=('.onnx.data',),
     ),
     'exported-program': Format(
@@ -146,7 +146,7 @@ FORMATS: dict[str, Format] = {
         forms=FORMS,
         allowed=KNOWN,
         write=_write_openvino,
-        run=lambda path: _openvino(path, torch.get_num_threads()),
+        run=lambda path: run_openvino(path, torch.get_num_threads()),
         beside=('.bin', ENDING),
     ),
 }

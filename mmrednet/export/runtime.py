@@ -30,7 +30,7 @@ class Model:
         path = Path(path)
         self.description = json.loads(path.with_suffix('.json').read_text())
         self.names: list[str] = self.description['outputs']
-        self.run = _openvino(path, threads) if path.suffix == '.xml' else _onnx(path, threads)
+        self.run = run_openvino(path, threads) if path.suffix == '.xml' else run_onnx(path, threads)
 
     def __call__(self, image: str | Path | np.ndarray) -> dict[str, np.ndarray]:
         """Return the outputs for an image, in its own size.
@@ -142,7 +142,8 @@ def _sample(mask: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray
     return upper * (1 - down)[:, None] + lower * down[:, None]
 
 
-def _onnx(path: Path, threads: int) -> Any:
+def run_onnx(path: Path, threads: int) -> Any:
+    """Return a function from an image (1, 3, H, W) to the outputs of an ONNX file."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -154,7 +155,8 @@ def _onnx(path: Path, threads: int) -> Any:
     return lambda image: session.run(None, {name: image})
 
 
-def _openvino(path: Path, threads: int) -> Any:
+def run_openvino(path: Path, threads: int) -> Any:
+    """Return a function from an image (1, 3, H, W) to the outputs of a file of OpenVINO."""
     import openvino
 
     # float32 as the file has it: the plugin would compute in bfloat16 where the CPU has it

@@ -39,14 +39,10 @@ def predict(model: Any, task: str, image: np.ndarray) -> list[np.ndarray]:
     if task == 'segmentation':
         return [result.pred_sem_seg.data.numpy()]
     if task == 'panoptic':
-        return [_panoptic_ids(result.pred_panoptic_seg.sem_seg[0], model.num_classes)]
+        return [result.pred_panoptic_seg.sem_seg[0].numpy()]
     instances = result.pred_instances
     names = ['bboxes', 'scores', 'labels'] + (['masks'] if task == 'instances' else [])
     return [_array(instances[name]) for name in names]
-
-
-def _panoptic_ids(ids: Tensor, num_classes: int) -> np.ndarray:
-    return ids.numpy()
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -210,10 +210,7 @@ def vectors(
 ) -> float:
     """Return the worst error of pairwise and patchwise vector attention and their gradients."""
     errors = []
-    for relation in ('subtraction', 'summation', 'hadamard', 'concatenation'):
-        patchwise = relation == 'concatenation'
-        inputs = _vector_inputs(window, size, groups, channels, patchwise, layout, dtype, device)
-        options = (relation, patchwise, 0 if patchwise else 2, list(window))
+    for inputs, options in _vector_problems(window, size, groups, channels, layout, dtype, device):
         outputs = window.output_size(*size)
         grad = features(layout, 2, 1, groups * channels, outputs, dtype, device)[:, 0]
         results = [
@@ -226,6 +223,7 @@ def vectors(
             *vector_attention.gradients(grad, *wide, *options),
         ]
         # the gradient of the last bias before a softmax is nothing but rounding
+        _, patchwise, *_ = options
         count = len(results) - (0 if patchwise else 1)
         errors.append(_worst(results[:count], expected[:count]))
     return worst(errors)
@@ -242,10 +240,7 @@ def statistics(
 ) -> float:
     """Return the worst error of the statistics of (hidden) features, and of their gradients."""
     errors = []
-    for relation in ('subtraction', 'summation', 'hadamard', 'concatenation'):
-        patchwise = relation == 'concatenation'
-        inputs = _vector_inputs(window, size, groups, channels, patchwise, layout, dtype, device)
-        options = (relation, patchwise, 0 if patchwise else 2, list(window))
+    for inputs, options in _vector_problems(window, size, groups, channels, layout, dtype, device):
         for layer in (inputs[3:6], [None] * 3):
             errors.append(_statistics_error([*inputs[:2], *layer], options))
     return worst(errors)
@@ -263,6 +258,22 @@ def _statistics_error(tensors: Sequence[Tensor | None], options: Sequence[Any]) 
         [mean, variance, *results[:count]],
         [*vector_moments.definition(*wide, *options), *expected[:count]],
     )
+
+
+def _vector_problems(
+    window: Window,
+    size: tuple[int, int],
+    groups: int,
+    channels: int,
+    layout: str,
+    dtype: torch.dtype,
+    device: str,
+) -> Iterator[tuple[list[Tensor], tuple]]:
+    """Yield inputs and options of vector attention for each relation that has a kernel."""
+    for relation in ('subtraction', 'summation', 'hadamard', 'concatenation'):
+        patchwise = relation == 'concatenation'
+        inputs = _vector_inputs(window, size, groups, channels, patchwise, layout, dtype, device)
+        yield inputs, (relation, patchwise, 0 if patchwise else 2, list(window))
 
 
 def _vector_inputs(
