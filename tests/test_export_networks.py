@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.registry import MODELS
+from mmseg.models.utils import Upsample
 
 from mmrednet import fuse
 from mmrednet.backbones import MSCAN, RedNet
@@ -19,7 +20,7 @@ from mmrednet.export import capture, largest_error
 from mmrednet.export.evaluation import ExportedModel
 from mmrednet.export.exporting import ExportError, Target, verify
 from mmrednet.export.formats import FORMATS
-from mmrednet.export.networks import BackboneNetwork, network_of
+from mmrednet.export.networks import BackboneNetwork, network_of, with_whole_upsamples
 from mmrednet.export.verification import matched, predict, sample_image
 
 pytest.importorskip('onnxscript')
@@ -106,6 +107,14 @@ def test_networks_predict_what_models_predict(config):
         else:
             assert len(np.unique(expected[0])) > 1
             assert (outputs[0] == expected[0]).mean() > 0.999
+
+
+def test_upsampling_of_fpn_heads_takes_any_size():
+    module = Upsample(scale_factor=2, mode='bilinear', align_corners=False)
+    network = with_whole_upsamples(torch.nn.Sequential(module).eval())
+    program = capture(network, torch.zeros(2, 3, 8, 9))
+    image = torch.randn(1, 3, 13, 7)
+    torch.testing.assert_close(program.module()(image), module(image))
 
 
 def save(model, path):

@@ -71,6 +71,37 @@ class ClassifierNetwork(nn.Module):
         return (self.model(self.preprocess(image)).softmax(1),)
 
 
+class WholeUpsample(nn.Module):
+    """mmseg's Upsample by a whole factor. mmseg multiplies sizes by a float, and int() of that
+    product is a constant in an exported program.
+
+    Args:
+        module: mmseg's module.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.factor = int(module.scale_factor)
+        self.options = dict(mode=module.mode, align_corners=module.align_corners)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, factor H, factor W)."""
+        size = [self.factor * length for length in x.shape[-2:]]
+        return F.interpolate(x, size, **self.options)
+
+
+def with_whole_upsamples(model: nn.Module) -> nn.Module:
+    """Replace mmseg's Upsample by whole factors in a model, in place, and return the model."""
+    from mmseg.models.utils import Upsample
+
+    for parent in list(model.modules()):
+        for name, module in parent.named_children():
+            factor = getattr(module, 'scale_factor', None)
+            if isinstance(module, Upsample) and factor == int(factor or 0):
+                setattr(parent, name, WholeUpsample(module))
+    return model
+
+
 class SegmenterNetwork(nn.Module):
     """A segmenter of mmseg that takes whole images, from an image to classes.
 
@@ -88,7 +119,7 @@ class SegmenterNetwork(nn.Module):
                 f'{model.test_cfg.mode!r}. A sliding window is a loop around the network: pass '
                 "--cfg-options model.test_cfg=\"{'mode':'whole'}\", and run it window by window."
             )
-        self.preprocess, self.model = preprocess, model
+        self.preprocess, self.model = preprocess, with_whole_upsamples(model)
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         """Map an image (B, C, H, W) to the class of every pixel (B, H, W)."""
