@@ -90,7 +90,7 @@ class WholeUpsample(nn.Module):
         return F.interpolate(x, size, **self.options)
 
 
-def with_whole_upsamples(model: nn.Module) -> nn.Module:
+def with_whole_upsamples(model: Any) -> Any:
     """Replace mmseg's Upsample by whole factors in a model, in place, and return the model."""
     from mmseg.models.utils import Upsample
 
