@@ -92,12 +92,12 @@ class WholeUpsample(nn.Module):
 
 def with_whole_upsamples(model: Any) -> Any:
     """Replace mmseg's Upsample by whole factors in a model, in place, and return the model."""
-    from mmseg.models.utils import Upsample
-
     for parent in list(model.modules()):
         for name, module in parent.named_children():
-            factor = getattr(module, 'scale_factor', None)
-            if isinstance(module, Upsample) and factor == int(factor or 0):
+            factor = getattr(module, 'scale_factor', None) or 0
+            # by name, since importing the class needs mmseg
+            is_upsample = type(module).__module__ == 'mmseg.models.utils.wrappers'
+            if is_upsample and factor and factor == int(factor):
                 setattr(parent, name, WholeUpsample(module))
     return model
 
