@@ -78,6 +78,7 @@ def test_backbones(index, tmp_path):
 
 
 def build(config, options):
+    torch.manual_seed(0)
     cfg = load_config(config, options=options)
     with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
         model = registry.build(cfg.model)
