@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,11 +81,21 @@ def parse_args():
         help='each operator is trained once with each; default: 0',
     )
     parser.add_argument(
+        '--jobs',
+        type=int,
+        default=1,
+        metavar='N',
+        help='trainings at a time, which share the threads; default: 1',
+    )
+    parser.add_argument(
         '--plot', type=Path, metavar='FILE', help='draw accuracy against time and multiply-adds'
     )
     parser.add_argument('--metric', default='coco/bbox_mAP', help='key of the result')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare_operators'))
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f'--jobs must be at least 1, got {args.jobs}')
+    return args
 
 
 def derive(args, name, seed):
@@ -121,12 +132,18 @@ def size(path, shape):
     ), counter.get_total_flops() // 2
 
 
-def train(path, work_dir):
+def train(path, work_dir, threads):
     """Train and return the scalars that were logged, and the peak memory in bytes."""
     command = [sys.executable, str(ROOT / 'tools/train.py'), str(path), '--work-dir', str(work_dir)]
     log = work_dir.with_suffix('.log')
     with log.open('w') as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=os.environ | {'OMP_NUM_THREADS': str(threads)},
+        )
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f'{log} says why training failed')
@@ -134,20 +151,36 @@ def train(path, work_dir):
     return [json.loads(line) for line in latest.read_text().splitlines()], usage.ru_maxrss * 1024
 
 
-def measure(args, name):
-    """Train with an operator, once with each seed, and return its entry of the table."""
+def train_all(args):
+    """Train each operator with each seed, some of them at a time, and return what ``train``
+    returned, by name and seed.
+    """
+    threads = max(1, torch.get_num_threads() // args.jobs)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = {}
+        for name in args.operators:
+            for seed in args.seeds:
+                path = derive(args, name, seed)
+                runs[name, seed] = pool.submit(train, path, args.work_dir / path.stem, threads)
+        try:
+            return {key: run.result() for key, run in runs.items()}
+        finally:
+            # after a failure the trainings that wait are not started
+            pool.shutdown(cancel_futures=True)
+
+
+def summary(args, name, runs):
+    """Return the entry of an operator in the table."""
     results, seconds, peaks, losses = [], [], [], []
     for seed in args.seeds:
-        path = derive(args, name, seed)
-        scalars, peak = train(path, args.work_dir / path.stem)
+        scalars, peak = runs[name, seed]
         steps = [entry for entry in scalars if 'loss' in entry]
         results.append(next(e[args.metric] for e in reversed(scalars) if args.metric in e))
         seconds += [entry['time'] for entry in steps]
         losses += [entry['loss'] for entry in steps]
         peaks.append(peak)
-        print(f'{name}, seed {seed}: {results[-1]:.3f}', file=sys.stderr, flush=True)
     finite = bool(np.isfinite(losses).all())
-    parameters, multiply_adds = size(path, args.shape)
+    parameters, multiply_adds = size(derive(args, name, args.seeds[0]), args.shape)
     return Entry(
         name, results, parameters, multiply_adds, float(np.median(seconds)), max(peaks), finite
     )
@@ -157,15 +190,19 @@ def main():
     args = parse_args()
     print(
         f'{args.config}, {args.iterations} iterations, seeds {args.seeds}, '
-        f'{torch.get_num_threads()} threads, torch {torch.__version__}'
+        f'{torch.get_num_threads()} threads for {args.jobs} trainings at a time, '
+        f'torch {torch.__version__}'
     )
     print(
         f'multiply-adds of backbone and neck for {args.shape[0]} x {args.shape[1]}; median seconds '
         'per iteration\n',
         flush=True,
     )
-    entries = [measure(args, name) for name in args.operators]
+    runs = train_all(args)
+    entries = [summary(args, name, runs) for name in args.operators]
     print('\n'.join(table(entries, args.metric)))
+    for entry in entries:
+        print(f'{entry.name}: {", ".join(f"{result:.3f}" for result in entry.results)}')
     if args.plot is not None:
         title = f'{Path(args.config).stem}, {args.iterations} iterations'
         plot(entries, args.metric, title, args.plot)
