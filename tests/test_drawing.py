@@ -108,14 +108,23 @@ class TestDetections:
     @pytest.mark.parametrize('indices', [[0], [1], [0, 1], [0, 1, 0]])
     @pytest.mark.parametrize('masks', [False, True])
     def test_any_number_and_size(self, tmp_path, indices, masks):
-        picture = draw_detections(MODEL, detections(tmp_path, masks=masks), indices)
+        picture = draw_detections(MODEL, detections(tmp_path, masks=masks), indices, scale=3)
         heights = [3 * SIZES[index][0] + CAPTION_HEIGHT + GAP for index in indices]
         rows = [max(heights[start : start + 2]) for start in range(0, len(heights), 2)]
         assert picture.shape[0] == sum(rows) + 26
 
+    def test_photographs_of_all_sizes_become_equally_large(self, tmp_path):
+        picture = draw_detections(MODEL, detections(tmp_path, masks=False), [0])
+        height, width = SIZES[0]
+        factor = 384 / max(height, width)
+        assert picture.shape[1] == 2 * round(width * factor) + GAP
+        # on the left side of the box
+        side = [CAPTION_HEIGHT + round(22 * factor), round(4 * factor)]
+        assert picture[tuple(side)].tolist() == [255, 0, 0]
+
     def test_boxes_and_masks(self, tmp_path):
-        plain = draw_detections(MODEL, detections(tmp_path, masks=False), [0])
-        masked = draw_detections(MODEL, detections(tmp_path), [0])
+        plain = draw_detections(MODEL, detections(tmp_path, masks=False), [0], scale=3)
+        masked = draw_detections(MODEL, detections(tmp_path), [0], scale=3)
         for left in (0, 3 * 48 + GAP):
             # on the left side of the box, and inside the object, three times as large
             side, inside = [20 + 66, left + 12], [20 + 66, left + 36]
@@ -124,7 +133,7 @@ class TestDetections:
             assert masked[tuple(inside)].tolist() == [127, 0, 0]
 
     def test_a_legend_of_the_classes_that_occur(self, tmp_path):
-        picture = draw_detections(MODEL, detections(tmp_path), [0])
+        picture = draw_detections(MODEL, detections(tmp_path), [0], scale=3)
         colours = colours_of(picture[96 + CAPTION_HEIGHT + GAP :])
         assert (255, 0, 0) in colours
         assert (0, 255, 0) not in colours
@@ -132,33 +141,33 @@ class TestDetections:
     def test_classes_without_colours_get_distinct_ones(self, tmp_path):
         meta = dict(META, palette=[(9, 9, 9)] * 80)
         model = SimpleNamespace(dataset_meta=meta, test_step=MODEL.test_step)
-        picture = draw_detections(model, detections(tmp_path), [0])
+        picture = draw_detections(model, detections(tmp_path), [0], scale=3)
         assert COLOURS[0] in colours_of(picture)
         assert len(set(COLOURS)) == len(COLOURS)
 
     def test_a_box_beyond_the_image(self, tmp_path):
         items = detections(tmp_path, masks=False)
         items[0]['data_samples'].pred_instances.bboxes = torch.tensor([[-9.0, 14.0, 90.0, 90.0]])
-        picture = draw_detections(MODEL, items, [0])
+        picture = draw_detections(MODEL, items, [0], scale=3)
         assert picture.shape == (96 + CAPTION_HEIGHT + GAP + 26, 2 * 144 + GAP, 3)
         # its right side is at the border of the image
         assert picture[20 + 66, -1].tolist() == [255, 0, 0]
 
     def test_nothing_found(self, tmp_path):
-        picture = draw_detections(MODEL, detections(tmp_path, count=0), [0])
+        picture = draw_detections(MODEL, detections(tmp_path, count=0), [0], scale=3)
         assert picture.shape == (96 + CAPTION_HEIGHT + GAP, 2 * 144 + GAP, 3)
 
     def test_scores_below_the_threshold(self, tmp_path):
         items = detections(tmp_path, masks=False)
         items[0]['data_samples'].pred_instances.scores = torch.tensor([0.4])
-        picture = draw_detections(MODEL, items, [0])
+        picture = draw_detections(MODEL, items, [0], scale=3)
         assert picture[20 + 66, 12].tolist() == [255, 0, 0]
         assert picture[20 + 66, 3 * 48 + GAP + 12].tolist() == [0, 0, 0]
 
     def test_without_ground_truth(self, tmp_path):
         items = detections(tmp_path, masks=False)
         items[0]['data_samples'].gt_instances = InstanceData()
-        picture = draw_detections(MODEL, items, [0])
+        picture = draw_detections(MODEL, items, [0], scale=3)
         assert picture[20 + 66, 12].tolist() == [0, 0, 0]
         assert picture[20 + 66, 3 * 48 + GAP + 12].tolist() == [255, 0, 0]
 
@@ -166,7 +175,7 @@ class TestDetections:
         items = detections(tmp_path)
         del items[0]['data_samples'].pred_instances
         with pytest.raises(ValueError, match='model must predict boxes, SimpleNamespace gives'):
-            draw_detections(MODEL, items, [0])
+            draw_detections(MODEL, items, [0], scale=3)
 
 
 class TestImages:
@@ -256,5 +265,5 @@ def test_draw_with_other_channels(channels, data, options, tmp_path, monkeypatch
         torch.save(dict(state_dict=registry.build(cfg.model).state_dict()), tmp_path / 'w.pth')
     draw_command.main()
     assert sorted(path.name for path in out.iterdir()) == ['detections.png', 'kernels.png']
-    # two panels of 64 x 64, three times as large
-    assert Image.open(out / 'detections.png').width == 2 * 3 * 64 + GAP
+    # two panels of 64 x 64, enlarged
+    assert Image.open(out / 'detections.png').width == 2 * 384 + GAP

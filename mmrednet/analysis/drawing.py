@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import cv2
+import mmcv
 import numpy as np
 
 from .panels import (
@@ -19,13 +20,16 @@ from .panels import (
     with_objects,
 )
 
+# longest side of a drawn photograph in pixels, wide enough for the text of a label
+PHOTOGRAPH = 384
+
 
 def draw_detections(
     model: Any,
     dataset: Sequence,
     indices: Sequence[int],
     *,
-    scale: int = 3,
+    scale: float | None = None,
     columns: int = 2,
     score_thr: float = 0.5,
 ) -> np.ndarray:
@@ -37,8 +41,8 @@ def draw_detections(
         dataset: Data set of mmdet with ground truth.
         indices: Indices of the images to draw. Smaller images and an incomplete row are filled up
             with white.
-        scale: Factor to enlarge the images by, so that labels on small ones can be read.
-            Default: 3.
+        scale: Factor to enlarge the images by. Default: that which makes the longest side of each
+            image 384 pixels long.
         columns: Number of images in a row. Default: 2.
         score_thr: Score below which a detection is not drawn. Default: 0.5.
 
@@ -60,7 +64,9 @@ def draw_detections(
             raise ValueError(
                 f'model must predict boxes, {type(model).__name__} gives {sample.keys()}.'
             )
-        image = cv2.resize(display_image(item), None, fx=scale, fy=scale)
+        image = display_image(item)
+        factor = scale or PHOTOGRAPH / max(image.shape[:2])
+        image = mmcv.imrescale(image, float(factor))
         confident = sample.pred_instances[sample.pred_instances.scores >= score_thr]
         truth = sample.get('gt_instances', {})
         halves = {
@@ -70,7 +76,7 @@ def draw_detections(
         for caption, instances in halves.items():
             if 'bboxes' in instances:
                 labels.update(instances.labels.tolist())
-            panel = _with_instances(image, instances, classes, palette, scale)
+            panel = _with_instances(image, instances, classes, palette, factor)
             panels.append(captioned(panel, caption))
     entries = [(classes[label], palette[label]) for label in sorted(labels)]
     return with_legend(grid(panels, 2 * columns), entries)
@@ -81,7 +87,7 @@ def _with_instances(
     instances: Any,
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
-    scale: int,
+    scale: float,
 ) -> np.ndarray:
     """Return an enlarged image with instances of mmdet, whose boxes fit the image before."""
     if 'bboxes' not in instances:

@@ -93,7 +93,12 @@ def make_parser() -> ArgumentParser:
         nargs='+',
         help='indices into the test set; default: the first six',
     )
-    parser.add_argument('--scale', type=int, default=3, help='how much to enlarge the images')
+    parser.add_argument(
+        '--scale',
+        type=int,
+        help='how much to enlarge the images; default: detections are drawn with a longest side of '
+        '384 pixels, maps twice as large as they are',
+    )
     parser.add_argument('--device', default='cpu')
     return parser
 
@@ -258,7 +263,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = build_test_set(cfg)
     args.out.mkdir(parents=True, exist_ok=True)
     indices = args.images or list(range(min(IMAGES, len(dataset))))
-    picture = draw(model, dataset, indices, scale=args.scale)
+    options = {} if args.scale is None else dict(scale=args.scale)
+    picture = draw(model, dataset, indices, **options)
     write(args.out / name, picture[..., ::-1])
     kernels = draw_kernels(model, dataset[indices[0]])
     if kernels is not None:
