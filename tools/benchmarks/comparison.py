@@ -94,11 +94,11 @@ def plot(entries: Sequence[Entry], metric: str, title: str, path: Path) -> None:
             axes.errorbar(*place, yerr=entry.spread, fmt='o', capsize=3)
             axes.annotate(entry.name, place, xytext=(5, 4), textcoords='offset points', fontsize=8)
         axes.set_xlabel(label)
-        axes.margins(x=0.2)
+        axes.margins(x=0.4)
         axes.grid(alpha=0.3)
     count = len(entries[0].results)
     seeds = f'mean and standard deviation of {count} seeds' if count > 1 else 'one seed'
-    panels[0].set_ylabel(f'{metric}, {seeds}')
+    panels[0].set_ylabel(f'{metric}\n{seeds}')
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
