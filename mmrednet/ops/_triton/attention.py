@@ -18,6 +18,7 @@ from .attention_backward import attention_backward
 from .attention_tiles import (
     NOT_SPECIALISED,
     TILE,
+    bias_of_outputs,
     constants,
     dense,
     finite,
@@ -25,18 +26,19 @@ from .attention_tiles import (
     load_map,
     planar,
     sizes_of,
+    store_map,
     tap_logits,
 )
 from .tiles import (
+    dilation_reasons,
     float64_reasons,
     index_type,
     inside,
     is_shifted,
     launch,
     layout,
-    neighbour,
+    neighbour_of_window,
     on_map,
-    positions,
     start,
     strides,
     tiles,
@@ -72,8 +74,9 @@ def attention_kernel(
     width,
     out_height,
     out_width,
-    # kernel, stride, dilation and padding
+    # kernel, stride, dilation and padding; whether windows at the border are moved inwards
     WINDOW: tl.constexpr,
+    SHIFTED: tl.constexpr,
     # minus the absolute difference of query and key, and not their product
     DIFFERENCE: tl.constexpr,
     # layouts
@@ -89,14 +92,18 @@ def attention_kernel(
     INDEX: tl.constexpr,
 ):
     """The result and the logarithm of the softmax's sum."""
-    head, tile, batch = head_tile(heads, out_height, out_width, TILE_H, TILE_W)
-    row, column = positions(tile, out_width, TILE_H, TILE_W, INDEX)
-    inside_map = on_map(row, column, out_height, out_width)
+    head, batch, row, column, inside_map = head_tile(
+        heads, out_height, out_width, TILE_H, TILE_W, INDEX
+    )
     channel, value_channel = tl.arange(0, BLOCK_D).to(INDEX), tl.arange(0, BLOCK_V).to(INDEX)
+    axis = (channel, channel < channels)
+    value_axis = (value_channel, value_channel < value_channels)
     key += start(key_strides, batch, head, KEY)
     value += start(value_strides, batch, head, VALUE)
     query += start(query_strides, batch, head, QUERY)
-    q = load_map(query, query_strides, channel, channels, row, column, inside_map, QUERY)
+    if bias is not None:
+        bias = bias_of_outputs(bias, head, row, column, inside_map, height, width, WINDOW, SHIFTED)
+    q = load_map(query, query_strides, axis, row, column, inside_map, QUERY)
     # Online softmax: the largest logit so far, the sum of weights relative to it, and the sum of
     # weighted values. A larger logit rescales both sums.
     largest = tl.full((TILE_H * TILE_W,), float('-inf'), tl.float32)
@@ -104,10 +111,12 @@ def attention_kernel(
     total = tl.zeros((TILE_H * TILE_W, BLOCK_V), tl.float32)
     neighbour_count = tl.zeros((TILE_H * TILE_W,), tl.int32)
     for tap in range(WINDOW[0] * WINDOW[1]):
-        y, x = neighbour(row, column, tap // WINDOW[1], tap % WINDOW[1], WINDOW)
+        y, x = neighbour_of_window(
+            row, column, tap // WINDOW[1], tap % WINDOW[1], height, width, WINDOW, SHIFTED
+        )
         valid = inside_map & on_map(y, x, height, width)
         neighbour_count += valid.to(tl.int32)
-        k = load_map(key, key_strides, channel, channels, y, x, valid, KEY)
+        k = load_map(key, key_strides, axis, y, x, valid, KEY)
         logits, _ = tap_logits(
             q, k, rows, columns, bias, head, tap, channel, channels, valid, WINDOW, DIFFERENCE
         )
@@ -115,18 +124,14 @@ def attention_kernel(
         # weights of logits of -inf are zero
         shift = finite(new_largest)
         rescale, weight = tl.exp(largest - shift), tl.exp(logits - shift)
-        v = load_map(value, value_strides, value_channel, value_channels, y, x, valid, VALUE)
+        v = load_map(value, value_strides, value_axis, y, x, valid, VALUE)
         weight_sum = weight_sum * rescale + weight
         total = total * rescale[:, None] + weight[:, None] * v
         largest = new_largest
     # without neighbours the result is zero; where the logits of all neighbours are -inf, it is NaN
     total = total / tl.where(neighbour_count > 0, weight_sum, 1.0)[:, None]
-    offset = inside(result_strides, value_channel[None, :], row[:, None], column[:, None], RESULT)
-    tl.store(
-        result + start(result_strides, batch, head, RESULT) + offset,
-        total,
-        mask=inside_map[:, None] & (value_channel < value_channels)[None, :],
-    )
+    result += start(result_strides, batch, head, RESULT)
+    store_map(result, result_strides, value_axis, row, column, inside_map, total, RESULT)
     # sums (B, N, 1, Ho, Wo) are contiguous
     offset = start(sum_strides, batch, head, -1) + inside(sum_strides, 0, row, column, -1)
     tl.store(logsumexp + offset, finite(largest) + tl.log(weight_sum), mask=inside_map)
@@ -145,8 +150,7 @@ def reasons_against_attention(
     reasons = float64_reasons(
         query=query, key=key, value=value, rows=rows, columns=columns, bias=bias
     )
-    if is_shifted(window):
-        reasons.append("a window with border='shift'")
+    reasons += dilation_reasons(window)
     channels = max(query.shape[2], value.shape[2])
     if channels > MOST_CHANNELS:
         reasons.append(f'more than {MOST_CHANNELS} channels of a head, {channels}')
@@ -206,7 +210,11 @@ def reasons_against_difference_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, window: Sequence[int]
 ) -> list[str]:
     """Return the reasons why the kernel cannot take these tensors."""
-    return reasons_against_attention(query, key, value, None, None, bias, window)
+    reasons = reasons_against_attention(query, key, value, None, None, bias, window)
+    if is_shifted(window):
+        # its bias has no places
+        reasons.append("a window with border='shift'")
+    return reasons
 
 
 def difference_attention(

@@ -9,7 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import inside, next_power_of_2, warps
+from .tiles import (
+    inside,
+    is_shifted,
+    next_power_of_2,
+    on_map,
+    positions,
+    warps,
+    window_start,
+)
 
 # arguments for whose values Triton must not compile anew
 NOT_SPECIALISED = [
@@ -24,22 +32,37 @@ ELEMENTS_OF_A_THREAD = 32
 
 
 @triton.jit
-def head_tile(heads, height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """Return head, tile and image of this program."""
+def head_tile(
+    heads, height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr, INDEX: tl.constexpr
+):
+    """Return head and image of this program, rows and columns [P] of its tile, and the mask of
+    those on the map.
+    """
     # heads run fastest: programs that run together share a channels-last tile
     program = tl.program_id(0)
     tile_count = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
-    return program % heads, program // heads % tile_count, program // heads // tile_count
+    tile = program // heads % tile_count
+    row, column = positions(tile, width, TILE_H, TILE_W, INDEX)
+    image = program // heads // tile_count
+    return program % heads, image, row, column, on_map(row, column, height, width)
 
 
 @triton.jit
-def load_map(
-    tensor, strides, channel, channels: tl.constexpr, row, column, valid, LAYOUT: tl.constexpr
-):
-    """Return elements [P, D] in float32, zero where positions are not valid."""
-    offset = inside(strides, channel[None, :], row[:, None], column[:, None], LAYOUT)
-    mask = valid[:, None] & (channel < channels)[None, :]
+def load_map(tensor, strides, axis, row, column, valid, LAYOUT: tl.constexpr):
+    """Return elements [P, D] in float32, zero where positions are not valid.
+
+    ``axis`` has the numbers [D] of the channels, and the mask of those that exist.
+    """
+    offset = inside(strides, axis[0][None, :], row[:, None], column[:, None], LAYOUT)
+    mask = valid[:, None] & axis[1][None, :]
     return tl.load(tensor + offset, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_map(tensor, strides, axis, row, column, valid, elements, LAYOUT: tl.constexpr):
+    """Write elements [P, D] of the positions that are valid. See :func:`load_map`."""
+    offset = inside(strides, axis[0][None, :], row[:, None], column[:, None], LAYOUT)
+    tl.store(tensor + offset, elements, mask=valid[:, None] & axis[1][None, :])
 
 
 @triton.jit
@@ -57,6 +80,32 @@ def position_embedding(
 
 
 @triton.jit
+def bias_of_outputs(
+    bias,
+    head,
+    row,
+    column,
+    valid,
+    height,
+    width,
+    WINDOW: tl.constexpr,
+    SHIFTED: tl.constexpr,
+):
+    """Return where the bias of the first tap is: for all outputs, or with shifted windows for the
+    place [P] of each output in its window.
+    """
+    TAPS: tl.constexpr = WINDOW[0] * WINDOW[1]
+    if SHIFTED:
+        place_row = row - window_start(row, height, WINDOW[0])
+        place_column = column - window_start(column, width, WINDOW[1])
+        # positions beyond the map have no place
+        place = tl.where(valid, place_row * WINDOW[1] + place_column, 0)
+        return bias + (head * TAPS + place) * TAPS
+    else:
+        return bias + head * TAPS
+
+
+@triton.jit
 def tap_logits(
     query,
     key,
@@ -71,7 +120,10 @@ def tap_logits(
     WINDOW: tl.constexpr,
     DIFFERENCE: tl.constexpr = False,
 ):
-    """Return the logits [P] of one tap, and its keys [P, D] with the position embedding."""
+    """Return the logits [P] of one tap, and its keys [P, D] with the position embedding.
+
+    ``bias`` is that of :func:`bias_of_outputs`.
+    """
     # q . k + q . r = q . (k + r): one sum over channels
     if rows is not None:
         u, v = tap // WINDOW[1], tap % WINDOW[1]
@@ -79,7 +131,7 @@ def tap_logits(
         key = key + embedding[None, :]
     logits = -tl.sum(tl.abs(query - key), 1) if DIFFERENCE else tl.sum(query * key, 1)
     if bias is not None:
-        logits += tl.load(bias + head * (WINDOW[0] * WINDOW[1]) + tap).to(tl.float32)
+        logits += tl.load(bias + tap).to(tl.float32)
     return tl.where(valid, logits, float('-inf')), key
 
 
@@ -95,7 +147,8 @@ def constants(window: Sequence[int], query: Tensor, value: Tensor) -> dict[str, 
     key_block = next_power_of_2(query.shape[2])
     value_block = next_power_of_2(value.shape[2])
     return dict(
-        WINDOW=tuple(window),
+        WINDOW=tuple(window[:8]),
+        SHIFTED=is_shifted(window),
         BLOCK_D=key_block,
         BLOCK_V=value_block,
         TILE_H=TILE[0],
