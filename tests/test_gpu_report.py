@@ -66,8 +66,8 @@ def test_dry_run():
     ]
     start = next(number for number, line in enumerate(lines) if line[0] == 'what')
     checks, table = lines[2:start], lines[start:]
-    # five families in three layouts, lines in one; seven operators, repeated and compiled
-    assert [line[3] for line in checks] == ['passed'] * (5 * 3 + 1 + 7 * 2)
+    # five families in three layouts, lines in one; eight operators, repeated and compiled
+    assert [line[3] for line in checks] == ['passed'] * (5 * 3 + 1 + 8 * 2)
     names = {row[1] for row in table[2:]}
     assert {
         'fused',

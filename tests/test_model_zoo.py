@@ -350,6 +350,19 @@ EXACT = {
 }
 
 
+def test_cascades_of_nat_with_a_hundred_proposals():
+    """The note has what three mask heads take for the other 900 proposals."""
+    convolutions, upsampling = 4 * 256 * 256 * 9 * 14**2, 256 * 256 * 4 * 14**2
+    logits = 256 * 80 * 28**2
+    fewer = 3 * 900 * (convolutions + upsampling + logits) / 1e9
+    rows = [row for row in ROWS.values() if row.key.startswith('nat/cascade')]
+    assert len(rows) == 9
+    for row in rows:
+        assert f' {fewer:.2f} less' in row.why['macs']
+        difference = row.differences(KNOWN['counts'][row.key])['macs']
+        assert replace(difference, computed=difference.computed - fewer).text == '=', row.key
+
+
 @pytest.mark.parametrize('key', EXACT)
 def test_exact_figures(key):
     """The official code, or a count by hand, gives these; the rows have our networks' counts."""

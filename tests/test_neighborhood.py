@@ -17,7 +17,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from mmrednet.analysis import count_network
 from mmrednet.backbones import NAT, DiNAT, DiNATs
-from mmrednet.backbones.nat import PatchEmbed, PatchMerging
+from mmrednet.backbones.dinat import PatchEmbed, PatchMerging
 from mmrednet.checkpoints.formats import detect
 from mmrednet.layers import NeighborhoodAttention
 from mmrednet.ops import Window, local_attention, na1d_av, na1d_qk, na2d_av, na2d_qk

@@ -24,6 +24,7 @@ from mmrednet.ops import (
     difference_attention,
     dispatch,
     involution,
+    local_attention,
     require_kernels,
 )
 
@@ -207,7 +208,10 @@ def attention_inputs(window, size, layout, dtype, names=('rows', 'columns', 'bia
         for channels, map_size in ((4, window.output_size(*size)), (4, size), (3, size))
     )
     shapes = dict(
-        rows=(2, 2, window.kernel[0]), columns=(2, 2, window.kernel[1]), bias=(2, window.taps)
+        rows=(2, 2, window.kernel[0]),
+        columns=(2, 2, window.kernel[1]),
+        # shifted windows have a bias of their own at each place of an output in its window
+        bias=(2, window.taps * (window.taps if window.border == 'shift' else 1)),
     )
     return [
         query,
@@ -220,9 +224,25 @@ def attention_inputs(window, size, layout, dtype, names=('rows', 'columns', 'bia
     ]
 
 
+SHIFTED = {
+    # tails of tiles in both directions, and rows and columns at, near and far from the border
+    'shifted': (Window(3, border='shift'), (5, 18), 'last', torch.float32),
+    'shifted, map of the window': (
+        Window((3, 5), border='shift'),
+        (3, 5),
+        'planar',
+        torch.bfloat16,
+    ),
+    # a position that all outputs see, and more outputs than taps
+    'shifted, narrow': (Window((5, 1), border='shift'), (9, 2), 'interleaved', torch.float16),
+}
+
+
 @pytest.mark.parametrize(
     ('case', 'tables'),
     [
+        *((case, 'bias') for case in SHIFTED),
+        ('shifted, narrow', ''),
         ('k3', ''),
         ('k3 last', 'rows columns'),
         ('stride and dilation', 'rows columns bias'),
@@ -231,7 +251,7 @@ def attention_inputs(window, size, layout, dtype, names=('rows', 'columns', 'bia
     ],
 )
 def test_attention(case, tables):
-    window, size, layout, dtype = FUSED[case]
+    window, size, layout, dtype = {**FUSED, **SHIFTED}[case]
     inputs = attention_inputs(window, size, layout, dtype, tables.split())
     expected, sums = attention.definition(*widened(inputs), list(window))
     got, sums_result = fused_attention.attention(*inputs, list(window))
@@ -242,6 +262,16 @@ def test_attention(case, tables):
     got = fused_attention.attention_backward(grad, sums_result, *inputs, list(window))
     for result, reference in zip(got, expected, strict=True):
         close(result, reference, dtype)
+
+
+def test_attention_of_dilated_shifted_windows(monkeypatch):
+    """They are windows without a dilation on smaller maps, which the kernel takes."""
+    window = Window(3, 1, (2, 3), border='shift')
+    inputs = [random('last', 1, 2, 4, 7, 10, dtype=torch.float32) for _ in range(3)]
+    bias = torch.randn(2, window.offsets, device=DEVICE)
+    expected = local_attention(*widened(inputs), window, bias=bias.double())
+    monkeypatch.setattr(attention, 'attention', fused_attention.attention)
+    close(local_attention(*inputs, window, bias=bias), expected, torch.float32)
 
 
 @pytest.mark.parametrize('case', ['k3 last', 'stride and dilation', 'k5x1', 'no padding'])
@@ -382,8 +412,8 @@ REASONS = {
     'attention takes it': ('attention', attention_of(128), []),
     'attention of shifted windows': (
         'attention',
-        (*attention_of(8)[:3], None, None, None, list(Window(3, border='shift'))),
-        ["a window with border='shift'"],
+        (*attention_of(8)[:6], list(Window(3, border='shift'))),
+        [],
     ),
     'attention, wide': (
         'attention',
@@ -407,6 +437,15 @@ def test_reasons_against_a_kernel(case):
     family, inputs, expected = REASONS[case]
     reasons_against = getattr(MODULES[family], f'reasons_against_{FUNCTIONS[family]}')
     assert reasons_against(*inputs) == expected
+
+
+def test_reasons_against_a_dilation():
+    """Callers take it apart, and this is for who calls a kernel without them."""
+    window = Window((3, 1), 1, (1, 2), border='shift')
+    inputs = (*attention_of(8)[:6], list(window))
+    assert fused_attention.reasons_against_attention(*inputs) == [
+        "a dilated window with border='shift'"
+    ]
 
 
 @pytest.mark.parametrize('case', [case for case, (*_, reasons) in REASONS.items() if reasons])
@@ -496,8 +535,12 @@ SPILLED = {
     'pairwise_key_kernel': 192,
     'pair_moments_weight_kernel': 128,
 }
-# those that have a variant for features without a layer
+# those that have a variant for shifted windows, or for features without a layer
 VARIANTS = {
+    'scatter_kernel': 2,
+    'attention_kernel': 2,
+    'query_kernel': 2,
+    'key_kernel': 2,
     'pair_moments_query_kernel': 2,
     'pair_moments_key_kernel': 2,
     'patch_moments_key_kernel': 2,

@@ -32,7 +32,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.delenv('MMREDNET_TRITON', raising=False)
     monkeypatch.setattr(dispatch, '_logged', set())
     # the interpreter takes seconds for the maps that are shipped
-    monkeypatch.setattr(problems, 'SIZE', (2, 3))
+    monkeypatch.setattr(problems, 'SIZE', (3, 3))
     forget(monkeypatch)
     return tmp_path / 'mmrednet/triton'
 

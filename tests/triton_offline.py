@@ -109,7 +109,7 @@ def launch_all(dtype, sizes, groups, group_channels, hidden_channels, kernel=7):
     from mmrednet.ops import Window
     from mmrednet.ops._triton import attention, axial, axial_backward, involution, local
 
-    window = list(Window(kernel))
+    window, shifted = list(Window(kernel)), list(Window(kernel, border='shift'))
     for size in sizes:
 
         def last(channels, size=size):
@@ -131,9 +131,14 @@ def launch_all(dtype, sizes, groups, group_channels, hidden_channels, kernel=7):
         local.aggregate(value, weight, window)
         local.correlate(value, value, window)
         local.scatter(value, weight, size, window)
+        local.scatter(value, weight, size, shifted)
         involution.involution(value, hidden, generator, bias, window)
         _, sums = attention.attention(value, value, value, rows, columns, None, window)
         attention.attention_backward(value, sums, value, value, value, rows, columns, None, window)
+        by_place = torch.randn(groups, kernel**4).to(dtype)
+        inputs = (value, value, value, None, None, by_place, shifted)
+        _, sums = attention.attention(*inputs)
+        attention.attention_backward(value, sums, *inputs)
         keys = -(-group_channels // 2)
         batch, _, _, *size = value.shape
         lines = torch.randn(batch, groups, 2 * keys + group_channels, *size).to(dtype)

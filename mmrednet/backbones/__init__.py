@@ -6,9 +6,10 @@ require('mmrednet.backbones', 'mmengine', 'mmcv')
 
 from .axial_resnet import AxialResNet
 from .base import PyramidBackbone
+from .dinat import DiNAT, DiNATs
 from .lrnet import LRNet
 from .mscan import MSCAN
-from .nat import NAT, DiNAT, DiNATs
+from .nat import NAT
 from .rednet import RedNet
 from .resnet import SpatialResNet
 from .san import SAN

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..checkpoints import CheckpointError, Family, Format, register_family
 from ..checkpoints.formats import State
-from .nat import NAT, DiNATs, Variant
+from .dinat import DiNATs
+from .nat import NAT, Variant
 
 NAT_KEYS = (r'^patch_embed\.proj\.0\.weight$', r'^levels\.0\.blocks\.0\.attn\.qkv\.weight$')
 # a Swin has another table of relative positions

@@ -1,17 +1,6 @@
 """Local attention with an online softmax, without stored logits.
 
-The forward pass keeps the logarithm L of the softmax's sum for each position. The backward pass
-computes the logits of a tap again, and from them the weights and the gradients of weights and of
-logits:
-
-    P_j = exp(logits_j - L)
-    dP_j = grad . value[i + j]
-    dS_j = P_j (dP_j - D)        with  D = sum over j of P_j dP_j
-
-It has two kernels. The first walks over output positions. It computes D and the gradient of
-queries, and one partial sum for each program of the gradients of rows, columns and bias. The second
-walks over input positions. It reads D and computes the gradients of keys and values. Each result
-has one writer, so that no atomic additions are needed and results are the same in every run.
+The forward pass keeps one number for each position, the logarithm of the softmax's sum.
 """
 
 from __future__ import annotations
@@ -25,98 +14,40 @@ import triton.language as tl
 from torch import Tensor
 
 from .._torch import empty_in_layout_of
+from .attention_backward import attention_backward
+from .attention_tiles import (
+    NOT_SPECIALISED,
+    TILE,
+    bias_of_outputs,
+    constants,
+    dense,
+    finite,
+    head_tile,
+    load_map,
+    planar,
+    sizes_of,
+    store_map,
+    tap_logits,
+)
 from .tiles import (
+    dilation_reasons,
     float64_reasons,
     index_type,
     inside,
     is_shifted,
     launch,
     layout,
-    neighbour,
-    next_power_of_2,
+    neighbour_of_window,
     on_map,
-    positions,
     start,
     strides,
     tiles,
-    viewer,
-    warps,
 )
+
+__all__ = ['attention', 'attention_backward', 'difference_attention']
 
 # what registers hold: the definition computes heads with more channels
 MOST_CHANNELS = 128
-# arguments for whose values Triton must not compile anew
-NOT_SPECIALISED = [
-    *('query_strides', 'key_strides', 'value_strides', 'grad_strides', 'sum_strides'),
-    *('heads', 'height', 'width', 'out_height', 'out_width'),
-]
-
-
-@triton.jit
-def _program(heads, height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """Return head, tile and image of this program."""
-    # heads run fastest: programs that run together share a channels-last tile
-    program = tl.program_id(0)
-    tile_count = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
-    return program % heads, program // heads % tile_count, program // heads // tile_count
-
-
-@triton.jit
-def _load(
-    tensor, strides, channel, channels: tl.constexpr, row, column, valid, LAYOUT: tl.constexpr
-):
-    """Return elements [P, D] in float32, zero where positions are not valid."""
-    offset = inside(strides, channel[None, :], row[:, None], column[:, None], LAYOUT)
-    mask = valid[:, None] & (channel < channels)[None, :]
-    return tl.load(tensor + offset, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _position_embedding(
-    rows, columns, head, u, v, channel, channels: tl.constexpr, WINDOW: tl.constexpr
-):
-    """Return the embedding [D] of tap (u, v), of which the first half is that of row u."""
-    half = channels // 2
-    row_offset = (head * half + channel) * WINDOW[0] + u
-    column_offset = (head * half + channel - half) * WINDOW[1] + v
-    # each half is zero in the channels of the other, so that their sum joins them
-    row = tl.load(rows + row_offset, mask=channel < half, other=0.0).to(tl.float32)
-    column_mask = (channel >= half) & (channel < channels)
-    return row + tl.load(columns + column_offset, mask=column_mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _logits(
-    query,
-    key,
-    rows,
-    columns,
-    bias,
-    head,
-    tap,
-    channel,
-    channels: tl.constexpr,
-    valid,
-    WINDOW: tl.constexpr,
-    DIFFERENCE: tl.constexpr = False,
-):
-    """Return the logits [P] of one tap, and its keys [P, D] with the position embedding."""
-    # q . k + q . r = q . (k + r): one sum over channels
-    if rows is not None:
-        u, v = tap // WINDOW[1], tap % WINDOW[1]
-        embedding = _position_embedding(rows, columns, head, u, v, channel, channels, WINDOW)
-        key = key + embedding[None, :]
-    logits = -tl.sum(tl.abs(query - key), 1) if DIFFERENCE else tl.sum(query * key, 1)
-    if bias is not None:
-        logits += tl.load(bias + head * (WINDOW[0] * WINDOW[1]) + tap).to(tl.float32)
-    return tl.where(valid, logits, float('-inf')), key
-
-
-@triton.jit
-def _finite(number):
-    """Return a number, or zero where it is infinite."""
-    # -inf - -inf is NaN: where all logits are -inf, subtract nothing
-    return tl.where(tl.abs(number) == float('inf'), 0.0, number)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
@@ -143,8 +74,9 @@ def attention_kernel(
     width,
     out_height,
     out_width,
-    # kernel, stride, dilation and padding
+    # kernel, stride, dilation and padding; whether windows at the border are moved inwards
     WINDOW: tl.constexpr,
+    SHIFTED: tl.constexpr,
     # minus the absolute difference of query and key, and not their product
     DIFFERENCE: tl.constexpr,
     # layouts
@@ -160,14 +92,18 @@ def attention_kernel(
     INDEX: tl.constexpr,
 ):
     """The result and the logarithm of the softmax's sum."""
-    head, tile, batch = _program(heads, out_height, out_width, TILE_H, TILE_W)
-    row, column = positions(tile, out_width, TILE_H, TILE_W, INDEX)
-    inside_map = on_map(row, column, out_height, out_width)
+    head, batch, row, column, inside_map = head_tile(
+        heads, out_height, out_width, TILE_H, TILE_W, INDEX
+    )
     channel, value_channel = tl.arange(0, BLOCK_D).to(INDEX), tl.arange(0, BLOCK_V).to(INDEX)
+    axis = (channel, channel < channels)
+    value_axis = (value_channel, value_channel < value_channels)
     key += start(key_strides, batch, head, KEY)
     value += start(value_strides, batch, head, VALUE)
     query += start(query_strides, batch, head, QUERY)
-    q = _load(query, query_strides, channel, channels, row, column, inside_map, QUERY)
+    if bias is not None:
+        bias = bias_of_outputs(bias, head, row, column, inside_map, height, width, WINDOW, SHIFTED)
+    q = load_map(query, query_strides, axis, row, column, inside_map, QUERY)
     # Online softmax: the largest logit so far, the sum of weights relative to it, and the sum of
     # weighted values. A larger logit rescales both sums.
     largest = tl.full((TILE_H * TILE_W,), float('-inf'), tl.float32)
@@ -175,284 +111,30 @@ def attention_kernel(
     total = tl.zeros((TILE_H * TILE_W, BLOCK_V), tl.float32)
     neighbour_count = tl.zeros((TILE_H * TILE_W,), tl.int32)
     for tap in range(WINDOW[0] * WINDOW[1]):
-        y, x = neighbour(row, column, tap // WINDOW[1], tap % WINDOW[1], WINDOW)
+        y, x = neighbour_of_window(
+            row, column, tap // WINDOW[1], tap % WINDOW[1], height, width, WINDOW, SHIFTED
+        )
         valid = inside_map & on_map(y, x, height, width)
         neighbour_count += valid.to(tl.int32)
-        k = _load(key, key_strides, channel, channels, y, x, valid, KEY)
-        logits, _ = _logits(
+        k = load_map(key, key_strides, axis, y, x, valid, KEY)
+        logits, _ = tap_logits(
             q, k, rows, columns, bias, head, tap, channel, channels, valid, WINDOW, DIFFERENCE
         )
         new_largest = tl.maximum(largest, logits)
         # weights of logits of -inf are zero
-        shift = _finite(new_largest)
+        shift = finite(new_largest)
         rescale, weight = tl.exp(largest - shift), tl.exp(logits - shift)
-        v = _load(value, value_strides, value_channel, value_channels, y, x, valid, VALUE)
+        v = load_map(value, value_strides, value_axis, y, x, valid, VALUE)
         weight_sum = weight_sum * rescale + weight
         total = total * rescale[:, None] + weight[:, None] * v
         largest = new_largest
     # without neighbours the result is zero; where the logits of all neighbours are -inf, it is NaN
     total = total / tl.where(neighbour_count > 0, weight_sum, 1.0)[:, None]
-    offset = inside(result_strides, value_channel[None, :], row[:, None], column[:, None], RESULT)
-    tl.store(
-        result + start(result_strides, batch, head, RESULT) + offset,
-        total,
-        mask=inside_map[:, None] & (value_channel < value_channels)[None, :],
-    )
+    result += start(result_strides, batch, head, RESULT)
+    store_map(result, result_strides, value_axis, row, column, inside_map, total, RESULT)
     # sums (B, N, 1, Ho, Wo) are contiguous
     offset = start(sum_strides, batch, head, -1) + inside(sum_strides, 0, row, column, -1)
-    tl.store(logsumexp + offset, _finite(largest) + tl.log(weight_sum), mask=inside_map)
-
-
-@triton.jit
-def _weight(
-    query,
-    key,
-    grad,
-    value,
-    rows,
-    columns,
-    bias,
-    sums,
-    head,
-    tap,
-    channel,
-    channels: tl.constexpr,
-    valid,
-    WINDOW: tl.constexpr,
-):
-    """Return weights [P] of one tap, their gradients [P], and its keys with position embedding."""
-    logits, embedded_key = _logits(
-        query, key, rows, columns, bias, head, tap, channel, channels, valid, WINDOW
-    )
-    return tl.exp(logits - sums), tl.sum(grad * value, 1), embedded_key
-
-
-@triton.jit(do_not_specialize=NOT_SPECIALISED)
-def query_kernel(
-    grad,
-    logsumexp,
-    query,
-    key,
-    value,
-    rows,
-    columns,
-    bias,
-    grad_query,
-    products,
-    # sums over a program's tile, in float32
-    row_parts,
-    column_parts,
-    bias_parts,
-    # (batch, head, channel, row, column), coded as odd numbers
-    grad_strides,
-    sum_strides,
-    query_strides,
-    key_strides,
-    value_strides,
-    result_strides,
-    # sizes; those of channels are constants
-    heads,
-    channels: tl.constexpr,
-    value_channels: tl.constexpr,
-    height,
-    width,
-    out_height,
-    out_width,
-    # kernel, stride, dilation and padding
-    WINDOW: tl.constexpr,
-    # layouts
-    GRAD: tl.constexpr,
-    QUERY: tl.constexpr,
-    KEY: tl.constexpr,
-    VALUE: tl.constexpr,
-    RESULT: tl.constexpr,
-    # sizes of a program's tile
-    BLOCK_D: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """D, the gradient of queries, and parts of the gradients of rows, columns and bias."""
-    TAPS: tl.constexpr = WINDOW[0] * WINDOW[1]
-    head, tile, batch = _program(heads, out_height, out_width, TILE_H, TILE_W)
-    row, column = positions(tile, out_width, TILE_H, TILE_W, INDEX)
-    inside_map = on_map(row, column, out_height, out_width)
-    channel, value_channel = tl.arange(0, BLOCK_D).to(INDEX), tl.arange(0, BLOCK_V).to(INDEX)
-    key += start(key_strides, batch, head, KEY)
-    value += start(value_strides, batch, head, VALUE)
-    query += start(query_strides, batch, head, QUERY)
-    q = _load(query, query_strides, channel, channels, row, column, inside_map, QUERY)
-    grad += start(grad_strides, batch, head, GRAD)
-    g = _load(grad, grad_strides, value_channel, value_channels, row, column, inside_map, GRAD)
-    sum_offset = start(sum_strides, batch, head, -1) + inside(sum_strides, 0, row, column, -1)
-    sums = tl.load(logsumexp + sum_offset, mask=inside_map, other=0.0)
-    # First pass over the taps: D, which dS of every tap needs. Registers cannot be indexed by tap,
-    # so the second pass computes weights and their gradients again.
-    product = tl.zeros((TILE_H * TILE_W,), tl.float32)
-    neighbour_count = tl.zeros((TILE_H * TILE_W,), tl.int32)
-    for tap in range(TAPS):
-        y, x = neighbour(row, column, tap // WINDOW[1], tap % WINDOW[1], WINDOW)
-        valid = inside_map & on_map(y, x, height, width)
-        neighbour_count += valid.to(tl.int32)
-        k = _load(key, key_strides, channel, channels, y, x, valid, KEY)
-        v = _load(value, value_strides, value_channel, value_channels, y, x, valid, VALUE)
-        weight, grad_weight, _ = _weight(
-            q, k, g, v, rows, columns, bias, sums, head, tap, channel, channels, valid, WINDOW
-        )
-        product += weight * grad_weight
-    # for the kernel of keys and values
-    tl.store(products + sum_offset, product, mask=inside_map)
-    # second pass: the gradients of logits, and what follows from them
-    total = tl.zeros((TILE_H * TILE_W, BLOCK_D), tl.float32)
-    if rows is not None:
-        # gradients of logits, summed over the taps of a row and of a column
-        by_row = tl.zeros((TILE_H * TILE_W, BLOCK_U), tl.float32)
-        by_column = tl.zeros((TILE_H * TILE_W, BLOCK_T), tl.float32)
-    for tap in range(TAPS):
-        tap_row, tap_column = tap // WINDOW[1], tap % WINDOW[1]
-        y, x = neighbour(row, column, tap_row, tap_column, WINDOW)
-        valid = inside_map & on_map(y, x, height, width)
-        k = _load(key, key_strides, channel, channels, y, x, valid, KEY)
-        v = _load(value, value_strides, value_channel, value_channels, y, x, valid, VALUE)
-        weight, grad_weight, embedded_key = _weight(
-            q, k, g, v, rows, columns, bias, sums, head, tap, channel, channels, valid, WINDOW
-        )
-        # without neighbours the gradient is zero, and not NaN
-        grad_logits = tl.where(neighbour_count > 0, weight * (grad_weight - product), 0.0)
-        # a key outside the map takes no part, even where all weights are NaN
-        total += tl.where(valid, grad_logits, 0.0)[:, None] * k
-        if rows is not None:
-            # the embedding alone: it has no part that lies outside the map
-            total += grad_logits[:, None] * (embedded_key - k)
-            # registers cannot be indexed: add to the column of this tap by a mask
-            by_row += tl.where(tl.arange(0, BLOCK_U)[None, :] == tap_row, grad_logits[:, None], 0.0)
-            by_column += tl.where(
-                tl.arange(0, BLOCK_T)[None, :] == tap_column, grad_logits[:, None], 0.0
-            )
-        if bias is not None:
-            part_offset = tl.program_id(0).to(tl.int64) * TAPS + tap
-            tl.store(bias_parts + part_offset, tl.sum(grad_logits, 0))
-    offset = inside(result_strides, channel[None, :], row[:, None], column[:, None], RESULT)
-    tl.store(
-        grad_query + start(result_strides, batch, head, RESULT) + offset,
-        total,
-        mask=inside_map[:, None] & (channel < channels)[None, :],
-    )
-    if rows is not None:
-        # each row and column of taps: the sum over the tile of its gradient times the query
-        half = channels // 2
-        part = tl.program_id(0).to(tl.int64) * half
-        for u in range(WINDOW[0]):
-            grad_of_row = tl.sum(tl.where(tl.arange(0, BLOCK_U)[None, :] == u, by_row, 0.0), 1)
-            tl.store(
-                row_parts + (part + channel) * WINDOW[0] + u,
-                tl.sum(grad_of_row[:, None] * q, 0),
-                mask=channel < half,
-            )
-        for v in range(WINDOW[1]):
-            grad_of_column = tl.sum(
-                tl.where(tl.arange(0, BLOCK_T)[None, :] == v, by_column, 0.0), 1
-            )
-            tl.store(
-                column_parts + (part + channel - half) * WINDOW[1] + v,
-                tl.sum(grad_of_column[:, None] * q, 0),
-                mask=(channel >= half) & (channel < channels),
-            )
-
-
-@triton.jit(do_not_specialize=NOT_SPECIALISED)
-def key_kernel(
-    grad,
-    logsumexp,
-    products,
-    query,
-    key,
-    value,
-    rows,
-    columns,
-    bias,
-    grad_key,
-    grad_value,
-    # (batch, head, channel, row, column), coded as odd numbers
-    grad_strides,
-    sum_strides,
-    query_strides,
-    key_strides,
-    value_strides,
-    key_result_strides,
-    value_result_strides,
-    # sizes; those of channels are constants
-    heads,
-    channels: tl.constexpr,
-    value_channels: tl.constexpr,
-    height,
-    width,
-    out_height,
-    out_width,
-    # kernel, stride, dilation and padding
-    WINDOW: tl.constexpr,
-    # layouts
-    GRAD: tl.constexpr,
-    QUERY: tl.constexpr,
-    KEY: tl.constexpr,
-    VALUE: tl.constexpr,
-    KEY_RESULT: tl.constexpr,
-    VALUE_RESULT: tl.constexpr,
-    # sizes of a program's tile
-    BLOCK_D: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """grad_value[m] = sum over j of P_j grad[i],  grad_key[m] = sum over j of dS_j query[i]"""
-    head, tile, batch = _program(heads, height, width, TILE_H, TILE_W)
-    row, column = positions(tile, width, TILE_H, TILE_W, INDEX)
-    inside_map = on_map(row, column, height, width)
-    channel, value_channel = tl.arange(0, BLOCK_D).to(INDEX), tl.arange(0, BLOCK_V).to(INDEX)
-    query += start(query_strides, batch, head, QUERY)
-    grad += start(grad_strides, batch, head, GRAD)
-    key += start(key_strides, batch, head, KEY)
-    k = _load(key, key_strides, channel, channels, row, column, inside_map, KEY)
-    value += start(value_strides, batch, head, VALUE)
-    v = _load(value, value_strides, value_channel, value_channels, row, column, inside_map, VALUE)
-    # taps in reverse: the output positions i that see this input position through tap j
-    key_total = tl.zeros((TILE_H * TILE_W, BLOCK_D), tl.float32)
-    value_total = tl.zeros((TILE_H * TILE_W, BLOCK_V), tl.float32)
-    for tap in range(WINDOW[0] * WINDOW[1]):
-        y, x, valid = viewer(
-            row, column, tap // WINDOW[1], tap % WINDOW[1], out_height, out_width, WINDOW
-        )
-        valid = valid & inside_map
-        q = _load(query, query_strides, channel, channels, y, x, valid, QUERY)
-        g = _load(grad, grad_strides, value_channel, value_channels, y, x, valid, GRAD)
-        sum_offset = start(sum_strides, batch, head, -1) + inside(sum_strides, 0, y, x, -1)
-        sums = tl.load(logsumexp + sum_offset, mask=valid, other=0.0)
-        product = tl.load(products + sum_offset, mask=valid, other=0.0)
-        weight, grad_weight, _ = _weight(
-            q, k, g, v, rows, columns, bias, sums, head, tap, channel, channels, valid, WINDOW
-        )
-        # outputs that do not exist take no part
-        weight = tl.where(valid, weight, 0.0)
-        value_total += weight[:, None] * g
-        key_total += (weight * (grad_weight - product))[:, None] * q
-    offset = inside(key_result_strides, channel[None, :], row[:, None], column[:, None], KEY_RESULT)
-    tl.store(
-        grad_key + start(key_result_strides, batch, head, KEY_RESULT) + offset,
-        key_total,
-        mask=inside_map[:, None] & (channel < channels)[None, :],
-    )
-    offset = inside(
-        value_result_strides, value_channel[None, :], row[:, None], column[:, None], VALUE_RESULT
-    )
-    tl.store(
-        grad_value + start(value_result_strides, batch, head, VALUE_RESULT) + offset,
-        value_total,
-        mask=inside_map[:, None] & (value_channel < value_channels)[None, :],
-    )
+    tl.store(logsumexp + offset, finite(largest) + tl.log(weight_sum), mask=inside_map)
 
 
 def reasons_against_attention(
@@ -468,8 +150,7 @@ def reasons_against_attention(
     reasons = float64_reasons(
         query=query, key=key, value=value, rows=rows, columns=columns, bias=bias
     )
-    if is_shifted(window):
-        reasons.append("a window with border='shift'")
+    reasons += dilation_reasons(window)
     channels = max(query.shape[2], value.shape[2])
     if channels > MOST_CHANNELS:
         reasons.append(f'more than {MOST_CHANNELS} channels of a head, {channels}')
@@ -481,31 +162,6 @@ def reasons_against_attention_backward(
 ) -> list[str]:
     """Return the reasons why the backward kernels cannot take these tensors."""
     return float64_reasons(grad=grad) or reasons_against_attention(*arguments)
-
-
-# rows and columns of a program's tile
-TILE = (2, 16)
-# elements of a tile of queries per thread: there are as many of keys, of values and of sums
-ELEMENTS_OF_A_THREAD = 32
-
-
-def _constants(window: Sequence[int], query: Tensor, value: Tensor) -> dict[str, Any]:
-    """Return the compile-time constants of a launch that depend on sizes."""
-    key_block = next_power_of_2(query.shape[2])
-    value_block = next_power_of_2(value.shape[2])
-    return dict(
-        WINDOW=tuple(window),
-        BLOCK_D=key_block,
-        BLOCK_V=value_block,
-        TILE_H=TILE[0],
-        TILE_W=TILE[1],
-        num_warps=warps(TILE[0] * TILE[1] * max(key_block, value_block), ELEMENTS_OF_A_THREAD),
-    )
-
-
-def _dense(table: Tensor | None) -> Tensor | None:
-    """Return a contiguous tensor: kernels compute the offsets in tables from their sizes."""
-    return None if table is None else table.contiguous()
 
 
 def _forward(
@@ -525,14 +181,14 @@ def _forward(
         attention_kernel,
         query.shape[0] * query.shape[1] * tiles(size, TILE),
         query.device,
-        *(query, key, value, *(_dense(table) for table in tables), result, sums),
+        *(query, key, value, *(dense(table) for table in tables), result, sums),
         *(strides(tensor) for tensor in tensors),
-        _planar(sums),
-        *_sizes(query, key, value),
+        planar(sums),
+        *sizes_of(query, key, value),
         **dict(QUERY=layout(query), KEY=layout(key), VALUE=layout(value), RESULT=layout(result)),
         DIFFERENCE=difference,
         INDEX=index_type(*tensors),
-        **_constants(window, query, value),
+        **constants(window, query, value),
     )
     return result, sums.squeeze(2)
 
@@ -554,7 +210,11 @@ def reasons_against_difference_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, window: Sequence[int]
 ) -> list[str]:
     """Return the reasons why the kernel cannot take these tensors."""
-    return reasons_against_attention(query, key, value, None, None, bias, window)
+    reasons = reasons_against_attention(query, key, value, None, None, bias, window)
+    if is_shifted(window):
+        # its bias has no places
+        reasons.append("a window with border='shift'")
+    return reasons
 
 
 def difference_attention(
@@ -562,94 +222,3 @@ def difference_attention(
 ) -> Tensor:
     """See :func:`mmrednet.ops.difference_attention.definition`."""
     return _forward(query, key, value, (None, None, bias), window, difference=True)[0]
-
-
-def _sizes(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, ...]:
-    """Return the sizes that every kernel takes: heads, channels, map and output positions."""
-    return (*query.shape[1:3], value.shape[2], *key.shape[-2:], *query.shape[-2:])
-
-
-def _planar(sums: Tensor) -> tuple[int, ...]:
-    """Return the coded strides of a contiguous tensor (B, N, 1, Ho, Wo)."""
-    # Not tensor.stride(), which is arbitrary for dimensions of size one: the layout of the sums is
-    # fixed in the kernels.
-    heads, _, height, width = sums.shape[1:]
-    size = height * width
-    return tuple(2 * step + 3 for step in (heads * size, size, size, width, 1))
-
-
-def attention_backward(
-    grad: Tensor,
-    logsumexp: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rows: Tensor | None,
-    columns: Tensor | None,
-    bias: Tensor | None,
-    window: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`mmrednet.ops.attention.gradients`."""
-    batch, heads = query.shape[:2]
-    tables = [_dense(table) for table in (rows, columns, bias)]
-    grad_query = empty_in_layout_of(query, query.shape, query.dtype)
-    grad_key = empty_in_layout_of(key, key.shape, key.dtype)
-    grad_value = empty_in_layout_of(value, value.shape, value.dtype)
-    sums = logsumexp.contiguous().unsqueeze(2)
-    products = torch.empty_like(sums)
-    tensors = (grad, query, key, value)
-    constants = dict(
-        **dict(GRAD=layout(grad), QUERY=layout(query), KEY=layout(key), VALUE=layout(value)),
-        INDEX=index_type(*tensors, grad_query, grad_key, grad_value),
-        **_constants(window, query, value),
-    )
-    sizes = _sizes(query, key, value)
-    coded = (strides(grad), _planar(sums), strides(query), strides(key), strides(value))
-
-    # over output positions; it writes ``products``, which the second kernel reads
-    programs = batch * heads * tiles(query.shape[-2:], TILE)
-    parts = [_partial_sums(table, programs) for table in tables]
-    launch(
-        query_kernel,
-        programs,
-        query.device,
-        *(grad, sums, query, key, value, *tables, grad_query, products, *parts),
-        *(*coded, strides(grad_query)),
-        *sizes,
-        RESULT=layout(grad_query),
-        BLOCK_U=next_power_of_2(window[0]),
-        BLOCK_T=next_power_of_2(window[1]),
-        **constants,
-    )
-
-    # over input positions
-    launch(
-        key_kernel,
-        batch * heads * tiles(key.shape[-2:], TILE),
-        query.device,
-        *(grad, sums, products, query, key, value, *tables, grad_key, grad_value),
-        *(*coded, strides(grad_key), strides(grad_value)),
-        *sizes,
-        KEY_RESULT=layout(grad_key),
-        VALUE_RESULT=layout(grad_value),
-        **constants,
-    )
-    grad_rows, grad_columns, grad_bias = (
-        _sum_parts(query, table, part) for table, part in zip(tables, parts, strict=True)
-    )
-    return grad_query, grad_key, grad_value, grad_rows, grad_columns, grad_bias
-
-
-def _partial_sums(table: Tensor | None, programs: int) -> Tensor | None:
-    """Return an uninitialised tensor for the gradient of a table (N, ...), one part per program."""
-    if table is None:
-        return None
-    return table.new_empty((programs, *table.shape[1:]), dtype=torch.float32)
-
-
-def _sum_parts(query: Tensor, table: Tensor | None, parts: Tensor | None) -> Tensor:
-    """Return the gradient of a table; an empty tensor stands for that of None."""
-    if table is None or parts is None:
-        return query.new_empty(0)
-    # heads run fastest among programs
-    return parts.unflatten(0, (-1, query.shape[1])).sum(0).to(table.dtype)

@@ -20,17 +20,17 @@ from .tiles import (
     is_shifted,
     launch,
     layout,
-    neighbour,
+    neighbour_of_window,
     next_power_of_2,
     on_map,
     positions,
-    shifted_neighbour,
     shifted_viewer,
     start,
     strides,
     sum_type,
     tiles,
     viewer,
+    viewer_count,
     warps,
 )
 
@@ -112,10 +112,7 @@ def aggregate_kernel(
     KERNEL_W: tl.constexpr = WINDOW[1]
     for u in range(WINDOW[0]):
         for v in tl.static_range(KERNEL_W):
-            if SHIFTED:
-                y, x = shifted_neighbour(row, column, u, v, height, width, WINDOW)
-            else:
-                y, x = neighbour(row, column, u, v, WINDOW)
+            y, x = neighbour_of_window(row, column, u, v, height, width, WINDOW, SHIFTED)
             valid = inside_map & on_map(y, x, height, width)
             # a tensor, because its product with a stride needs the type INDEX
             tap = tl.full((1,), u * KERNEL_W + v, INDEX)
@@ -181,10 +178,7 @@ def correlate_kernel(
             q = tl.load(query + q_offset, mask=q_mask, other=0.0).to(SUM)
             # the query stays in registers for all taps of the row
             for v in tl.static_range(KERNEL_W):
-                if SHIFTED:
-                    y, x = shifted_neighbour(row, column, u, v, height, width, WINDOW)
-                else:
-                    y, x = neighbour(row, column, u, v, WINDOW)
+                y, x = neighbour_of_window(row, column, u, v, height, width, WINDOW, SHIFTED)
                 k_offset = inside(key_strides, channel, y[:, None], x[:, None], KEY)
                 k_mask = q_mask & on_map(y, x, height, width)[:, None]
                 k = tl.load(key + k_offset, mask=k_mask, other=0.0).to(SUM)
@@ -238,10 +232,10 @@ def scatter_kernel(
     result += start(result_strides, batch, group, RESULT)
     total = tl.zeros((TILE_H * TILE_W, BLOCK_D), SUM)
     # several outputs at the border may see a position through one tap of their shifted windows, so
-    # that distances are counted instead of taps
-    ROWS: tl.constexpr = 2 * WINDOW[0] - 1 if SHIFTED else WINDOW[0]
+    # that outputs are counted instead of taps
+    rows = viewer_count(row, height, WINDOW[0]) if SHIFTED else WINDOW[0]
     COLUMNS: tl.constexpr = 2 * WINDOW[1] - 1 if SHIFTED else WINDOW[1]
-    for u in range(ROWS):
+    for u in range(rows):
         for v in tl.static_range(COLUMNS):
             if SHIFTED:
                 y, x, tap, valid = shifted_viewer(row, column, u, v, height, width, WINDOW)

@@ -20,6 +20,7 @@ from ..window import Window
 Comparison = tuple[str, Tensor, Tensor]
 # a tail of a tile in both directions, several taps, and channels of two groups
 WINDOW, SIZE, GROUPS, CHANNELS = Window(3), (3, 18), 2, 16
+SHIFTED = Window(3, border='shift')
 
 
 class Maker:
@@ -69,9 +70,11 @@ def local(dtype: torch.dtype, layout: str, device: torch.device) -> Iterator[Com
     calls: dict[str, tuple[Any, ...]] = dict(
         aggregate=(value, weight), correlate=(query, value), scatter=(query, weight, SIZE)
     )
-    for name, arguments in calls.items():
-        result = getattr(kernels, name)(*arguments, list(WINDOW))
-        yield name, result, getattr(_torch, name)(*_wide(arguments), WINDOW)
+    for window in (WINDOW, SHIFTED):
+        for name, arguments in calls.items():
+            result = getattr(kernels, name)(*arguments, list(window))
+            expected = getattr(_torch, name)(*_wide(arguments), window)
+            yield _named(name, window), result, expected
 
 
 def involution(dtype: torch.dtype, layout: str, device: torch.device) -> Iterator[Comparison]:
@@ -88,28 +91,40 @@ def involution(dtype: torch.dtype, layout: str, device: torch.device) -> Iterato
     yield 'involution', result, operator.definition(*_wide(arguments))
 
 
+def _named(name: str, window: Window) -> str:
+    return name if window.border == 'zero' else f'{name} of shifted windows'
+
+
 def attention(dtype: torch.dtype, layout: str, device: torch.device) -> Iterator[Comparison]:
     """Compare local attention and its gradients, and attention by absolute differences."""
-    from .. import attention as operator
     from .. import difference_attention
 
     make, kernels = Maker(dtype, layout, device), _kernels('attention')
     query, key, value, grad = (make.maps(CHANNELS) for _ in range(4))
     inputs = (query / CHANNELS**0.5, key, value)
-    tables = (
-        *(make.table(GROUPS, CHANNELS // 2, length) for length in WINDOW.kernel),
-        make.table(GROUPS, WINDOW.taps),
-    )
-    arguments = (*inputs, *tables, list(WINDOW))
-    result, sums = kernels.attention(*arguments)
-    grads = kernels.attention_backward(grad, sums, *arguments)
-    yield 'attention', result, operator.definition(*_wide(arguments))[0]
-    expected = operator.gradients(grad.double(), *_wide(arguments))
-    for name, actual, reference in zip(_ATTENTION, grads, expected, strict=True):
-        yield f'gradient of attention for {name}', actual, reference
-    arguments = (*inputs, tables[-1], list(WINDOW))
+    rows, columns = (make.table(GROUPS, CHANNELS // 2, length) for length in WINDOW.kernel)
+    bias = make.table(GROUPS, WINDOW.taps)
+    yield from _attention(grad, (*inputs, rows, columns, bias), WINDOW)
+    by_place = make.table(GROUPS, SHIFTED.taps**2)
+    yield from _attention(grad, (*inputs, None, None, by_place), SHIFTED)
+    arguments = (*inputs, bias, list(WINDOW))
     result = kernels.difference_attention(*arguments)
     yield 'difference_attention', result, difference_attention.definition(*_wide(arguments))
+
+
+def _attention(
+    grad: Tensor, inputs: Sequence[Tensor | None], window: Window
+) -> Iterator[Comparison]:
+    from .. import attention as operator
+
+    kernels, arguments = _kernels('attention'), (*inputs, list(window))
+    result, sums = kernels.attention(*arguments)
+    grads = kernels.attention_backward(grad, sums, *arguments)
+    name = _named('attention', window)
+    yield name, result, operator.definition(*_wide(arguments))[0]
+    expected = operator.gradients(grad.double(), *_wide(arguments))
+    for tensor, actual, reference in zip(_ATTENTION, grads, expected, strict=True):
+        yield f'gradient of {name} for {tensor}', actual, reference
 
 
 _ATTENTION = ('query', 'key', 'value', 'rows', 'columns', 'bias')

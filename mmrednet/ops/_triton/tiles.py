@@ -120,17 +120,83 @@ def shifted_neighbour(row, column, u, v, height, width, WINDOW: tl.constexpr):
 
 
 @triton.jit
-def shifted_viewer(row, column, a, b, height, width, WINDOW: tl.constexpr):
-    """Return output positions that may see input positions, the taps that they see them by, and the
-    mask of those that do.
-
-    An output is at most a kernel less one away: (a, b) counts all these distances from zero.
+def neighbour_of_window(
+    row, column, u, v, height, width, WINDOW: tl.constexpr, SHIFTED: tl.constexpr
+):
+    """Return the input positions that output positions see through tap (u, v) of windows of either
+    border.
     """
-    y, x = row + (a - WINDOW[0] + 1), column + (b - WINDOW[1] + 1)
+    if SHIFTED:
+        return shifted_neighbour(row, column, u, v, height, width, WINDOW)
+    else:
+        return neighbour(row, column, u, v, WINDOW)
+
+
+@triton.jit
+def first_viewer(position, size, KERNEL: tl.constexpr):
+    """Return the first output whose shifted window has an input position, along one axis."""
+    # the windows of all outputs up to half a kernel from the border start at the border
+    return tl.where(position < KERNEL, 0, position - KERNEL // 2)
+
+
+@triton.jit
+def last_viewer(position, size, KERNEL: tl.constexpr):
+    """Return the last output whose shifted window has an input position, along one axis."""
+    return tl.where(position >= size - KERNEL, size - 1, position + KERNEL // 2)
+
+
+@triton.jit
+def viewer_count(position, size, KERNEL: tl.constexpr):
+    """Return how many outputs, along one axis, see one of these input positions at most."""
+    return tl.max(last_viewer(position, size, KERNEL) - first_viewer(position, size, KERNEL)) + 1
+
+
+@triton.jit
+def shifted_viewer(row, column, a, b, height, width, WINDOW: tl.constexpr):
+    """Return the a-th row and the b-th column of outputs whose shifted windows have input
+    positions, the taps that they see them by, and the mask of those that exist.
+    """
+    y = first_viewer(row, height, WINDOW[0]) + a
+    x = first_viewer(column, width, WINDOW[1]) + b
+    last_row = last_viewer(row, height, WINDOW[0])
+    last_column = last_viewer(column, width, WINDOW[1])
+    valid = (y <= last_row) & (x <= last_column)
     u = row - window_start(y, height, WINDOW[0])
     v = column - window_start(x, width, WINDOW[1])
-    inside_window = (u >= 0) & (u < WINDOW[0]) & (v >= 0) & (v < WINDOW[1])
-    return y, x, u * WINDOW[1] + v, inside_window & on_map(y, x, height, width)
+    return y, x, tl.where(valid, u * WINDOW[1] + v, 0), valid
+
+
+@triton.jit
+def viewers_of_window(row, column, height, width, WINDOW: tl.constexpr, SHIFTED: tl.constexpr):
+    """Return how many rows and columns of outputs see one of these input positions at most."""
+    if SHIFTED:
+        rows = viewer_count(row, height, WINDOW[0])
+        return rows, viewer_count(column, width, WINDOW[1])
+    else:
+        return WINDOW[0], WINDOW[1]
+
+
+@triton.jit
+def viewer_of_window(
+    row,
+    column,
+    a,
+    b,
+    height,
+    width,
+    out_height,
+    out_width,
+    WINDOW: tl.constexpr,
+    SHIFTED: tl.constexpr,
+):
+    """Return the outputs, number (a, b), that see input positions, the taps that they see them by,
+    and the mask of those that exist.
+    """
+    if SHIFTED:
+        return shifted_viewer(row, column, a, b, height, width, WINDOW)
+    else:
+        y, x, valid = viewer(row, column, a, b, out_height, out_width, WINDOW)
+        return y, x, a * WINDOW[1] + b, valid
 
 
 def cdiv(number: int, divisor: int) -> int:

@@ -50,6 +50,14 @@ PROBLEMS = {
     ],
     True: [(Window((1, 3), 2), (3, 5), 2, 4)],
 }
+# of the families that take windows that are moved inwards at the border
+SHIFTED_PROBLEMS = {
+    False: [
+        (Window(7, border='shift'), (37, 53), 4, 16),
+        (Window(5, border='shift'), (9, 19), 3, 20),
+    ],
+    True: [(Window(3, border='shift'), (3, 5), 2, 4)],
+}
 Row = tuple[str, torch.dtype, float, bool]
 
 
@@ -139,6 +147,18 @@ def involutions(
     return _worst(results, expected)
 
 
+def _tables(
+    window: Window, groups: int, channels: int, dtype: torch.dtype, device: str
+) -> list[Tensor | None]:
+    """Return rows, columns and bias of local attention."""
+    if window.border == 'shift':
+        # a bias for each place of an output in its window, and no rows and columns
+        return [None, None, torch.randn(groups, window.taps**2, device=device).to(dtype)]
+    shapes = [(groups, channels // 2, length) for length in window.kernel]
+    shapes.append((groups, window.taps))
+    return [torch.randn(shape, device=device).to(dtype) for shape in shapes]
+
+
 def attentions(
     window: Window,
     size: tuple[int, int],
@@ -158,9 +178,7 @@ def attentions(
         query,
         features(layout, 2, groups, channels, size, dtype, device),
         features(layout, 2, groups, channels, size, dtype, device),
-        torch.randn(groups, channels // 2, window.kernel[0], device=device).to(dtype),
-        torch.randn(groups, channels // 2, window.kernel[1], device=device).to(dtype),
-        torch.randn(groups, window.taps, device=device).to(dtype),
+        *_tables(window, groups, channels, dtype, device),
     ]
     grad = features(layout, 2, groups, channels, outputs, dtype, device)
     result, sums = fused_attention.attention(*inputs, flat)
@@ -344,7 +362,10 @@ def check_kernels(dtypes: Sequence[torch.dtype], device: str, tiny: bool) -> lis
                 continue
 
             def check(family=family, layout=layout, dtype=dtype) -> tuple[float, bool]:
-                errors = [family(*problem, layout, dtype, device) for problem in PROBLEMS[tiny]]
+                problems = list(PROBLEMS[tiny])
+                if family in (primitives, attentions):
+                    problems += SHIFTED_PROBLEMS[tiny]
+                errors = [family(*problem, layout, dtype, device) for problem in problems]
                 error = worst(errors)
                 limits = VECTOR_TOLERANCE if family in (vectors, statistics) else TOLERANCE
                 return error, error < limits[dtype]

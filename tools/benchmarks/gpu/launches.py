@@ -25,8 +25,9 @@ from .errors import relative_error, worst
 
 # size of the map; the smaller one for the interpreter
 SIZE = {False: (37, 53), True: (3, 5)}
-# gradients by torch's matrix products may differ between streams and devices
-COMPOSED = ('involution', 'axial attention')
+# gradients by torch's matrix products and by its sums over equal indices may differ between streams
+# and devices
+COMPOSED = ('involution', 'neighbourhood attention', 'axial attention')
 
 
 def operators(
@@ -57,6 +58,12 @@ def operators(
             q, k, v, window, rows=rows, columns=columns, bias=bias
         ),
         [query / 4, key, value, random(4, 8, 7), random(4, 8, 7), random(4, window.taps)],
+    )
+    shifted = Window(3, border='shift')
+    yield (
+        'neighbourhood attention',
+        lambda q, k, v, bias: local_attention(q, k, v, shifted, bias=bias),
+        [query / 4, key, value, random(4, shifted.offsets)],
     )
     yield (
         'axial attention',
