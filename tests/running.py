@@ -2,6 +2,7 @@
 through, and scripts in processes that begin with the stack imported.
 """
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
+from multiprocessing import forkserver
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +23,9 @@ PRELOADED = [
     'mmrednet.engine',
     'mmrednet.heads',
 ]
+# starts processes that have imported torch alone
+TORCH_SERVER = forkserver.ForkServer()
+TORCH_SERVER.set_forkserver_preload(['torch'])
 
 
 def lighten():
@@ -83,7 +88,46 @@ def run_warm(path, *arguments, cwd=ROOT, env=None):
     return subprocess.CompletedProcess(words, status, stdout, stderr)
 
 
-def _run_script(_, words, cwd, environment, folder):
+def run_code(code, *arguments, cwd=ROOT, env=None):
+    """Run code as ``python -c`` does, in a process that has imported torch and nothing else.
+
+    Args:
+        code: Python code.
+        arguments: Its arguments.
+        cwd: Folder in which it runs.
+        env: Its environment. Default: that of this process.
+    """
+    words = ['-c', *map(str, arguments)]
+    environment = dict(os.environ) if env is None else env
+    with tempfile.TemporaryDirectory() as folder, _processes_of(TORCH_SERVER):
+        (status,) = start_processes(_run_code, (code, words, str(cwd), environment, folder))
+        stdout, stderr = (Path(folder, name).read_text() for name in ('stdout', 'stderr'))
+    return subprocess.CompletedProcess(words, status, stdout, stderr)
+
+
+@contextlib.contextmanager
+def _processes_of(server):
+    """Let ``start_processes`` take processes of this server."""
+    before = forkserver.connect_to_new_process
+    forkserver.connect_to_new_process = server.connect_to_new_process
+    try:
+        yield
+    finally:
+        forkserver.connect_to_new_process = before
+
+
+def _run_code(_, code, words, cwd, environment, folder):
+    _enter(cwd, environment, folder)
+    # that of this process has the folder of the tests
+    installed = [path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix))]
+    paths = environment.get('PYTHONPATH', '').split(os.pathsep)
+    sys.path[:] = ['', *filter(None, paths), *installed]
+    sys.argv = words
+    exec(compile(code, '<string>', 'exec'), {'__name__': '__main__'})
+
+
+def _enter(cwd, environment, folder):
+    """Give a process its folder and its environment, and write what it prints to files."""
     for number, name in enumerate(('stdout', 'stderr'), start=1):
         os.dup2(os.open(Path(folder, name), os.O_CREAT | os.O_WRONLY), number)
     os.environ.clear()
@@ -91,6 +135,10 @@ def _run_script(_, words, cwd, environment, folder):
     # TMPDIR may be another one
     tempfile.tempdir = None
     os.chdir(cwd)
+
+
+def _run_script(_, words, cwd, environment, folder):
+    _enter(cwd, environment, folder)
     lighten()
     gc.freeze()
     sys.argv = words

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import run_code
 from torch.utils import cpp_extension
 
 from mmrednet.ops import _build, _first_use, _native, _processor
@@ -197,14 +198,7 @@ print(sums, len(caught), caught[0].message)
 print(active_kernels()['cpu'])
 """
     environment = dict(os.environ, CXX='no-such-compiler', PYTHONPATH=str(tmp_path))
-    result = subprocess.run(
-        [sys.executable, '-c', code],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        check=False,
-    )
+    result = run_code(code, env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     reason = "there is no C++ compiler 'no-such-compiler': install one, such as g++, or set CXX"
     assert result.stdout.startswith('{49.0} 1 mmrednet: plain torch computes on the CPU')

@@ -4,14 +4,13 @@ were.
 
 import functools
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import golden
 import published
 import pytest
 import torch
+from running import run_code
 from torch import nn
 
 from mmrednet.backbones import SpatialResNet
@@ -593,7 +592,8 @@ except CheckpointError as error:
 import mmrednet.backbones
 print(detect(['conv_in.weight', 'layer0.0.sam.conv1.weight'])[0].name)
 """
-    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    run = run_code(code)
+    assert run.returncode == 0, run.stderr
     packages, error, detected = run.stdout.splitlines()
     # it imports nothing of ours
     assert packages == 'checkpoints'

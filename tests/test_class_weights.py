@@ -2,13 +2,12 @@
 
 import ast
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from running import run_warm
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,9 +30,9 @@ def camvid(tmp_path):
 
 def class_weights(folder, *arguments):
     config = 'configs/camvid/segnext_mscan-narrow_camvid-180x240.py'
-    command = [sys.executable, 'tools/analysis_tools/class_weights.py', config, *arguments]
-    command += ['--cfg-options', f'train_dataloader.dataset.data_root={folder}']
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    options = ['--cfg-options', f'train_dataloader.dataset.data_root={folder}']
+    script = ROOT / 'tools/analysis_tools/class_weights.py'
+    return run_warm(script, config, *arguments, *options)
 
 
 def test_class_weights(camvid):

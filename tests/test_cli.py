@@ -1,7 +1,9 @@
 """The ``mmrednet`` command: its table, help, errors and completion."""
 
+import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,21 @@ IFS=$'\n' COMP_WORDS=($(sed -E 's/(:+)/\n\1\n/g; s/ +/\n/g' <<< "$2"))
 COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
 _mmrednet
 printf '%s\n' "${COMPREPLY[@]}"
+"""
+# the same for zsh, with the options under which bashcompinit calls a function; zsh splits at spaces
+COMPLETE_IN_ZSH = r"""
+compdef() { : }
+eval "$1"
+complete_line() {
+    emulate -L sh
+    setopt kshglob noshglob braceexpand nokshautoload
+    COMP_LINE=$1 COMP_POINT=${#1} COMP_WORDS=($1)
+    [[ $1 != *' ' ]] || COMP_WORDS+=('')
+    COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+    _mmrednet
+    printf '%s\n' "${COMPREPLY[@]}"
+}
+complete_line "$2"
 """
 
 
@@ -113,42 +130,54 @@ class TestErrors:
             cli.main(['train'])
 
 
-@pytest.fixture(scope='module')
-def complete():
-    """Return a function of a line that gives what bash completes."""
-    script = completion.script('bash')
-
-    def complete(line, folder):
-        result = subprocess.run(
-            ['bash', '-c', COMPLETE, 'bash', script, line],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=folder,
-        )
-        assert not result.stderr
-        return result.stdout.split()
-
-    return complete
+@cache
+def script(shell):
+    return completion.script(shell)
 
 
-@pytest.mark.parametrize(
-    ('line', 'words'),
-    [
-        ('mmrednet tr', ['train']),
-        ('mmrednet ', list(cli.COMMANDS)),
-        ('mmrednet train --au', ['--auto-scale-lr']),
-        ('mmrednet train x.py --launcher ', ['none', 'pytorch', 'slurm', 'mpi']),
-        ('mmrednet configs ', ['list', 'search', 'copy']),
-        ('mmrednet configs copy --fl', ['--flat']),
-        # what follows the last colon
-        ('mmrednet train mmrednet::streets/', ['streets/segnext_mscan-narrow_streets.py']),
-        ('mmrednet train own', ['own.py']),
-    ],
-)
-def test_bash_completes(complete, tmp_path, line, words):
-    (tmp_path / 'own.py').touch()
-    assert complete(line, tmp_path) == words
+def complete(command, line, shell='bash'):
+    """Return what a shell completes, by a command that calls the function."""
+    words = [*command, shell, script(shell), line]
+    result = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert not result.stderr
+    return result.stdout.split()
+
+
+LINES = {
+    'mmrednet tr': ['train'],
+    'mmrednet ': list(cli.COMMANDS),
+    'mmrednet train --au': ['--auto-scale-lr'],
+    'mmrednet train x.py --launcher ': ['none', 'pytorch', 'slurm', 'mpi'],
+    'mmrednet configs ': ['list', 'search', 'copy'],
+    'mmrednet configs copy --fl': ['--flat'],
+    # many names: after a letter
+    'mmrednet train ': [],
+    # files are left to the shell
+    'mmrednet train own': [],
+}
+
+
+@pytest.mark.parametrize('line', LINES)
+def test_bash_completes(line):
+    assert complete(['bash', '-c', COMPLETE], line) == LINES[line]
+
+
+def test_bash_completes_what_follows_the_last_colon():
+    words = complete(['bash', '-c', COMPLETE], 'mmrednet train mmrednet::streets/')
+    assert words == ['streets/segnext_mscan-narrow_streets.py']
+
+
+def test_bash_completes_files():
+    words = complete(['bash', '-c', 'eval "$1"; complete -p mmrednet'], '')
+    assert words == ['complete', '-o', 'default', '-F', '_mmrednet', 'mmrednet']
+
+
+@pytest.mark.skipif(shutil.which('zsh') is None, reason='there is no zsh')
+@pytest.mark.parametrize('line', [*LINES, 'mmrednet train mmrednet::streets/'])
+def test_zsh_completes(line):
+    whole_name = ['mmrednet::streets/segnext_mscan-narrow_streets.py']
+    words = complete(['zsh', '-f', '-c', COMPLETE_IN_ZSH], line, 'zsh')
+    assert words == LINES.get(line, whole_name)
 
 
 def test_zsh_runs_the_same_script():

@@ -1,7 +1,5 @@
 """Configs by name, in a clone and in a wheel, and the command that lists and copies them."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hub import get_config, get_model
 from mmengine.registry import MODELS, TRANSFORMS
+from running import run_code
 
 from mmrednet import cli, config_names, shipped
 from mmrednet.engine import load_config, read_config
@@ -71,7 +70,8 @@ import mmrednet, mmrednet.registry, mmrednet.engine, mmrednet.config_names
 from mmengine.config.utils import MODULE2PACKAGE
 assert 'mmrednet' not in MODULE2PACKAGE
 """
-        subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+        result = run_code(code)
+        assert result.returncode == 0, result.stderr
 
     def test_in_the_hub(self):
         config_names.register_configs()

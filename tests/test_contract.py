@@ -3,7 +3,6 @@
 import copy
 import pickle
 import re
-import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +11,7 @@ import golden
 import pytest
 import torch
 from operators import EXAMPLES, USERS, dynamic_conv, register_file
+from running import run_code
 from snippets import snippets
 from torch import nn
 from torch.ao import quantization
@@ -166,7 +166,8 @@ def test_the_documentation_has_a_row(name):
 def test_the_snippets_of_the_documentation_run():
     check = 'assert len(maps) == 4 and y.shape == q.shape'
     code = '\n'.join([*snippets('docs/operators.md'), check])
-    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+    result = run_code(code)
+    assert result.returncode == 0, result.stderr
 
 
 WEIGHT_NORMS = {

@@ -57,9 +57,18 @@ def assert_compiles(headers, isa):
     assert result.returncode == 0, result.stderr
 
 
-# the least and the most that a header may have
-@pytest.mark.parametrize('isa', ['plain', 'avx512bf16'])
-@pytest.mark.parametrize('header', HEADERS)
+# with all instruction sets those that have other lines there; the rest has the same text everywhere
+WIDER = [
+    header
+    for header in HEADERS
+    if re.search('#ifdef MMREDNET_(SHUFFLES|BF16_DOT)', (CSRC / header).read_text())
+]
+
+
+@pytest.mark.parametrize(
+    ('header', 'isa'),
+    [*((header, 'plain') for header in HEADERS), *((header, 'avx512bf16') for header in WIDER)],
+)
 def test_a_header_compiles_by_itself(header, isa):
     assert_compiles([header], isa)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import run_code
 from test_imports import BLOCK
 
 from mmrednet.commands import doctor
@@ -40,15 +41,15 @@ def somebody(tmp_path):
     return environment
 
 
-def report(code, environment, status):
+def run_cold(code, **options):
+    """Run code in a child process that has imported nothing."""
+    command = [sys.executable, '-c', code]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def report(code, environment, status, run=run_code):
     """Return what a process prints that runs code and then the command."""
-    result = subprocess.run(
-        [sys.executable, '-c', code + RUN],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=environment['HOME'],
-    )
+    result = run(code + RUN, env=environment, cwd=environment['HOME'])
     assert result.returncode == status, result.stdout + result.stderr
     assert result.stderr == ''
     for private in ('somebody', environment['HOME'], str(ROOT)):
@@ -64,7 +65,7 @@ def processor_seconds():
 
 def test_this_machine(somebody):
     start = processor_seconds()
-    text = report('import sys', somebody, 0)
+    text = report('import sys', somebody, 0, run_cold)
     assert text.endswith('No problems were found.\n')
     assert 'OneDL' not in text
     assert f'torch      {torch.__version__}' in text

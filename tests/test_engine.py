@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.utils import digit_version
+from running import run_code
 
 from mmrednet import packages
 from mmrednet.engine import (
@@ -341,17 +340,8 @@ def test_checkpoints_load_without_arbitrary_code(tmp_path):
     torch.save(dict(message_hub=dict(loss=history), best=np.float32(1)), tmp_path / 'good.pth')
     for index, (owner, name) in enumerate([(HistoryBuffer, '__init__'), (np.ndarray, 'tofile')]):
         torch.save(Reaches(owner, name), tmp_path / f'bad{index}.pth')
-    result = subprocess.run(
-        [
-            sys.executable,
-            '-c',
-            CHECKPOINTS,
-            *(str(tmp_path / f'{name}.pth') for name in ('good', 'bad0', 'bad1')),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    paths = [tmp_path / f'{name}.pth' for name in ('good', 'bad0', 'bad1')]
+    result = run_code(CHECKPOINTS, *paths)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         '2.0 3.0 2',

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from running import run_code
 
 # the kernels for GPUs, which import triton; where it is installed, torch's counter of FLOPs imports
 # it too
@@ -12,9 +13,16 @@ HEAVY = ('mmengine', 'mmcv', 'mmdet', 'mmseg', KERNELS)
 
 
 def run(code):
-    result = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True, check=False
-    )
+    """Return the words that code prints; torch is imported before, but nothing of ours is."""
+    result = run_code(code)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+def run_cold(code):
+    """The same in a process that has imported nothing."""
+    command = [sys.executable, '-c', code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.split()
 
@@ -41,7 +49,7 @@ for name, forbidden in {LIGHT!r}.items():
     importlib.import_module(name)
     print(*(f'{{name}}:{{module}}' for module in forbidden if module in sys.modules))
 """
-    assert not [word for word in run(code) if word.startswith('mmrednet')]
+    assert not [word for word in run_cold(code) if word.startswith('mmrednet')]
 
 
 @pytest.mark.parametrize('host', ['mmdet', 'mmseg'])
@@ -201,7 +209,7 @@ count()
 
 
 def test_only_public_functions_are_found_in_the_package():
-    out = run("""
+    out = run_cold("""
 import sys, mmrednet
 try:
     mmrednet.register_handles

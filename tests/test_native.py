@@ -3,13 +3,12 @@ sets."""
 
 import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from running import run_code
 
 from mmrednet.ops import (
     Window,
@@ -417,9 +416,7 @@ print(_native.capability())
         'MMREDNET_CPU_CAPABILITY': capability,
         'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),
     }
-    result = subprocess.run(
-        [sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=False
-    )
+    result = run_code(code, env=environment)
     assert result.returncode == 0, result.stderr
     # a processor without the one asked for falls back to a narrower one
     assert result.stdout.split()[-1] in (capability, 'avx2', 'plain')
@@ -429,9 +426,7 @@ print(_native.capability())
 def test_unknown_instruction_sets():
     code = 'from mmrednet.ops import active_kernels; active_kernels()'
     environment = {**os.environ, 'MMREDNET_CPU_CAPABILITY': 'AVX512', 'PYTHONPATH': str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=False
-    )
+    result = run_code(code, env=environment)
     assert (
         "MMREDNET_CPU_CAPABILITY must be avx512bf16, avx512, avx2 or plain, got 'AVX512'"
         in result.stderr
@@ -466,14 +461,9 @@ for _ in range(3):
     total = local_aggregate(torch.ones(1, 1, 1, 3, 3), torch.ones(1, 1, 9, 3, 3), Window(3)).sum()
 print(float(total))
 """
-    result = subprocess.run(
-        [sys.executable, '-c', code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        env=dict(os.environ, MMREDNET_BUILD='0', XDG_CACHE_HOME=str(tmp_path)),
-    )
+    environment = dict(os.environ, MMREDNET_BUILD='0', XDG_CACHE_HOME=str(tmp_path))
+    result = run_code(code, env=environment)
+    assert result.returncode == 0, result.stderr
     assert 'plain torch, one tap at a time (native: not built)' in result.stdout
     assert result.stdout.split()[-1] == '49.0'
     assert result.stderr.count('plain torch computes on the CPU') == 1
@@ -486,8 +476,7 @@ import setuptools
 setuptools.setup = lambda **arguments: print(*arguments['ext_modules'][0].depends)
 import setup
 """
-    result = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    result = run_code(code)
+    assert result.returncode == 0, result.stderr
     headers = {str(path) for path in ROOT.glob('mmrednet/ops/csrc/*.h')}
     assert set(result.stdout.split()) == headers

@@ -3,11 +3,10 @@ threads, instruction sets.
 """
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from running import run_code
 from test_native import ROOT, agree, built
 
 from mmrednet.ops import _torch, axial, axial_moments
@@ -20,7 +19,7 @@ SIZES = {
     'beyond the table': (1, 3, 4, 8, 17, 9, 4),
     'one position': (3, 1, 1, 2, 3, 1, 1),
     'tiles across images': (3, 2, 3, 5, 9, 13, 20),
-    'several chunks of keys': (1, 2, 8, 16, 33, 70, 80),
+    'several chunks of keys': (1, 2, 8, 16, 17, 41, 44),
 }
 # terms, span, whether values have positions
 OPTIONS = {
@@ -239,9 +238,7 @@ print(_native.capability())
         'MMREDNET_CPU_CAPABILITY': capability,
         'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),
     }
-    result = subprocess.run(
-        [sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=False
-    )
+    result = run_code(code, env=environment)
     assert result.returncode == 0, result.stderr
     # a processor without the one asked for falls back to a narrower one
     assert result.stdout.split()[-1] in (capability, 'plain')

@@ -43,12 +43,7 @@ def agree_with_definition(result, expected, tolerance, *what):
     agree(result.double(), expected, tolerance, *what)
 
 
-@built
-@pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('window', WINDOWS, ids=str)
-@pytest.mark.parametrize('channels', [1, 3, 8, 17, 37])
-def test_primitives_in_bfloat16(window, layout, channels):
-    torch.manual_seed(0)
+def compare_primitives(window, layout, channels):
     size = (9, 45)
     outputs = window.output_size(*size)
     value = laid_out(layout, 2, 3, channels, *size, torch.bfloat16)
@@ -61,15 +56,19 @@ def test_primitives_in_bfloat16(window, layout, channels):
     ):
         in_float64 = [x.double() if isinstance(x, torch.Tensor) else x for x in arguments]
         expected = getattr(_torch, name)(*in_float64)
-        agree_with_definition(getattr(native, name)(*arguments), expected, BFLOAT16, name)
+        result = getattr(native, name)(*arguments)
+        agree_with_definition(result, expected, BFLOAT16, name, layout)
 
 
 @built
-@pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('window', WINDOWS, ids=str)
-@pytest.mark.parametrize(('channels', 'hidden'), [(16, 8), (7, 3), (1, 1), (36, 5)])
-def test_involution_in_bfloat16(window, layout, channels, hidden):
-    torch.manual_seed(0)
+@pytest.mark.parametrize('channels', [1, 3, 8, 17, 37])
+def test_primitives_in_bfloat16(window, channels):
+    for layout in LAYOUTS:
+        compare_primitives(window, layout, channels)
+
+
+def compare_involution(window, layout, channels, hidden):
     size = (9, 45)
     outputs = window.output_size(*size)
     value = laid_out(layout, 2, 3, channels, *size, torch.bfloat16)
@@ -79,12 +78,20 @@ def test_involution_in_bfloat16(window, layout, channels, hidden):
     inputs = (value, features, weight, bias)
     in_float64 = [tensor.double() for tensor in inputs]
     expected = involution.definition(*in_float64, list(window))
-    agree_with_definition(local_involution(*inputs, window), expected, BFLOAT16)
+    agree_with_definition(local_involution(*inputs, window), expected, BFLOAT16, layout)
     grad = laid_out(layout, 2, 3, channels, *outputs, torch.bfloat16)
     expected = involution.gradients(grad.double(), *in_float64, list(window))
     results = native.involution_backward(grad, *inputs, list(window))
     for result, wanted in zip(results, expected, strict=True):
-        agree_with_definition(result, wanted, BFLOAT16)
+        agree_with_definition(result, wanted, BFLOAT16, layout)
+
+
+@built
+@pytest.mark.parametrize('window', WINDOWS, ids=str)
+@pytest.mark.parametrize(('channels', 'hidden'), [(16, 8), (7, 3), (1, 1), (36, 5)])
+def test_involution_in_bfloat16(window, channels, hidden):
+    for layout in LAYOUTS:
+        compare_involution(window, layout, channels, hidden)
 
 
 def attention_inputs(window, layout, size, channels, value_channels, dtype):
@@ -104,13 +111,7 @@ def to_float64(tensors):
     return [None if tensor is None else tensor.double() for tensor in tensors]
 
 
-@built
-@pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
-@pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('window', WINDOWS, ids=str)
-@pytest.mark.parametrize('channels', [(1, 8), (6, 5), (5, 3), (16, 16)], ids=str)
-def test_attention_and_its_gradients(window, layout, dtype, channels):
-    torch.manual_seed(0)
+def compare_attention(window, layout, dtype, channels):
     size = (9, 45)
     inputs = attention_inputs(window, layout, size, *channels, dtype)
     # logits of a size at which a softmax has several large weights
@@ -118,33 +119,45 @@ def test_attention_and_its_gradients(window, layout, dtype, channels):
     in_float64 = to_float64(inputs)
     result, logsumexp = native.attention(*inputs, list(window))
     expected = attention.definition(*in_float64, list(window))[0]
-    agree_with_definition(result, expected, TOLERANCES[dtype], 'result')
+    agree_with_definition(result, expected, TOLERANCES[dtype], 'result', layout)
     grad = laid_out(layout, 2, 3, channels[1], *window.output_size(*size), dtype)
     results = native.attention_backward(grad, logsumexp, *inputs, list(window))
     expected = attention.gradients(grad.double(), *in_float64, list(window))
     for index, (one, other) in enumerate(zip(results, expected, strict=True)):
-        agree_with_definition(one, other, TOLERANCES[dtype], index)
+        agree_with_definition(one, other, TOLERANCES[dtype], index, layout)
 
 
 @built
 @pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
-@pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('window', WINDOWS, ids=str)
-@pytest.mark.parametrize('channels', [(1, 8), (3, 5)], ids=str)
-def test_difference_attention_and_its_gradients(window, layout, dtype, channels):
-    torch.manual_seed(0)
+@pytest.mark.parametrize('channels', [(1, 8), (6, 5), (5, 3), (16, 16)], ids=str)
+def test_attention_and_its_gradients(window, dtype, channels):
+    for layout in LAYOUTS:
+        compare_attention(window, layout, dtype, channels)
+
+
+def compare_difference_attention(window, layout, dtype, channels):
     size = (9, 45)
     query, key, value, _, _, bias = attention_inputs(window, layout, size, *channels, dtype)
     inputs = (query, key, value, bias)
     in_float64 = to_float64(inputs)
     result = native.difference_attention(*inputs, list(window))
     expected = difference_attention.definition(*in_float64, list(window))
-    agree_with_definition(result, expected, TOLERANCES[dtype], 'result')
+    agree_with_definition(result, expected, TOLERANCES[dtype], 'result', layout)
     grad = laid_out(layout, 2, 3, channels[1], *window.output_size(*size), dtype)
     results = native.difference_attention_backward(grad, *inputs, list(window))
     expected = difference_attention.gradients(grad.double(), *in_float64, list(window))
     for index, (one, other) in enumerate(zip(results, expected, strict=True)):
-        agree_with_definition(one, other, TOLERANCES[dtype], index)
+        agree_with_definition(one, other, TOLERANCES[dtype], index, layout)
+
+
+@built
+@pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
+@pytest.mark.parametrize('window', WINDOWS, ids=str)
+@pytest.mark.parametrize('channels', [(1, 8), (3, 5)], ids=str)
+def test_difference_attention_and_its_gradients(window, dtype, channels):
+    for layout in LAYOUTS:
+        compare_difference_attention(window, layout, dtype, channels)
 
 
 @built

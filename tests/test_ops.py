@@ -2,6 +2,8 @@
 bad input.
 """
 
+import itertools
+
 import oracles
 import pytest
 import torch
@@ -70,35 +72,44 @@ def tensors(window, size, layout='contiguous', dtype=torch.float64):
     return (*grouped, torch.randn(BATCH, GROUPS, window.taps, *out, dtype=torch.float64).to(dtype))
 
 
-def close(got, expected, dtype):
-    assert got.dtype == dtype
-    assert got.shape == expected.shape
+def close(got, expected, dtype, *what):
+    assert got.dtype == dtype, what
+    assert got.shape == expected.shape, what
     error = (got.double() - expected).abs().max() if expected.numel() else 0
     assert error <= TOLERANCE[dtype] * max(
         1, float(expected.abs().max()) if expected.numel() else 0
-    )
+    ), what
 
 
-@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
-@pytest.mark.parametrize('layout', LAYOUTS)
+def in_layout(layout, x):
+    """Return a map (B, G, D, H, W) with the strides of a layout."""
+    # a channel of interleaved groups is followed by that of the next group
+    x = x.transpose(1, 2) if layout == 'interleaved' else x
+    return LAYOUTS[layout](x.flatten(1, 2))
+
+
 @pytest.mark.parametrize('window', WINDOWS)
-def test_agree_with_literal_loops(window, layout, dtype):
+def test_agree_with_literal_loops(window):
     window, size = WINDOWS[window]
-    value, query, weight = tensors(window, size, layout, dtype)
-    wide_value, wide_query, wide_weight = value.double(), query.double(), weight.double()
+    # the same numbers in every layout and dtype, since the loops are slow
+    wide_value, wide_query, weight = tensors(window, size)
     expected = [
-        oracles.aggregate(wide_value, wide_weight, window),
+        oracles.aggregate(wide_value, weight, window),
         oracles.correlate(wide_query, wide_value, window),
-        oracles.scatter(wide_query, wide_weight, size, window),
+        oracles.scatter(wide_query, weight, size, window),
     ]
     # kernels take shifted windows without dilation, see mmrednet/ops/residues.py
-    for kernels in KERNELS[:1] if has_residues(window) else KERNELS:
-        close(kernels.aggregate(value, weight, window), expected[0], dtype)
-        close(kernels.correlate(query, value, window), expected[1], dtype)
-        close(kernels.scatter(query, weight, size, window), expected[2], dtype)
-    close(local_aggregate(value, weight, window), expected[0], dtype)
-    close(local_correlate(query, value, window), expected[1], dtype)
-    close(local_scatter(query, weight, size, window), expected[2], dtype)
+    modules = KERNELS[:1] if has_residues(window) else KERNELS
+    primitives = [(module.aggregate, module.correlate, module.scatter) for module in modules]
+    primitives.append((local_aggregate, local_correlate, local_scatter))
+    for layout, dtype in itertools.product(LAYOUTS, TOLERANCE):
+        value, query = (in_layout(layout, x.to(dtype)) for x in (wide_value, wide_query))
+        low_weight = weight.to(dtype)
+        for aggregate, correlate, scatter in primitives:
+            what = (aggregate, layout)
+            close(aggregate(value, low_weight, window), expected[0], dtype, *what)
+            close(correlate(query, value, window), expected[1], dtype, *what)
+            close(scatter(query, low_weight, size, window), expected[2], dtype, *what)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)

@@ -10,8 +10,6 @@ import os
 import pickle
 import pickletools
 import struct
-import subprocess
-import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from running import run_code
 
 from mmrednet.backbones.downloads import hash_in_name
 from mmrednet.checkpoints import CheckpointError, read_checkpoint, sha256_of, write_checkpoint
@@ -543,13 +542,7 @@ def test_reading_takes_the_memory_of_the_file(ending, count, tmp_path):
     write_checkpoint(tmp_path / f'small{ending}', STATE)
     write_checkpoint(tmp_path / f'large{ending}', large)
     files = [tmp_path / f'{name}{ending}' for name in ('small', 'large')]
-    run = subprocess.run(
-        [sys.executable, '-c', MEASURE_PEAK, *files],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=dict(os.environ, OMP_NUM_THREADS='1'),
-    )
+    run = run_code(MEASURE_PEAK, *files, env=dict(os.environ, OMP_NUM_THREADS='1'))
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) * 1024 < 1.1 * size
 

@@ -13,6 +13,7 @@ from mmrednet.ops.vector_relations import find_relation
 
 pytest.importorskip('triton')
 from mmrednet.ops._triton import vector_attention as fused  # noqa: E402
+from mmrednet.ops._triton import vector_pairwise_backward, vector_patchwise_backward  # noqa: E402
 from mmrednet.ops._triton.vector_folds import fold  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*encountered:RuntimeWarning')
@@ -24,6 +25,13 @@ def _poison():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _few_groups(monkeypatch):
+    """Let programs sum over several tiles, also those of small maps."""
+    for module in (vector_pairwise_backward, vector_patchwise_backward):
+        monkeypatch.setattr(module, 'TILE_GROUPS', 2)
 
 
 def map_of(layout, channels, size, dtype):

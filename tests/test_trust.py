@@ -5,12 +5,11 @@ wrong on purpose, and of one that does not compile.
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from running import run_code
 
 from mmrednet.ops import Window, _torch, _triton, dispatch, require_kernels, transforms
 from mmrednet.ops import involution as involution_op
@@ -22,7 +21,9 @@ from mmrednet.ops._triton.verified import VERIFIED  # noqa: E402
 
 DEVICE = torch.device('cuda', 0) if torch.cuda.is_available() else torch.device('cpu')
 pytestmark = pytest.mark.filterwarnings('ignore:.*encountered:RuntimeWarning')
-SHIPPED_SIZE = problems.SIZE
+SHIPPED_WINDOW, SHIPPED_SIZE = problems.WINDOW, problems.SIZE
+# families that are checked in the interpreter with the shipped size
+CHEAP = ('local', 'involution')
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +32,10 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     monkeypatch.delenv('MMREDNET_TRITON', raising=False)
     monkeypatch.setattr(dispatch, '_logged', set())
-    # the interpreter takes seconds for the maps that are shipped
-    monkeypatch.setattr(problems, 'SIZE', (3, 3))
+    # the interpreter takes seconds for the problems that are shipped
+    monkeypatch.setattr(problems, 'SIZE', (2, 3))
+    monkeypatch.setattr(problems, 'WINDOW', Window((1, 3)))
+    monkeypatch.setattr(problems, 'SHIFTED', Window((1, 3), border='shift'))
     forget(monkeypatch)
     return tmp_path / 'mmrednet/triton'
 
@@ -75,9 +78,10 @@ def test_the_shipped_table_is_empty():
 
 @pytest.mark.parametrize('family', problems.PROBLEMS)
 def test_every_family_agrees_with_its_definitions(family, monkeypatch):
+    monkeypatch.setattr(problems, 'WINDOW', SHIPPED_WINDOW)
     layout = 'channels-last' if family == 'vector_attention' else 'strided'
-    # of the others, all that depends on the size is in test_triton.py and test_triton_vector.py
-    if family not in ('attention', 'vector_attention'):
+    # what depends on the size is in the tests of the kernels themselves
+    if family in CHEAP:
         monkeypatch.setattr(problems, 'SIZE', SHIPPED_SIZE)
     assert trust.check(family, torch.float32, layout, DEVICE) is None
 
@@ -156,6 +160,7 @@ def test_a_wrong_gradient_is_found(monkeypatch):
         return grads
 
     monkeypatch.setattr(attention, 'attention_backward', wrong)
+    monkeypatch.setattr(problems, 'WINDOW', SHIPPED_WINDOW)
     verdict = trust.check('attention', torch.float32, 'contiguous', DEVICE)
     assert verdict.startswith('gradient of attention for columns differs')
 
@@ -276,7 +281,7 @@ def test_a_broken_cache_does_not_matter(cache, monkeypatch):
 
 def _write_often(folder):
     os.environ['XDG_CACHE_HOME'] = folder
-    for number in range(300):
+    for number in range(100):
         trust._write(('key', 'of all'), str(number % 10) * 3000)
 
 
@@ -303,8 +308,7 @@ def test_processes_that_write_at_the_same_time(cache):
 
 def test_the_fingerprint_is_that_of_the_kernels():
     code = 'from mmrednet.ops._triton import trust; print(trust.fingerprint())'
-    result = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True, check=True
-    )
+    result = run_code(code)
+    assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == trust.fingerprint()
     assert len(trust.fingerprint()) == 16

@@ -13,10 +13,11 @@ from ..cli import COMMANDS, load
 from ..config_names import config_names
 from .parser import CommandParser
 
-# a colon splits the words of bash: what it completes begins after the last one
+# A colon splits the words of bash: what it completes begins after the last one. Where no word fits,
+# -o default lets the shell complete files.
 SCRIPT = """
 _mmrednet() {{
-    local IFS=$' \\t\\n' current="${{COMP_WORDS[COMP_CWORD]}}" words=
+    local IFS=$' \\t\\n' current="${{COMP_WORDS[COMP_CWORD]}}" words= word=
     if [[ $COMP_CWORD -eq 1 ]]; then
         words='{commands}'
     elif [[ $current == -* ]]; then
@@ -25,7 +26,7 @@ _mmrednet() {{
         esac
     else
         # the word with its colons, from the line
-        current="${{COMP_LINE:0:COMP_POINT}}"
+        current="${{COMP_LINE:0:$COMP_POINT}}"
         current="${{current##*[[:space:]]}}"
         # many names: only after their first letter
         [[ -z $current ]] || words='{configs}'
@@ -33,16 +34,16 @@ _mmrednet() {{
 {choices}
         esac
     fi
-    COMPREPLY=($(compgen -W "$words" -- "$current"))
-    if [[ ${{#COMPREPLY[@]}} -eq 0 ]]; then
-        compopt -o filenames 2> /dev/null
-        COMPREPLY=($(compgen -f -- "$current"))
-    fi
+    # not by compgen, which takes no prefix in zsh
+    COMPREPLY=()
+    for word in $words; do
+        [[ $word != "$current"* ]] || COMPREPLY+=("$word")
+    done
     if [[ $current == *:* && $COMP_WORDBREAKS == *:* ]]; then
         COMPREPLY=("${{COMPREPLY[@]#"${{current%"${{current##*:}}"}}"}}")
     fi
 }}
-complete -F _mmrednet mmrednet
+complete -o default -F _mmrednet mmrednet
 """
 
 

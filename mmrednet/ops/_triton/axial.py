@@ -1,14 +1,7 @@
 """Attention along lines without stored logits.
 
-An online softmax runs over tiles of BLOCK query positions i and BLOCK key positions m.
-The relative terms of a tile need 2 BLOCK - 1 distances w = i - m. Each term is a matrix product
-with this part of a table, read along its diagonals:
-
-    q . rq[i - m] = (q @ rq)[i, w = i - m]
-    sum over m of P[i, m] rv[i - m] = sum over w of P[i, m = i - w] rv[w]
-
-A product with the table costs twice that of a tile, but it runs on the matrix unit, and each entry
-of the table is read once for a tile instead of once for each pair of positions.
+An online softmax runs over tiles of BLOCK query positions i and BLOCK key positions m. See
+``axial_tiles.py`` for the relative terms.
 """
 
 from __future__ import annotations
@@ -21,6 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _torch
+from .axial_tiles import (
+    Table,
+    masked,
+    relative_products,
+    relative_sums,
+    softmax_step,
+    tile_of_program,
+    tiles_in_reach,
+)
 from .tiles import (
     cdiv,
     dot_precision,
@@ -62,25 +64,87 @@ def _lines(
 
 
 @triton.jit
-def _table(relative, relative_row, first, channel, channels: tl.constexpr, distance, end):
-    """Return entries of the table that begins at row ``first``."""
-    # distances beyond the ends of a table take the entry at the end
-    column = tl.minimum(tl.maximum(distance, -end), end) + end
-    return tl.load(
-        relative + (first + channel) * relative_row + column, mask=channel < channels, other=0.0
-    )
+def _add_term(logits, products, scale, shift, index):
+    """Return logits plus a term, scaled and shifted for its head."""
+    logits += products * tl.load(scale + index).to(tl.float32)
+    return logits + tl.load(shift + index).to(tl.float32)
 
 
 @triton.jit
-def _distances(first, BLOCK: tl.constexpr):
-    """Return the distances [W] in a tile, and the index [i, m] into them.
+def _logits(
+    q,
+    k,
+    table,
+    scale,
+    shift,
+    heads,
+    head,
+    channel,
+    channels: tl.constexpr,
+    tile,
+    key_tile,
+    TERMS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return the logits [i, m] of queries [i, E] and keys [E, m], the sum of all terms."""
+    logits = tl.zeros((BLOCK, BLOCK), tl.float32)
+    # row of scale and shift: terms that are not asked for have none
+    term = 0
+    if TERMS % 2 == 1:
+        by_content = tl.dot(q, k, input_precision=PRECISION)
+        logits = _add_term(logits, by_content, scale, shift, head)
+        term += 1
+    if TERMS // 2 % 2 == 1:
+        by_query = relative_products(
+            *(q, table, 0, channel, channels, tile - key_tile, BLOCK, DOT, PRECISION)
+        )
+        logits = _add_term(logits, by_query, scale, shift, term * heads + head)
+        term += 1
+    if TERMS // 4 == 1:
+        # keys see queries from the other side: distances are m - i, the result is transposed
+        by_key = relative_products(
+            *(tl.trans(k), table, channels, channel, channels, key_tile - tile),
+            *(BLOCK, DOT, PRECISION),
+        )
+        logits = _add_term(logits, tl.trans(by_key), scale, shift, term * heads + head)
+    return logits
 
-    ``first`` is the distance between the first positions of the tile.
+
+@triton.jit
+def _write(
+    result,
+    strides,
+    content,
+    position,
+    position_scale,
+    head,
+    channel,
+    channels: tl.constexpr,
+    row,
+    i,
+    length,
+    POSITION: tl.constexpr,
+    SCALED: tl.constexpr,
+    LAYOUT: tl.constexpr,
+):
+    """Write sums of values [i, d], and those of their positions.
+
+    Positions are scaled and added, or a second part of each channel.
     """
-    # 2 BLOCK - 1 of them, and one that fills up to a power of two
-    column = tl.arange(0, 2 * BLOCK)
-    position = tl.arange(0, BLOCK)
-    return first + 1 - BLOCK + column, position[:, None] - position[None, :] + BLOCK - 1
+    if SCALED:
+        factor = tl.load(position_scale + head * channels + channel, mask=channel < channels)
+        content += position * factor.to(tl.float32)[None, :]
+    mask = (i < length)[:, None] & (channel < channels)[None, :]
+    # the parts of a channel lie together: content, then positions
+    parts: tl.constexpr = 2 if POSITION and not SCALED else 1
+    column = channel[None, :] * parts
+    offset = inside(strides, column, row, i[:, None], LAYOUT)
+    tl.store(result + offset, content, mask=mask)
+    if parts == 2:
+        offset = inside(strides, column + 1, row, i[:, None], LAYOUT)
+        tl.store(result + offset, position, mask=mask)
 
 
 # queries, keys and values begin at any channel of one tensor
@@ -132,152 +196,51 @@ def axial_kernel(
     INDEX: tl.constexpr,
 ):
     """One tile of query positions of one head of one line."""
-    tile_count = tl.cdiv(length, BLOCK)
-    tile = tl.program_id(0) % tile_count
-    head_index = tl.program_id(0) // tile_count
-    head, line = head_index % heads, head_index // heads
+    tile, head, line = tile_of_program(heads, length, BLOCK)
     image, row = line // image_lines, (line % image_lines).to(INDEX)
-    key_channel = tl.arange(0, BLOCK_E).to(INDEX)
-    value_channel = tl.arange(0, BLOCK_D).to(INDEX)
-    query_index = (tile * BLOCK + tl.arange(0, BLOCK)).to(INDEX)
+    e, d = tl.arange(0, BLOCK_E).to(INDEX), tl.arange(0, BLOCK_D).to(INDEX)
+    i = (tile * BLOCK + tl.arange(0, BLOCK)).to(INDEX)
+    table = Table(relative, relative_row, end)
+    query += start(query_strides, image, head, QUERY)
     key += start(key_strides, image, head, KEY)
     value += start(value_strides, image, head, VALUE)
-    query += start(query_strides, image, head, QUERY)
-    q = _lines(
-        query,
-        query_strides,
-        key_channel[None, :],
-        key_channels,
-        row,
-        query_index[:, None],
-        length,
-        QUERY,
-    ).to(DOT)
+    q = _lines(query, query_strides, e[None, :], key_channels, row, i[:, None], length, QUERY)
+    q = q.to(DOT)
     # Online softmax: the largest logit so far, the sum of weights relative to it, and the sums of
     # weighted values and positions. A larger logit rescales all sums.
     largest = tl.full((BLOCK,), float('-inf'), tl.float32)
     weight_sum = tl.zeros((BLOCK,), tl.float32)
     content = tl.zeros((BLOCK, BLOCK_D), tl.float32)
-    position_embedding = tl.zeros((BLOCK, BLOCK_D), tl.float32)
+    position = tl.zeros((BLOCK, BLOCK_D), tl.float32)
     reach = tl.where(span > 0, span // 2, length)
-    # tiles of keys beyond the span have no weight: skip them
-    first_tile = tl.maximum(tile * BLOCK - reach, 0) // BLOCK
-    last_tile = tl.minimum(tile * BLOCK + BLOCK - 1 + reach, length - 1) // BLOCK
+    # tiles of keys out of reach have no weight: skip them
+    first_tile, last_tile = tiles_in_reach(tile, reach, length, BLOCK)
     for key_tile in range(first_tile, last_tile + 1):
-        key_index = (key_tile * BLOCK + tl.arange(0, BLOCK)).to(INDEX)
+        m = (key_tile * BLOCK + tl.arange(0, BLOCK)).to(INDEX)
         # keys as [E, L], the second factor of a matrix product; values as [L, D]
-        k = _lines(
-            key,
-            key_strides,
-            key_channel[:, None],
-            key_channels,
-            row,
-            key_index[None, :],
-            length,
-            KEY,
-        ).to(DOT)
-        v = _lines(
-            value,
-            value_strides,
-            value_channel[None, :],
-            channels,
-            row,
-            key_index[:, None],
-            length,
-            VALUE,
-        ).to(DOT)
-        distance, diagonal = _distances((tile - key_tile) * BLOCK, BLOCK)
-        logits = tl.zeros((BLOCK, BLOCK), tl.float32)
-        # row of scale and shift: terms that are not asked for have none
-        term = 0
-        if TERMS % 2 == 1:
-            by_content = tl.dot(q, k, input_precision=PRECISION)
-            logits += by_content * tl.load(scale + head).to(tl.float32)
-            logits += tl.load(shift + head).to(tl.float32)
-            term += 1
-        if TERMS // 2 % 2 == 1:
-            table = _table(
-                relative,
-                relative_row,
-                0,
-                key_channel[:, None],
-                key_channels,
-                distance[None, :],
-                end,
-            )
-            by_distance = tl.dot(q, table.to(DOT), input_precision=PRECISION)
-            # [i, w] read along the diagonals w = i - m
-            by_query = tl.gather(by_distance, diagonal, 1)
-            logits += by_query * tl.load(scale + term * heads + head).to(tl.float32)
-            logits += tl.load(shift + term * heads + head).to(tl.float32)
-            term += 1
-        if TERMS // 4 == 1:
-            # keys see queries from the other side: distances are m - i, the result is transposed
-            key_distance, key_diagonal = _distances((key_tile - tile) * BLOCK, BLOCK)
-            table = _table(
-                relative,
-                relative_row,
-                key_channels,
-                key_channel[:, None],
-                key_channels,
-                key_distance[None, :],
-                end,
-            )
-            by_distance = tl.dot(tl.trans(k), table.to(DOT), input_precision=PRECISION)
-            by_key = tl.trans(tl.gather(by_distance, key_diagonal, 1))
-            logits += by_key * tl.load(scale + term * heads + head).to(tl.float32)
-            logits += tl.load(shift + term * heads + head).to(tl.float32)
-        difference = query_index[:, None] - key_index[None, :]
-        mask = (key_index < length)[None, :] & (difference <= reach) & (difference >= -reach)
-        logits = tl.where(mask, logits, float('-inf'))
-        new_largest = tl.maximum(largest, tl.max(logits, 1))
-        # where all logits so far are -inf, subtract nothing: -inf - -inf is NaN
-        base = tl.where(new_largest == float('-inf'), 0.0, new_largest)
-        rescale = tl.exp(largest - base)
-        weight = tl.exp(logits - base[:, None])
+        k = _lines(key, key_strides, e[:, None], key_channels, row, m[None, :], length, KEY)
+        v = _lines(value, value_strides, d[None, :], channels, row, m[:, None], length, VALUE)
+        logits = _logits(
+            *(q, k.to(DOT), table, scale, shift, heads, head, e, key_channels),
+            *(tile, key_tile, TERMS, BLOCK, DOT, PRECISION),
+        )
+        logits = masked(logits, i, m, length, reach)
+        weight, rescale, largest = softmax_step(logits, largest)
         weight_sum = weight_sum * rescale + tl.sum(weight, 1)
         content = content * rescale[:, None]
-        content += tl.dot(weight.to(DOT), v, input_precision=PRECISION)
+        content += tl.dot(weight.to(DOT), v.to(DOT), input_precision=PRECISION)
         if POSITION:
-            # The weights by distance: [i, w] is the weight of key m = i - w. The gather clamps keys
-            # outside the tile to 0, and the mask removes them.
-            key_in_tile = (
-                tl.arange(0, BLOCK)[:, None] + BLOCK - 1 - tl.arange(0, 2 * BLOCK)[None, :]
+            position = position * rescale[:, None]
+            position += relative_sums(
+                *(weight, table, 2 * key_channels, d, channels, tile - key_tile),
+                *(BLOCK, DOT, PRECISION),
             )
-            in_tile = (key_in_tile >= 0) & (key_in_tile < BLOCK)
-            gathered = tl.gather(weight, tl.where(in_tile, key_in_tile, 0), 1)
-            weight_by_distance = tl.where(in_tile, gathered, 0.0)
-            table = _table(
-                relative,
-                relative_row,
-                2 * key_channels,
-                value_channel[None, :],
-                channels,
-                distance[:, None],
-                end,
-            )
-            position_embedding = position_embedding * rescale[:, None]
-            position_embedding += tl.dot(
-                weight_by_distance.to(DOT), table.to(DOT), input_precision=PRECISION
-            )
-        largest = new_largest
+    content, position = content / weight_sum[:, None], position / weight_sum[:, None]
     result += start(result_strides, image, head, RESULT)
-    mask = (query_index < length)[:, None] & (value_channel < channels)[None, :]
-    content = content / weight_sum[:, None]
-    if SCALED:
-        factor = tl.load(
-            position_scale + head * channels + value_channel, mask=value_channel < channels
-        )
-        position_embedding = position_embedding / weight_sum[:, None]
-        content += position_embedding * factor.to(tl.float32)[None, :]
-    # the parts of a channel lie together: content, then positions
-    parts: tl.constexpr = 2 if POSITION and not SCALED else 1
-    channel = value_channel[None, :] * parts
-    offset = inside(result_strides, channel, row, query_index[:, None], RESULT)
-    tl.store(result + offset, content, mask=mask)
-    if parts == 2:
-        offset = inside(result_strides, channel + 1, row, query_index[:, None], RESULT)
-        tl.store(result + offset, position_embedding / weight_sum[:, None], mask=mask)
+    _write(
+        *(result, result_strides, content, position, position_scale, head, d, channels, row, i),
+        *(length, POSITION, SCALED, RESULT),
+    )
 
 
 def reasons_against_attention(

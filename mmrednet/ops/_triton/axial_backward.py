@@ -11,7 +11,7 @@ Inputs are made contiguous first, so that a line of a channel is a row in memory
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,13 +19,48 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _torch
-from .axial import BLOCK, MOST_CHANNELS, _distances, _table
+from .axial import BLOCK, MOST_CHANNELS
+from .axial_tiles import (
+    Table,
+    along_distances,
+    masked,
+    relative_products,
+    relative_sums,
+    softmax_step,
+    tiles_in_reach,
+)
 from .tiles import cdiv, dot_precision, dot_type, float64_reasons, launch, next_power_of_2
 
 # lines that share a partial sum of the gradients of the tables
 LINE_GROUPS = 32
 # arguments for whose values Triton must not compile anew
 NOT_SPECIALISED = ['relative_row', 'heads', 'lines_count', 'image_lines', 'length', 'end', 'reach']
+
+
+class Line(NamedTuple):
+    """A line of one head.
+
+    Args:
+        lines: First query; keys and values follow.
+        grad: First gradient of the result.
+        table: Table of relative positions.
+        factors: Scales (3, heads) of the terms of the logits.
+        heads: Number of heads.
+        head: Index of the head.
+        pitch: Stride of channels.
+        length: Number of positions.
+        reach: Largest distance between a query and its keys.
+    """
+
+    lines: Any
+    grad: Any
+    table: Any
+    factors: Any
+    heads: Any
+    head: Any
+    pitch: Any
+    length: Any
+    reach: Any
 
 
 @triton.jit
@@ -36,30 +71,16 @@ def _channels(tensor, pitch, channel, channels: tl.constexpr, index, length):
 
 
 @triton.jit
-def _along_distances(pairs, BLOCK: tl.constexpr):
-    """Return the elements of pairs [i, m] by their distance, [i, w]."""
-    # The gather clamps positions outside the tile to 0, and the mask removes them.
-    row, column = tl.arange(0, BLOCK), tl.arange(0, 2 * BLOCK)
-    index = row[:, None] + BLOCK - 1 - column[None, :]
-    in_tile = (index >= 0) & (index < BLOCK)
-    return tl.where(in_tile, tl.gather(pairs, tl.where(in_tile, index, 0), 1), 0.0)
+def _factor(x, term: tl.constexpr):
+    """Return the scale of a term of the logits."""
+    return tl.load(x.factors + term * x.heads + x.head)
 
 
 @triton.jit
 def _tile_of_pairs(
-    lines,
-    grad,
-    relative,
-    relative_row,
-    factors,
-    heads,
-    head,
-    pitch,
+    x,
     tile,
     key_tile,
-    length,
-    end,
-    reach,
     key_channels: tl.constexpr,
     channels: tl.constexpr,
     POSITION: tl.constexpr,
@@ -72,49 +93,108 @@ def _tile_of_pairs(
     """Return queries, keys [L, E], both gradients of the result [L, D], the three terms, the logits
     and the gradients of the weights [i, m].
     """
-    parts: tl.constexpr = 2 if POSITION else 1
     e, d = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_D)
     i, m = tile * BLOCK + tl.arange(0, BLOCK), key_tile * BLOCK + tl.arange(0, BLOCK)
-    q = _channels(lines, pitch, e[None, :], key_channels, i[:, None], length).to(DOT)
-    key_lines = lines + key_channels * pitch
-    k = _channels(key_lines, pitch, e[None, :], key_channels, m[:, None], length).to(DOT)
-    value_lines = lines + 2 * key_channels * pitch
-    v = _channels(value_lines, pitch, d[:, None], channels, m[None, :], length).to(DOT)
-    step = parts * pitch
-    content = _channels(grad, step, d[None, :], channels, i[:, None], length).to(DOT)
+    q = _channels(x.lines, x.pitch, e[None, :], key_channels, i[:, None], x.length).to(DOT)
+    keys = x.lines + key_channels * x.pitch
+    k = _channels(keys, x.pitch, e[None, :], key_channels, m[:, None], x.length).to(DOT)
+    values = x.lines + 2 * key_channels * x.pitch
+    v = _channels(values, x.pitch, d[:, None], channels, m[None, :], x.length).to(DOT)
+    step = (2 if POSITION else 1) * x.pitch
+    content = _channels(x.grad, step, d[None, :], channels, i[:, None], x.length).to(DOT)
     position = content
 
-    distance, diagonal = _distances((tile - key_tile) * BLOCK, BLOCK)
-    table = _table(relative, relative_row, 0, e[:, None], key_channels, distance[None, :], end)
+    between = tile - key_tile
     by_content = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    by_query = tl.gather(tl.dot(q, table.to(DOT), input_precision=PRECISION), diagonal, 1)
-    key_distance, key_diagonal = _distances((key_tile - tile) * BLOCK, BLOCK)
-    table = _table(
-        relative, relative_row, key_channels, e[:, None], key_channels, key_distance[None, :], end
+    by_query = relative_products(*(q, x.table, 0, e, key_channels, between, BLOCK, DOT, PRECISION))
+    # keys see queries from the other side
+    by_key = tl.trans(
+        relative_products(
+            *(k, x.table, key_channels, e, key_channels, key_tile - tile, BLOCK, DOT, PRECISION)
+        )
     )
-    by_distance = tl.dot(k, table.to(DOT), input_precision=PRECISION)
-    by_key = tl.trans(tl.gather(by_distance, key_diagonal, 1))
-    logits = by_content * tl.load(factors + head) + by_query * tl.load(factors + heads + head)
-    logits += by_key * tl.load(factors + 2 * heads + head)
-    difference = i[:, None] - m[None, :]
-    mask = (m < length)[None, :] & (difference <= reach) & (difference >= -reach)
-    logits = tl.where(mask, logits, float('-inf'))
+    logits = by_content * _factor(x, 0) + by_query * _factor(x, 1) + by_key * _factor(x, 2)
+    logits = masked(logits, i, m, x.length, x.reach)
 
     grad_weight = tl.dot(content, v, input_precision=PRECISION)
     if POSITION:
-        position = _channels(grad + pitch, step, d[None, :], channels, i[:, None], length).to(DOT)
-        first: tl.constexpr = 2 * key_channels
-        table = _table(relative, relative_row, first, d[:, None], channels, distance[None, :], end)
-        by_distance = tl.dot(position, table.to(DOT), input_precision=PRECISION)
-        grad_weight += tl.gather(by_distance, diagonal, 1)
+        grad = x.grad + x.pitch
+        position = _channels(grad, step, d[None, :], channels, i[:, None], x.length).to(DOT)
+        grad_weight += relative_products(
+            *(position, x.table, 2 * key_channels, d, channels, between, BLOCK, DOT, PRECISION),
+        )
     return q, k, content, position, by_content, by_query, by_key, logits, grad_weight
 
 
 @triton.jit
-def _line(line, head, heads, image_lines, channels, pitch, length):
-    """Return the offset of a line of a head in a contiguous tensor of so many channels."""
+def _line_of(
+    lines,
+    grad,
+    relative,
+    relative_row,
+    end,
+    factors,
+    line,
+    head,
+    heads,
+    image_lines,
+    length,
+    reach,
+    key_channels: tl.constexpr,
+    channels: tl.constexpr,
+    POSITION: tl.constexpr,
+):
+    """Return a line of a head, and its offset in all lines."""
     image, row = line // image_lines, line % image_lines
-    return (image.to(tl.int64) * heads + head) * channels * pitch + row * length
+    pitch = image_lines * length
+    first = (image.to(tl.int64) * heads + head) * pitch
+    offset = first * (2 * key_channels + channels) + row * length
+    grad += first * ((2 if POSITION else 1) * channels) + row * length
+    table = Table(relative, relative_row, end)
+    x = Line(lines + offset, grad, table, factors, heads, head, pitch, length, reach)
+    return x, offset
+
+
+@triton.jit
+def _softmax_sums(
+    x,
+    tile,
+    key_channels: tl.constexpr,
+    channels: tl.constexpr,
+    POSITION: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return the logarithms of the softmax's sums [i], and the sums of weights times gradients."""
+    # an online softmax, as in the forward pass
+    largest = tl.full((BLOCK,), float('-inf'), tl.float32)
+    weight_sum = tl.zeros((BLOCK,), tl.float32)
+    product_sum = tl.zeros((BLOCK,), tl.float32)
+    first_tile, last_tile = tiles_in_reach(tile, x.reach, x.length, BLOCK)
+    for key_tile in range(first_tile, last_tile + 1):
+        _, _, _, _, _, _, _, logits, grad_weight = _tile_of_pairs(
+            *(x, tile, key_tile, key_channels, channels, POSITION, BLOCK, BLOCK_E, BLOCK_D),
+            *(DOT, PRECISION),
+        )
+        weight, rescale, largest = softmax_step(logits, largest)
+        weight_sum = weight_sum * rescale + tl.sum(weight, 1)
+        product_sum = product_sum * rescale + tl.sum(weight * grad_weight, 1)
+    return largest + tl.log(weight_sum), product_sum / weight_sum
+
+
+@triton.jit
+def _weights(logits, grad_weight, logsumexp, delta, head_index, i, length):
+    """Return the weights of the softmax [i, m], and the gradients of its logits."""
+    source = head_index.to(tl.int64) * length + i
+    total = tl.load(logsumexp + source, mask=i < length, other=0.0)
+    product = tl.load(delta + source, mask=i < length, other=0.0)
+    weight = tl.exp(logits - total[:, None])
+    # rows behind the end of the line
+    weight = tl.where((i < length)[:, None], weight, 0.0)
+    return weight, weight * (grad_weight - product[:, None])
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
@@ -146,65 +226,41 @@ def axial_query_kernel(
     PRECISION: tl.constexpr,
 ):
     """One tile of query positions of one head of one line."""
-    parts: tl.constexpr = 2 if POSITION else 1
     tile_count = tl.cdiv(length, BLOCK)
-    tile = tl.program_id(0) % tile_count
-    head_index = tl.program_id(0) // tile_count
-    head, line = head_index % heads, head_index // heads
-    pitch = image_lines * length
-    line_channels: tl.constexpr = 2 * key_channels + channels
-    offset = _line(line, head, heads, image_lines, line_channels, pitch, length)
-    lines += offset
-    grad += _line(line, head, heads, image_lines, parts * channels, pitch, length)
-    first_tile = tl.maximum(tile * BLOCK - reach, 0) // BLOCK
-    last_tile = tl.minimum(tile * BLOCK + BLOCK - 1 + reach, length - 1) // BLOCK
-    # an online softmax, as in the forward pass
-    largest = tl.full((BLOCK,), float('-inf'), tl.float32)
-    weight_sum = tl.zeros((BLOCK,), tl.float32)
-    product_sum = tl.zeros((BLOCK,), tl.float32)
-    for key_tile in range(first_tile, last_tile + 1):
-        _, _, _, _, _, _, _, logits, grad_weight = _tile_of_pairs(
-            *(lines, grad, relative, relative_row, factors, heads, head, pitch, tile, key_tile),
-            *(length, end, reach, key_channels, channels, POSITION, BLOCK, BLOCK_E, BLOCK_D),
-            *(DOT, PRECISION),
-        )
-        new_largest = tl.maximum(largest, tl.max(logits, 1))
-        # where all logits so far are -inf, subtract nothing: -inf - -inf is NaN
-        base = tl.where(new_largest == float('-inf'), 0.0, new_largest)
-        weight = tl.exp(logits - base[:, None])
-        rescale = tl.exp(largest - base)
-        weight_sum = weight_sum * rescale + tl.sum(weight, 1)
-        product_sum = product_sum * rescale + tl.sum(weight * grad_weight, 1)
-        largest = new_largest
-    total = largest + tl.log(weight_sum)
-    product = product_sum / weight_sum
-
+    tile, head_index = tl.program_id(0) % tile_count, tl.program_id(0) // tile_count
+    line, head = head_index // heads, head_index % heads
+    x, offset = _line_of(
+        *(lines, grad, relative, relative_row, end, factors, line, head, heads),
+        *(image_lines, length, reach, key_channels, channels, POSITION),
+    )
+    total, product = _softmax_sums(
+        *(x, tile, key_channels, channels, POSITION, BLOCK, BLOCK_E, BLOCK_D, DOT, PRECISION)
+    )
     grad_query = tl.zeros((BLOCK, BLOCK_E), tl.float32)
     sum_content = tl.zeros((BLOCK,), tl.float32)
     sum_query = tl.zeros((BLOCK,), tl.float32)
     sum_key = tl.zeros((BLOCK,), tl.float32)
     e, i = tl.arange(0, BLOCK_E), tile * BLOCK + tl.arange(0, BLOCK)
+    first_tile, last_tile = tiles_in_reach(tile, reach, length, BLOCK)
     for key_tile in range(first_tile, last_tile + 1):
         _, k, _, _, by_content, by_query, by_key, logits, grad_weight = _tile_of_pairs(
-            *(lines, grad, relative, relative_row, factors, heads, head, pitch, tile, key_tile),
-            *(length, end, reach, key_channels, channels, POSITION, BLOCK, BLOCK_E, BLOCK_D),
+            *(x, tile, key_tile, key_channels, channels, POSITION, BLOCK, BLOCK_E, BLOCK_D),
             *(DOT, PRECISION),
         )
         grad_logits = tl.exp(logits - total[:, None]) * (grad_weight - product[:, None])
         # rows behind the end of the line
         grad_logits = tl.where((i < length)[:, None], grad_logits, 0.0)
-        part = tl.dot(grad_logits.to(DOT), k, input_precision=PRECISION)
-        grad_query += part * tl.load(factors + head)
-        distance, _ = _distances((tile - key_tile) * BLOCK, BLOCK)
-        table = _table(relative, relative_row, 0, e[None, :], key_channels, distance[:, None], end)
-        along = _along_distances(grad_logits, BLOCK)
-        part = tl.dot(along.to(DOT), table.to(DOT), input_precision=PRECISION)
-        grad_query += part * tl.load(factors + heads + head)
+        by_keys = tl.dot(grad_logits.to(DOT), k, input_precision=PRECISION)
+        by_table = relative_sums(
+            *(grad_logits, x.table, 0, e, key_channels, tile - key_tile, BLOCK, DOT, PRECISION)
+        )
+        grad_query += by_keys * _factor(x, 0)
+        grad_query += by_table * _factor(x, 1)
         sum_content += tl.sum(grad_logits * by_content, 1)
         sum_query += tl.sum(grad_logits * by_query, 1)
         sum_key += tl.sum(grad_logits * by_key, 1)
     mask = (i < length)[:, None] & (e < key_channels)[None, :]
-    tl.store(grad_lines + offset + e[None, :] * pitch + i[:, None], grad_query, mask=mask)
+    tl.store(grad_lines + offset + e[None, :] * x.pitch + i[:, None], grad_query, mask=mask)
     target = head_index.to(tl.int64) * length + i
     tl.store(logsumexp + target, total, mask=i < length)
     tl.store(delta + target, product, mask=i < length)
@@ -240,52 +296,42 @@ def axial_key_kernel(
     PRECISION: tl.constexpr,
 ):
     """One tile of key positions of one head of one line."""
-    parts: tl.constexpr = 2 if POSITION else 1
     tile_count = tl.cdiv(length, BLOCK)
-    key_tile = tl.program_id(0) % tile_count
-    head_index = tl.program_id(0) // tile_count
-    head, line = head_index % heads, head_index // heads
-    pitch = image_lines * length
-    line_channels: tl.constexpr = 2 * key_channels + channels
-    offset = _line(line, head, heads, image_lines, line_channels, pitch, length)
-    lines += offset
-    grad += _line(line, head, heads, image_lines, parts * channels, pitch, length)
+    key_tile, head_index = tl.program_id(0) % tile_count, tl.program_id(0) // tile_count
+    line, head = head_index // heads, head_index % heads
+    x, offset = _line_of(
+        *(lines, grad, relative, relative_row, end, factors, line, head, heads),
+        *(image_lines, length, reach, key_channels, channels, POSITION),
+    )
     grad_key = tl.zeros((BLOCK, BLOCK_E), tl.float32)
     grad_value = tl.zeros((BLOCK, BLOCK_D), tl.float32)
     e, d = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_D)
-    first_tile = tl.maximum(key_tile * BLOCK - reach, 0) // BLOCK
-    last_tile = tl.minimum(key_tile * BLOCK + BLOCK - 1 + reach, length - 1) // BLOCK
+    first_tile, last_tile = tiles_in_reach(key_tile, reach, length, BLOCK)
     for tile in range(first_tile, last_tile + 1):
         q, _, content, _, _, _, _, logits, grad_weight = _tile_of_pairs(
-            *(lines, grad, relative, relative_row, factors, heads, head, pitch, tile, key_tile),
-            *(length, end, reach, key_channels, channels, POSITION, BLOCK, BLOCK_E, BLOCK_D),
+            *(x, tile, key_tile, key_channels, channels, POSITION, BLOCK, BLOCK_E, BLOCK_D),
             *(DOT, PRECISION),
         )
         i = tile * BLOCK + tl.arange(0, BLOCK)
-        source = head_index.to(tl.int64) * length + i
-        total = tl.load(logsumexp + source, mask=i < length, other=0.0)
-        product = tl.load(delta + source, mask=i < length, other=0.0)
-        weight = tl.exp(logits - total[:, None])
-        weight = tl.where((i < length)[:, None], weight, 0.0)
-        grad_logits = weight * (grad_weight - product[:, None])
+        weight, grad_logits = _weights(
+            *(logits, grad_weight, logsumexp, delta, head_index, i, length)
+        )
         grad_value += tl.dot(tl.trans(weight).to(DOT), content, input_precision=PRECISION)
         by_key = tl.trans(grad_logits)
-        part = tl.dot(by_key.to(DOT), q, input_precision=PRECISION)
-        grad_key += part * tl.load(factors + head)
-        distance, _ = _distances((key_tile - tile) * BLOCK, BLOCK)
-        table = _table(
-            relative, relative_row, key_channels, e[None, :], key_channels, distance[:, None], end
+        by_queries = tl.dot(by_key.to(DOT), q, input_precision=PRECISION)
+        by_table = relative_sums(
+            *(by_key, x.table, key_channels, e, key_channels, key_tile - tile),
+            *(BLOCK, DOT, PRECISION),
         )
-        along = _along_distances(by_key, BLOCK)
-        part = tl.dot(along.to(DOT), table.to(DOT), input_precision=PRECISION)
-        grad_key += part * tl.load(factors + 2 * heads + head)
+        grad_key += by_queries * _factor(x, 0)
+        grad_key += by_table * _factor(x, 2)
     m = key_tile * BLOCK + tl.arange(0, BLOCK)
-    grad_lines += offset + key_channels * pitch
+    grad_lines += offset + key_channels * x.pitch
     mask = (m < length)[:, None] & (e < key_channels)[None, :]
-    tl.store(grad_lines + e[None, :] * pitch + m[:, None], grad_key, mask=mask)
-    grad_lines += key_channels * pitch
+    tl.store(grad_lines + e[None, :] * x.pitch + m[:, None], grad_key, mask=mask)
+    grad_lines += key_channels * x.pitch
     mask = (m < length)[:, None] & (d < channels)[None, :]
-    tl.store(grad_lines + d[None, :] * pitch + m[:, None], grad_value, mask=mask)
+    tl.store(grad_lines + d[None, :] * x.pitch + m[:, None], grad_value, mask=mask)
 
 
 @triton.jit(do_not_specialize=[*NOT_SPECIALISED, 'groups', 'offsets'])
@@ -318,43 +364,38 @@ def axial_table_kernel(
     PRECISION: tl.constexpr,
 ):
     """All pairs of tiles at one offset, of one head of a group of lines."""
-    parts: tl.constexpr = 2 if POSITION else 1
     tile_count = tl.cdiv(length, BLOCK)
     # tiles between a tile of queries and one of keys
     between = tl.program_id(0) % offsets - offsets // 2
     head = tl.program_id(0) // offsets % heads
     group = tl.program_id(0) // offsets // heads
-    pitch = image_lines * length
-    line_channels: tl.constexpr = 2 * key_channels + channels
     by_query = tl.zeros((2 * BLOCK, BLOCK_E), tl.float32)
     by_key = tl.zeros((2 * BLOCK, BLOCK_E), tl.float32)
     by_value = tl.zeros((2 * BLOCK, BLOCK_D), tl.float32)
-    first_tile = tl.maximum(between, 0)
-    last_tile = tl.minimum(tile_count, tile_count + between)
+    first_tile, last_tile = tl.maximum(between, 0), tl.minimum(tile_count, tile_count + between)
     for line in range(group, lines_count, groups):
-        line_start = _line(line, head, heads, image_lines, line_channels, pitch, length)
-        grad_start = _line(line, head, heads, image_lines, parts * channels, pitch, length)
+        x, offset = _line_of(
+            *(lines, grad, relative, relative_row, end, factors, line, head, heads),
+            *(image_lines, length, reach, key_channels, channels, POSITION),
+        )
         for tile in range(first_tile, last_tile):
             q, k, _, position, _, _, _, logits, grad_weight = _tile_of_pairs(
-                *(lines + line_start, grad + grad_start, relative, relative_row, factors, heads),
-                *(head, pitch, tile, tile - between, length, end, reach, key_channels, channels),
-                *(POSITION, BLOCK, BLOCK_E, BLOCK_D, DOT, PRECISION),
+                *(x, tile, tile - between, key_channels, channels, POSITION),
+                *(BLOCK, BLOCK_E, BLOCK_D, DOT, PRECISION),
             )
             i = tile * BLOCK + tl.arange(0, BLOCK)
-            source = (line * heads + head).to(tl.int64) * length + i
-            total = tl.load(logsumexp + source, mask=i < length, other=0.0)
-            product = tl.load(delta + source, mask=i < length, other=0.0)
-            weight = tl.exp(logits - total[:, None])
-            weight = tl.where((i < length)[:, None], weight, 0.0)
-            grad_logits = weight * (grad_weight - product[:, None])
-            along = tl.trans(_along_distances(grad_logits, BLOCK)).to(DOT)
+            weight, grad_logits = _weights(
+                *(logits, grad_weight, logsumexp, delta, line * heads + head, i, length)
+            )
+            along = tl.trans(along_distances(grad_logits, BLOCK)).to(DOT)
             by_query += tl.dot(along, q, input_precision=PRECISION)
-            along = tl.trans(_along_distances(tl.trans(grad_logits), BLOCK)).to(DOT)
+            along = tl.trans(along_distances(tl.trans(grad_logits), BLOCK)).to(DOT)
             by_key += tl.dot(along, k, input_precision=PRECISION)
             if POSITION:
-                along = tl.trans(_along_distances(weight, BLOCK)).to(DOT)
+                along = tl.trans(along_distances(weight, BLOCK)).to(DOT)
                 by_value += tl.dot(along, position, input_precision=PRECISION)
     w, e, d = tl.arange(0, 2 * BLOCK), tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_D)
+    line_channels: tl.constexpr = 2 * key_channels + channels
     grad_table += (tl.program_id(0).to(tl.int64) * 2 * BLOCK + w[:, None]) * line_channels
     tl.store(grad_table + e[None, :], by_query, mask=(e < key_channels)[None, :])
     tl.store(grad_table + key_channels + e[None, :], by_key, mask=(e < key_channels)[None, :])

@@ -247,22 +247,9 @@ def involution_kernel(
     for u in range(WINDOW[0]):
         # one row of taps at a time: all kernels at once would not fit into registers
         kernels = _row_of_kernels(
-            hidden_features,
-            weight,
-            bias,
-            u,
-            group,
-            groups,
-            features,
-            weight_row,
-            weight_column,
-            WINDOW,
-            BLOCK_G,
-            BLOCK_T,
-            BLOCK_R,
-            TILE_H * TILE_W,
-            DOT,
-            PRECISION,
+            *(hidden_features, weight, bias, u, group, groups, features),
+            *(weight_row, weight_column, WINDOW, BLOCK_G, BLOCK_T, BLOCK_R),
+            *(TILE_H * TILE_W, DOT, PRECISION),
         )
         for v in tl.static_range(KERNEL_W):
             y, x = neighbour(row, column, u, v, WINDOW)

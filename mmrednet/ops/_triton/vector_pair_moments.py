@@ -29,7 +29,9 @@ from .vector_pairs import (
     layer_gradients,
     normed_features,
     query_gradients,
+    read_neighbour,
     read_pair,
+    read_tile,
     related,
     scaled_gradients,
     write_layer,
@@ -43,7 +45,6 @@ from .vector_tiles import (
     buffer,
     image_of,
     map_position,
-    reflected_neighbour,
     reflected_position,
     tile_of,
     viewer_of,
@@ -69,13 +70,9 @@ def pair_moments_kernel(
     mean_coordinate = tl.full((POSITION_BLOCK,), 0.0, tl.float32)
     deviation_coordinate = tl.full((POSITION_BLOCK,), 0.0, tl.float32)
     for item in range(tl.program_id(0), tile_count, tile_groups):
-        row, column, valid, batch = tile_of(item, query, CONFIG)
-        query_image = image_of(query, batch, CONFIG.query_layout)
-        key_image = image_of(key, batch, CONFIG.key_layout)
-        q = read_pair(query_image, row, column, valid, CONFIG.query_layout, CONFIG)
+        row, column, valid, q, keys = read_tile(item, query, key, CONFIG)
         for tap in range(CONFIG.taps):
-            y, x = reflected_neighbour(row, column, tap, key, CONFIG)
-            k = read_pair(key_image, y, x, valid, CONFIG.key_layout, CONFIG)
+            k = read_neighbour(keys, row, column, valid, tap, CONFIG)
             content, coordinates = related(q, k, CONFIG)
             _, mean_coordinate, deviation_coordinate = merged(
                 count, mean_coordinate, deviation_coordinate, coordinates, valid
@@ -100,13 +97,9 @@ def pair_hidden_moments_kernel(
     mean = tl.full((CONFIG.block_hidden,), 0.0, tl.float32)
     deviation = tl.full((CONFIG.block_hidden,), 0.0, tl.float32)
     for item in range(tile_group, tile_count, tile_groups):
-        row, column, valid, batch = tile_of(item, query, CONFIG)
-        query_image = image_of(query, batch, CONFIG.query_layout)
-        key_image = image_of(key, batch, CONFIG.key_layout)
-        q = read_pair(query_image, row, column, valid, CONFIG.query_layout, CONFIG)
+        row, column, valid, q, keys = read_tile(item, query, key, CONFIG)
         for tap in range(CONFIG.taps):
-            y, x = reflected_neighbour(row, column, tap, key, CONFIG)
-            k = read_pair(key_image, y, x, valid, CONFIG.key_layout, CONFIG)
+            k = read_neighbour(keys, row, column, valid, tap, CONFIG)
             normed = normed_features(related(q, k, CONFIG), norm)
             h = hidden_features(normed, weights, CONFIG)
             count, mean, deviation = merged(count, mean, deviation, h, valid)
@@ -143,11 +136,8 @@ def pair_gradients(normed, visible, layer, slope, CONFIG: tl.constexpr):
 @triton.jit
 def pair_moments_query_kernel(query, key, layer, slope, grad_query, parts, CONFIG: tl.constexpr):
     """Gradients of queries, and of the layer's scale and shift, one part for each program."""
-    row, column, valid, batch = tile_of(tl.program_id(0), query, CONFIG)
-    query = image_of(query, batch, CONFIG.query_layout)
-    key = image_of(key, batch, CONFIG.key_layout)
+    row, column, valid, q, keys = read_tile(tl.program_id(0), query, key, CONFIG)
     norm = first_norm(layer, CONFIG)
-    q = read_pair(query, row, column, valid, CONFIG.query_layout, CONFIG)
     grad_q = tl.full((CONFIG.positions, CONFIG.block_channels), 0.0, tl.float32)
     grad_q_coordinate = tl.full((CONFIG.positions, POSITION_BLOCK), 0.0, tl.float32)
     scale = tl.full((CONFIG.block_channels,), 0.0, tl.float32)
@@ -155,8 +145,7 @@ def pair_moments_query_kernel(query, key, layer, slope, grad_query, parts, CONFI
     scale_coordinate = tl.full((POSITION_BLOCK,), 0.0, tl.float32)
     shift_coordinate = tl.full((POSITION_BLOCK,), 0.0, tl.float32)
     for tap in range(CONFIG.taps):
-        y, x = reflected_neighbour(row, column, tap, key, CONFIG)
-        k = read_pair(key, y, x, valid, CONFIG.key_layout, CONFIG)
+        k = read_neighbour(keys, row, column, valid, tap, CONFIG)
         features = related(q, k, CONFIG)
         normed = normed_features(features, norm)
         grad_normed = pair_gradients(normed, valid, layer, slope, CONFIG)
@@ -167,6 +156,7 @@ def pair_moments_query_kernel(query, key, layer, slope, grad_query, parts, CONFI
         content, coordinates = query_gradients(scaled_gradients(grad_normed, norm), k, CONFIG)
         grad_q += content
         grad_q_coordinate += coordinates
+    _, _, _, batch = tile_of(tl.program_id(0), query, CONFIG)
     grad_query = image_of(grad_query, batch, CONFIG.result_layout)
     grads = (grad_q, grad_q_coordinate)
     write_pair(grad_query, row, column, valid, grads, CONFIG.result_layout, CONFIG)
@@ -187,13 +177,9 @@ def pair_moments_weight_kernel(
     weight = tl.full((CONFIG.block_channels, CONFIG.block_hidden), 0.0, tl.float32)
     weight_coordinate = tl.full((POSITION_BLOCK, CONFIG.block_hidden), 0.0, tl.float32)
     for item in range(tile_group, tile_count, tile_groups):
-        row, column, valid, batch = tile_of(item, query, CONFIG)
-        query_image = image_of(query, batch, CONFIG.query_layout)
-        key_image = image_of(key, batch, CONFIG.key_layout)
-        q = read_pair(query_image, row, column, valid, CONFIG.query_layout, CONFIG)
+        row, column, valid, q, keys = read_tile(item, query, key, CONFIG)
         for tap in range(CONFIG.taps):
-            y, x = reflected_neighbour(row, column, tap, key, CONFIG)
-            k = read_pair(key_image, y, x, valid, CONFIG.key_layout, CONFIG)
+            k = read_neighbour(keys, row, column, valid, tap, CONFIG)
             normed = normed_features(related(q, k, CONFIG), norm)
             h = hidden_features(normed, weights, CONFIG)
             grad_h = moment_gradients(h, valid, slope, chunk, CONFIG.hidden)

@@ -12,7 +12,17 @@ import triton
 import triton.language as tl
 
 from .vector_config import POSITION_BLOCK
-from .vector_tiles import matrix, read, vector, write, write_matrix, write_vector
+from .vector_tiles import (
+    image_of,
+    matrix,
+    read,
+    reflected_neighbour,
+    tile_of,
+    vector,
+    write,
+    write_matrix,
+    write_vector,
+)
 
 
 @triton.jit
@@ -31,6 +41,22 @@ def read_pair(x, row, column, valid, LAYOUT: tl.constexpr, CONFIG: tl.constexpr)
         read(x, channel, CONFIG.channels, row, column, valid, LAYOUT),
         read(x, coordinate, CONFIG.features, row, column, valid, LAYOUT),
     )
+
+
+@triton.jit
+def read_tile(item, query, key, CONFIG: tl.constexpr):
+    """Return rows, columns and mask of a tile of outputs, their queries, and their map of keys."""
+    row, column, valid, batch = tile_of(item, query, CONFIG)
+    query = image_of(query, batch, CONFIG.query_layout)
+    q = read_pair(query, row, column, valid, CONFIG.query_layout, CONFIG)
+    return row, column, valid, q, image_of(key, batch, CONFIG.key_layout)
+
+
+@triton.jit
+def read_neighbour(key, row, column, valid, tap, CONFIG: tl.constexpr):
+    """Return the keys that outputs see through a tap; ``key`` is the map of an image."""
+    y, x = reflected_neighbour(row, column, tap, key, CONFIG)
+    return read_pair(key, y, x, valid, CONFIG.key_layout, CONFIG)
 
 
 @triton.jit

@@ -184,7 +184,6 @@ def pairwise_weight_kernel(
     tile_group = tl.program_id(0) % tile_groups
     chunk = tl.program_id(0) // tile_groups * CONFIG.block_hidden
     chunk += tl.arange(0, CONFIG.block_hidden)
-    group = tl.arange(0, CONFIG.block_groups)
     norm = first_norm(gamma, CONFIG)
     second_scale = vector(gamma[3], chunk, CONFIG.hidden)[None, :]
     scale = tl.full((CONFIG.block_hidden,), 0.0, tl.float32)
@@ -216,14 +215,22 @@ def pairwise_weight_kernel(
             weight1_coordinate += coordinates
             factor = tl.trans(grad_logits.to(CONFIG.dot))
             weight2 += tl.dot(factor, active(normed_h, CONFIG), input_precision=CONFIG.precision)
+    parts += tile_group.to(tl.int64) * (CONFIG.hidden * (2 + CONFIG.features + CONFIG.groups))
+    layers = (scale, shift, weight1, weight1_coordinate, weight2)
+    write_layers(parts, chunk, layers, CONFIG)
+
+
+@triton.jit
+def write_layers(parts, chunk, layers, CONFIG: tl.constexpr):
+    """Write the gradients that a chunk of hidden features has: its norm, and both weights."""
     hidden: tl.constexpr = CONFIG.hidden
-    parts += tile_group.to(tl.int64) * (hidden * (2 + CONFIG.features + CONFIG.groups))
-    write_vector(parts, chunk, hidden, scale)
-    write_vector(parts + hidden, chunk, hidden, shift)
+    group = tl.arange(0, CONFIG.block_groups)
+    write_vector(parts, chunk, hidden, layers[0])
+    write_vector(parts + hidden, chunk, hidden, layers[1])
     parts += 2 * hidden
-    write_layer(parts, chunk, weight1, weight1_coordinate, CONFIG)
+    write_layer(parts, chunk, layers[2], layers[3], CONFIG)
     parts += CONFIG.features * hidden
-    write_matrix(parts, group, chunk, hidden, CONFIG.groups, hidden, weight2)
+    write_matrix(parts, group, chunk, hidden, CONFIG.groups, hidden, layers[4])
 
 
 @triton.jit

@@ -58,6 +58,8 @@ SHIFTED_PROBLEMS = {
     ],
     True: [(Window(3, border='shift'), (3, 5), 2, 4)],
 }
+# relations of vector attention that have kernels
+RELATIONS = ('subtraction', 'summation', 'hadamard', 'concatenation')
 Row = tuple[str, torch.dtype, float, bool]
 
 
@@ -288,7 +290,7 @@ def _vector_problems(
     device: str,
 ) -> Iterator[tuple[list[Tensor], tuple]]:
     """Yield inputs and options of vector attention for each relation that has a kernel."""
-    for relation in ('subtraction', 'summation', 'hadamard', 'concatenation'):
+    for relation in RELATIONS:
         patchwise = relation == 'concatenation'
         inputs = _vector_inputs(window, size, groups, channels, patchwise, layout, dtype, device)
         yield inputs, (relation, patchwise, 0 if patchwise else 2, list(window))
