@@ -31,8 +31,9 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     monkeypatch.delenv('MMREDNET_TRITON', raising=False)
     monkeypatch.setattr(dispatch, '_logged', set())
-    # the interpreter takes seconds for the maps that are shipped
-    monkeypatch.setattr(problems, 'SIZE', (3, 3))
+    # the interpreter takes seconds for the maps and windows that are shipped
+    monkeypatch.setattr(problems, 'SIZE', (2, 3))
+    monkeypatch.setattr(problems, 'SHIFTED', Window((1, 3), border='shift'))
     forget(monkeypatch)
     return tmp_path / 'mmrednet/triton'
 
