@@ -184,19 +184,22 @@ def test_plugins_of_stock_resnets(host, name):
     resnet = import_module(f'{host}.models.backbones').ResNet
     cfg = dict(EXAMPLES[name], type=f'mmrednet.{name}')
     positions = ('after_conv1', 'after_conv2', 'after_conv3')
-    for plugins in (
-        [dict(cfg=dict(cfg, postfix=f'_{position}'), position=position) for position in positions],
-        [dict(cfg=cfg, stages=(False, True), position='after_conv2')],
-    ):
-        # two stages, of three and of four blocks
-        options = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
-        model = resnet(50, base_channels=16, stem_channels=16, plugins=plugins, **options)
+    everywhere = [
+        dict(cfg=dict(cfg, postfix=f'_{position}'), position=position) for position in positions
+    ]
+    in_the_second = [dict(cfg=cfg, stages=(False, True), position='after_conv2')]
+    # stages have three and four blocks
+    for plugins, stages, count in ((everywhere, 1, 9), (in_the_second, 2, 4)):
+        indices = tuple(range(stages))
+        options = dict(num_stages=stages, strides=(1, 2)[:stages], dilations=(1, 1)[:stages])
+        options.update(base_channels=16, stem_channels=16, out_indices=indices)
+        model = resnet(50, plugins=plugins, **options)
         layers = [
             (path, module)
             for path, module in model.named_modules()
             if type(module).__name__ == name
         ]
-        assert len(layers) == (21 if len(plugins) == 3 else 4)
+        assert len(layers) == count
         outputs = model(torch.randn(2, 3, 32, 32))
         sum(output.square().mean() for output in outputs).backward()
         assert all(

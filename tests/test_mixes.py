@@ -1,5 +1,6 @@
 """Networks of attention: published sizes, mixes of operators per stage, necks and heads."""
 
+import itertools
 from pathlib import Path
 
 import counting
@@ -271,11 +272,22 @@ MIXED = [
 ]
 
 
-@pytest.mark.parametrize('framework', [faster_rcnn, segmenter])
+FRAMEWORKS = (faster_rcnn, segmenter)
+# every operator in both frameworks, mixes in one of them in turn
+CASES = [
+    *((mix, framework) for mix in ALIKE for framework in FRAMEWORKS),
+    *zip(BETWEEN_CONVOLUTIONS + MIXED, itertools.cycle(FRAMEWORKS), strict=False),
+]
+
+
 @pytest.mark.parametrize(
-    'mix',
-    ALIKE + BETWEEN_CONVOLUTIONS + MIXED,
-    ids=lambda mix: '-'.join('conv' if cfg is None else cfg['type'][:6] for cfg in mix),
+    ('mix', 'framework'),
+    CASES,
+    ids=lambda value: (
+        value.__name__
+        if callable(value)
+        else '-'.join('conv' if cfg is None else cfg['type'][:6] for cfg in value)
+    ),
 )
 def test_every_mix_trains_one_iteration(mix, framework):
     model, loss = framework(mix)

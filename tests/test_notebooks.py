@@ -11,11 +11,13 @@ from running import run_warm
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / 'docs/notebooks').glob('*.ipynb'))
+# fewer iterations than a reader runs, after which predictions are worse
+ITERATIONS = ('iterations = 120', 'iterations = 50')
 # what is checked after the last cell
 CHECKS = {
     'first_training': """
-assert metrics['aAcc'] > 70, metrics
-assert metrics['mIoU'] > 30, metrics
+assert metrics['aAcc'] > 45, metrics
+assert metrics['mIoU'] > 12, metrics
 assert picture.size[0] > 3 * 2 * 128, picture.size
 assert 'Involution' in type(other.model.backbone.layer4[0].conv2).__name__
 """
@@ -24,9 +26,10 @@ assert 'Involution' in type(other.model.backbone.layer4[0].conv2).__name__
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_runs(path, tmp_path):
-    cells = [to_python(code) for code in read_cells(path)]
+    code = '\n\n'.join(read_cells(path))
+    assert ITERATIONS[0] in code
     script = tmp_path / 'notebook.py'
-    script.write_text('\n\n'.join([*cells, CHECKS[path.stem]]))
+    script.write_text(to_python(code.replace(*ITERATIONS)) + CHECKS[path.stem])
     environment = {
         **os.environ,
         'OMP_NUM_THREADS': '1',

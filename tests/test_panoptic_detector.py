@@ -14,6 +14,7 @@ from mmrednet.panoptic import PanopticInference, PanopticTTAModel
 from mmrednet.panoptic.detector import ImageMaps
 from mmrednet.panoptic.losses import Predictions
 
+NARROW_MSCAN = dict(embed_dims=(8, 16, 24, 32), depths=(1,) * 4, mlp_ratios=(2,) * 4)
 BACKBONES = {
     'axial': (
         dict(
@@ -27,7 +28,10 @@ BACKBONES = {
         ),
         [64, 128, 512],
     ),
-    'resnet': (dict(type='mmdet.ResNet', depth=18, out_indices=(0, 1, 2, 3)), [64, 128, 256, 512]),
+    'resnet': (
+        dict(type='mmdet.ResNet', depth=18, base_channels=16, out_indices=(0, 1, 2, 3)),
+        [16, 32, 64, 128],
+    ),
     'small': (
         dict(
             type='mmdet.ResNet',
@@ -40,10 +44,13 @@ BACKBONES = {
         [64, 128],
     ),
     'rednet': (
-        dict(type='mmrednet.RedNet', depth=26, out_indices=(0, 1, 3)),
-        [256, 512, 2048],
+        dict(type='mmrednet.RedNet', depth=26, base_channels=32, out_indices=(0, 1, 3)),
+        [128, 256, 1024],
     ),
-    'mscan': (dict(type='mmrednet.MSCAN', arch='tiny', out_indices=(0, 1, 3)), [32, 64, 256]),
+    'mscan': (
+        dict(type='mmrednet.MSCAN', arch=NARROW_MSCAN, out_indices=(0, 1, 3)),
+        [8, 16, 32],
+    ),
 }
 DECODER = dict(context='projection', context_channels=32)
 

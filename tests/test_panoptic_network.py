@@ -38,7 +38,7 @@ class Given(nn.Module):
 
 def build(variant, in_channels, num_classes=19, **decoder):
     model = PanopticDeepLab(
-        dict(type='mmdet.ResNet', depth=18),
+        dict(type='mmdet.ResNet', depth=18, base_channels=4),
         num_classes,
         THINGS,
         variant=variant,

@@ -35,6 +35,30 @@ NARROWER = {
     for arch in ('m', 'l', 'xl')
     if f'axial-deeplab-{arch}_' in path and 'mapillary' not in path
 }
+# networks of one config on the data of another, which are trained: the network, and the data
+PARTS = {
+    f'configs/axial/{path}.py': [f'configs/axial/{part}.py' for part in parts]
+    for path, *parts in (
+        (
+            'axial-deeplab-s_8xb4-60k_cityscapes-1025x2049',
+            'axial-deeplab-s_8xb8-200k_coco-641x641',
+            'panoptic-deeplab_r50_8xb4-60k_cityscapes-1025x2049',
+        ),
+        (
+            'axial-deeplab-l_8xb8-150k_mapillary-1025x1025',
+            'axial-deeplab-s_8xb8-200k_coco-641x641',
+            'panoptic-deeplab_r50_8xb8-150k_mapillary-1025x1025',
+        ),
+        (
+            'panoptic-deeplab_r50_8xb8-200k_coco-641x641',
+            'panoptic-deeplab_r50_8xb4-60k_cityscapes-1025x2049',
+            'axial-deeplab-s_8xb8-200k_coco-641x641',
+        ),
+    )
+}
+TRAINED = [path for path in CONFIGS if path not in NARROWER and path not in PARTS]
+# what the data say of a network
+OF_DATA = ('num_classes', 'thing_classes', 'test_cfg')
 SIZE = (64, 128)
 # channels of the decoder's inputs, a narrower backbone, and those of its maps
 BACKBONES = {
@@ -184,7 +208,26 @@ def test_wider_networks_differ_in_their_widths_alone(path, data, tmp_path):
     assert wide.to_dict() == small.to_dict()
 
 
-@pytest.mark.parametrize('path', [path for path in CONFIGS if path not in NARROWER])
+def split(path, data, work_dir):
+    """Return a config for two iterations as its network and all else."""
+    cfg = load_config(str(ROOT / path))
+    shrink(cfg, data, work_dir)
+    content = cfg.to_dict()
+    network = content.pop('model')
+    content['of_data'] = {name: network.pop(name) for name in OF_DATA}
+    return network, content
+
+
+@pytest.mark.parametrize('path', PARTS)
+def test_networks_and_data_are_those_of_configs_that_are_trained(path, data, tmp_path):
+    network_path, data_path = PARTS[path]
+    assert {network_path, data_path} <= set(TRAINED)
+    network, content = split(path, data, tmp_path)
+    assert network == split(network_path, data, tmp_path)[0]
+    assert content == split(data_path, data, tmp_path)[1]
+
+
+@pytest.mark.parametrize('path', TRAINED)
 def test_two_iterations(path, data, tmp_path):
     cfg = load_config(str(ROOT / path))
     shrink(cfg, data, tmp_path)

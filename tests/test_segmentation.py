@@ -94,7 +94,7 @@ class TestHead:
     @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
     def test_finite_under_autocast(self, dtype):
         burger = Hamburger(16, norm_cfg=dict(type='GN', num_groups=2), ham_kwargs=dict(MD_R=4))
-        for seed in range(100):
+        for seed in range(25):
             generator = torch.Generator().manual_seed(seed)
             # from dead maps to ones whose products leave the range of float16
             x = torch.randn(1, 16, 7, 6, generator=generator) * 10.0 ** (seed % 5 - 2)
@@ -429,31 +429,15 @@ class TestScripts:
         assert all(0 < loss < 100 for loss in losses)
 
     def test_the_official_evaluation_agrees(self, trained, options, tmp_path):
-        checkpoint = trained / 'iter_2.pth'
-        run(
-            'test.py',
-            CONFIG,
-            checkpoint,
-            '--work-dir',
-            tmp_path / 'a',
-            '--out',
-            tmp_path / 'labels',
-            *options,
-        )
-        metrics = json.loads(next((tmp_path / 'a').glob('*/*.json')).read_text())
+        config = tmp_path / 'two_metrics.py'
+        metrics = [dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='CityscapesMetric')]
+        config.write_text(f"_base_ = '{CONFIG}'\ntest_evaluator = {metrics}\n")
+        files = ['--work-dir', tmp_path / 'a', '--out', tmp_path / 'labels']
+        run('test.py', config, trained / 'iter_2.pth', *files, *options)
+        results = json.loads(next((tmp_path / 'a').glob('*/*.json')).read_text())
         assert len(list((tmp_path / 'labels').glob('*.png'))) == 2
-        evaluator = [
-            f'test_evaluator.{key}={value}'
-            for key, value in (
-                ('type', 'CityscapesMetric'),
-                ('output_dir', tmp_path / 'official'),
-                ('_delete_', True),
-            )
-        ]
-        run('test.py', CONFIG, checkpoint, '--work-dir', tmp_path / 'b', *options, *evaluator)
-        official = json.loads(next((tmp_path / 'b').glob('*/*.json')).read_text())
-        assert 0 <= official['averageScoreCategories'] <= 1
-        assert 0 <= metrics['mIoU'] <= 100
+        assert 0 <= results['averageScoreCategories'] <= 1
+        assert 0 <= results['mIoU'] <= 100
 
     def test_pictures(self, trained, options, data, tmp_path):
         image = next(data.glob('leftImg8bit/val/*/*.png'))

@@ -1,15 +1,19 @@
 """``mmrednet tool``: scripts of the frameworks and ours, on our configs by name."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.analysis import get_model_complexity_info
+from mmengine.analysis.print_helper import _format_size
 from PIL import Image
 from running import run_warm
 from synthetic import CLASSES, make_scene, scene_generator, write_coco
 
 from mmrednet import cli
+from mmrednet.analysis import build_network
 from mmrednet.commands import tool
 
 ROOT = Path(__file__).parents[1]
@@ -125,3 +129,34 @@ def test_publishing(folder):
     state = torch.load(published)
     assert set(state) == {'state_dict', 'meta'}
     assert torch.equal(state['state_dict']['weight'], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ('name', 'config', 'backbone'),
+    [('mmdet/print_config', DETECTOR, 'RedNet'), ('mmseg/print_config', SEGMENTER, 'MSCAN')],
+)
+def test_printing_a_config(folder, name, config, backbone):
+    assert f"type='mmrednet.{backbone}'" in run(folder, name, config)
+
+
+@pytest.mark.parametrize(
+    ('name', 'config', 'options'),
+    [
+        ('mmdet/get_flops', DETECTOR, ['--num-images', 1]),
+        ('mmseg/get_flops', SEGMENTER, ['--shape', 64, 64]),
+    ],
+)
+def test_counting_by_a_script_of_the_framework(folder, name, config, options):
+    network, _ = build_network(config)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    printed = run(folder, name, config, *options)
+    assert f'Params: {_format_size(parameters)}' in printed
+    flops = re.search(r'Flops: (.*)', printed).group(1)
+    if name.startswith('mmseg'):
+        model = network.model
+        counts = get_model_complexity_info(model, (3, 64, 64), show_table=False, show_arch=False)
+        assert flops == _format_size(counts['flops'])
+    else:
+        # those of the second stage depend on the proposals
+        assert float(flops[:-1]) > 0
+        assert flops[-1] in 'MG'

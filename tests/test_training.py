@@ -155,35 +155,29 @@ def test_our_checkpoints_need_no_unpickling(trained):
     assert torch.load(trained / 'epoch_1.pth', weights_only=True)['meta']['epoch'] == 1
 
 
-def test_test_script(trained, options, tmp_path):
-    out = tmp_path / 'out.pkl'
-    run(
-        'test.py',
-        CONFIG,
-        trained / f'epoch_{EPOCHS}.pth',
-        '--work-dir',
-        tmp_path,
-        '--out',
-        out,
-        '--show-dir',
-        'shown',
-        *options,
-        cwd=tmp_path,
-    )
-    metrics = json.loads(next(tmp_path.glob('*/*.json')).read_text())
+@pytest.fixture(scope='session')
+def tested(trained, options, tmp_path_factory):
+    """Return the folder in which the test script ran, and wrote predictions and pictures."""
+    folder = tmp_path_factory.mktemp('tested')
+    checkpoint = trained / f'epoch_{EPOCHS}.pth'
+    files = ['--work-dir', folder, '--out', folder / 'out.pkl', '--show-dir', 'shown']
+    run('test.py', CONFIG, checkpoint, *files, *options, cwd=folder)
+    return folder
+
+
+def test_test_script(trained, tested):
+    metrics = json.loads(next(tested.glob('*/*.json')).read_text())
     evaluated = [entry for entry in scalars(trained) if 'coco/bbox_mAP' in entry]
     assert metrics['coco/bbox_mAP'] == evaluated[0]['coco/bbox_mAP']
-    assert len(pickle.loads(out.read_bytes())) == 2
-    assert len(list(tmp_path.glob('*/shown/*.png'))) == 2
+    assert len(pickle.loads((tested / 'out.pkl').read_bytes())) == 2
+    assert len(list(tested.glob('*/shown/*.png'))) == 2
 
 
-def test_a_folded_network_predicts_the_same(trained, options, tmp_path):
-    predictions = []
-    for flags in ([], ['--fuse-conv-bn']):
-        out = tmp_path / 'out.pkl'
-        checkpoint = trained / f'epoch_{EPOCHS}.pth'
-        run('test.py', CONFIG, checkpoint, '--work-dir', tmp_path, '--out', out, *flags, *options)
-        predictions.append(pickle.loads(out.read_bytes()))
+def test_a_folded_network_predicts_the_same(trained, tested, options, tmp_path):
+    out, checkpoint = tmp_path / 'out.pkl', trained / f'epoch_{EPOCHS}.pth'
+    files = ['--work-dir', tmp_path, '--out', out]
+    run('test.py', CONFIG, checkpoint, *files, '--fuse-conv-bn', *options)
+    predictions = [pickle.loads(path.read_bytes()) for path in (tested / 'out.pkl', out)]
     for plain, folded in zip(*predictions, strict=True):
         for key in ('scores', 'bboxes'):
             plain_values, folded_values = (x['pred_instances'][key] for x in (plain, folded))
