@@ -10,8 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..layers.neighborhood import pad_end
 from ..layers.safe_module import SafeModule
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
@@ -122,8 +122,7 @@ class PatchMerging(SafeModule):
 
 def padded(x: Tensor, step: int) -> Tensor:
     """Return (B, C, H, W) with zeros at its end, so that ``step`` divides H and W."""
-    rows, columns = -x.shape[-2] % step, -x.shape[-1] % step
-    return F.pad(x, (0, columns, 0, rows)) if rows or columns else x
+    return pad_end(x, -x.shape[-2] % step, -x.shape[-1] % step)
 
 
 class FeedForward(SafeModule):

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from ..ops import _native
 from .onnx_file import KNOWN, write_onnx
 from .openvino_extension import ENDING, build_extension
-from .programs import blocking, operators, portable
+from .programs import blocking, operators, portable, without_kernels
 from .runtime import RUNS
 
 FORMS = ('portable', 'native')
@@ -144,6 +144,7 @@ def blocking_message(program: ExportedProgram, name: str, form: str) -> str | No
     counts: dict[str, int] = blocking(program, KNOWN)
     if form == 'native' and FORMATS[name].keeps_operators:
         counts = {key: n for key, n in counts.items() if not key.startswith('mmrednet.')}
+        counts |= without_kernels(program)
     if not counts:
         return None
     listing = ', '.join(f'{key} ({count})' for key, count in sorted(counts.items()))
