@@ -96,12 +96,10 @@ class NeighborhoodAttention(SafeModule):
 
     def padded(self, x: Tensor) -> Tensor:
         """Return a feature map with zeros at its end where it is smaller than a neighbourhood."""
-        rows, columns = (
-            torch.sym_max(0, kernel * dilation - length)
-            for kernel, dilation, length in zip(
-                self.window.kernel, self.window.dilation, x.shape[2:], strict=True
-            )
-        )
+        # max() would ask a symbol whether it is positive
+        positive = torch.sym_max if is_open(x.shape[2:]) else max
+        sizes = zip(self.window.kernel, self.window.dilation, x.shape[2:], strict=True)
+        rows, columns = (positive(0, kernel * step - length) for kernel, step, length in sizes)
         return pad_end(x, rows, columns)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
