@@ -23,7 +23,7 @@ NAT = (32, (1, 1, 1, 1), 2, None, 0.0)
 SASA = dict(type='StandAloneSelfAttention', kernel_size=3, num_heads=2)
 LOCAL_RELATION = dict(type='LocalRelation', kernel_size=3)
 FAMILIES: dict[str, dict[str, Any]] = {
-    'RedNet-26': dict(type='mmrednet.RedNet', **RESNET),
+    'RedNet-26': dict(type='mmrednet.RedNet', depth=26, base_channels=32),
     'SASA-26': dict(type='mmrednet.SASAResNet', spatial_cfg=SASA, **RESNET),
     'SASA-26, attention stem': dict(
         type='mmrednet.SASAResNet', spatial_cfg=SASA, stem='attention', **RESNET
@@ -63,12 +63,12 @@ LAST_STAGE = {'model.backbone.spatial_cfg': [None, None, None, dict(type='Involu
 REDNET = {
     **LAST_STAGE,
     'model.backbone.depth': 26,
-    'model.backbone.base_channels': 16,
+    'model.backbone.base_channels': 32,
     'model.backbone.init_cfg': None,
 }
 REDNET_FPN = {
     **REDNET,
-    'model.neck.in_channels': [64, 128, 256, 512],
+    'model.neck.in_channels': [128, 256, 512, 1024],
     'model.neck.out_channels': 32,
 }
 # config of a model, and its options
@@ -101,7 +101,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         'rednet/upernet_rednet50_4xb2-80k_cityscapes-512x1024.py',
         {
             **REDNET,
-            'model.decode_head.in_channels': [64, 128, 256, 512],
+            'model.decode_head.in_channels': [128, 256, 512, 1024],
             'model.decode_head.channels': 32,
             'model.auxiliary_head': None,
         },
