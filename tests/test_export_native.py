@@ -9,6 +9,7 @@ from operators import EXAMPLES
 
 from mmrednet.export import capture, largest_error
 from mmrednet.export.formats import FORMATS, library_beside
+from mmrednet.export.formats import run as run_file
 from mmrednet.layers import build_spatial
 from mmrednet.ops import _native
 
@@ -110,3 +111,5 @@ def test_a_package_runs_without_mmrednet(tmp_path):
         expected = network(image)
     for name, output, reference in zip(FAMILIES, torch.load(outputs), expected, strict=True):
         assert largest_error([output], [reference]) < 1e-5, name
+    # and where mmrednet is imported
+    assert largest_error(run_file('aoti', package)(image.numpy()), expected) < 1e-5

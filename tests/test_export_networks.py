@@ -19,7 +19,7 @@ from mmrednet.engine import load_config
 from mmrednet.export import capture, largest_error
 from mmrednet.export.evaluation import ExportedModel
 from mmrednet.export.exporting import ExportError, Target, verify
-from mmrednet.export.formats import FORMATS
+from mmrednet.export.formats import run
 from mmrednet.export.networks import BackboneNetwork, network_of, with_whole_upsamples
 from mmrednet.export.verification import matched, predict, sample_image
 
@@ -152,7 +152,7 @@ def test_integers_take_a_quarter_of_the_size(detector):
     assert f'{path}: 8-bit integers' in printed
     assert path.stat().st_size < 0.3 * out.stat().st_size
     image = sample_image((128, 160), seed=1)
-    boxes, scores, _ = FORMATS['onnx'].run(path)(image)
+    boxes, scores, _ = run('onnx', path)(image)
     expected = predict(model, 'detection', image)
     # detections are sorted by their scores; coordinates are computed in float32
     assert np.abs(scores[:5] - expected[1][:5]).max() < 0.1
@@ -167,7 +167,7 @@ def test_an_exported_file_in_the_place_of_its_model(detector):
     """Boxes are those of the original image, which is half as large here."""
     _, out, _ = detector
     image = sample_image((128, 160))
-    expected = FORMATS['onnx'].run(out)(image)
+    expected = run('onnx', out)(image)
     inputs = [torch.from_numpy(image[0]).byte()] * 2
     data = dict(inputs=inputs, data_samples=samples_of((128, 160), (64, 80)))
     same, half = ExportedModel(out).test_step(data)

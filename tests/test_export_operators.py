@@ -3,13 +3,27 @@
 import pytest
 import torch
 from operators import EXAMPLES
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from mmrednet.export import blocking, capture, largest_error, operators, portable
+from mmrednet.export import (
+    attention_sums,
+    blocking,
+    capture,
+    largest_error,
+    local_sums,
+    operators,
+    portable,
+)
+from mmrednet.export.formats import blocking_message
+from mmrednet.export.programs import without_kernels
 from mmrednet.layers import build_spatial
+from mmrednet.ops import Window
 
 # mmcv's operators cannot be exported
-NAMES = [name for name in EXAMPLES if name not in ('DCN', 'DCNv2', 'NeighborhoodAttention')]
+NAMES = [name for name in EXAMPLES if name not in ('DCN', 'DCNv2')]
 SIZES = [(11, 7), (5, 23), (8, 35)]
+DILATED = 'neighbourhoods, dilation'
 VARIANTS = {
     'involution, stride and dilation': dict(
         type='Involution', kernel_size=5, stride=2, dilation=2, group_channels=8
@@ -41,10 +55,19 @@ VARIANTS = {
     ),
     'patchwise, stride': dict(type='SANPatchwise', kernel_size=5, stride=2, dilation=2),
     'axial, span': dict(type='AxialAttention', num_heads=2, table_size=4, span=5),
+    # maps of less than 9 x 6 are padded
+    DILATED: dict(type='NeighborhoodAttention', kernel_size=3, dilation=(3, 2), rel_pos_bias=False),
     'axial, one term': dict(
         type='AxialAttention', num_heads=2, terms=('query_position',), value_position=False
     ),
 }
+
+
+def build(cfg):
+    """Return a layer. Its stride and dilation are those of a network, not of the config."""
+    options = {key: cfg[key] for key in ('stride', 'dilation') if key in cfg}
+    operator = {key: value for key, value in cfg.items() if key not in options}
+    return build_spatial(operator, 16, **options)
 
 
 def with_statistics(layer):
@@ -57,28 +80,87 @@ def with_statistics(layer):
     return layer
 
 
-def test_shifted_windows_have_no_portable_form():
-    layer = build_spatial(EXAMPLES['NeighborhoodAttention'], 16).eval().requires_grad_(False)
-    with pytest.raises(Exception, match="border='zero' alone .* got 'shift'"):
-        portable(capture(layer, torch.randn(2, 16, 12, 10)))
+def test_attention_alone_has_a_portable_form_over_shifted_windows():
+    value, weight = torch.randn(1, 2, 3, 5, 6), torch.randn(1, 2, 9, 5, 6)
+    with pytest.raises(ValueError, match="border='zero' alone .* got 'shift'"):
+        local_sums.aggregate(value, weight, list(Window(3, border='shift')))
 
 
 @pytest.mark.parametrize('name', [*NAMES, *VARIANTS])
 def test_portable_form(name):
     torch.manual_seed(0)
-    cfg = EXAMPLES.get(name) or VARIANTS[name]
-    layer = with_statistics(build_spatial(cfg, 16)).eval().requires_grad_(False)
+    layer = with_statistics(build(EXAMPLES.get(name) or VARIANTS[name]))
+    layer = layer.eval().requires_grad_(False)
     program = capture(layer, torch.randn(2, 16, 12, 10))
     standard = portable(program)
     assert not blocking(standard)
     assert not any('unfold' in operator or 'im2col' in operator for operator in operators(standard))
     # module() builds a module with each call
-    modules = program.module(), standard.module()
+    portable_module = standard.module()
+    native_module = None if without_kernels(program) else program.module()
+    assert (native_module is None) == (name == DILATED)
     for size in SIZES:
         x = torch.randn(3, 16, *size)
         expected = layer(x)
-        assert largest_error([modules[0](x)], [expected]) < 1e-6
-        assert largest_error([modules[1](x)], [expected]) < 2e-5
+        assert largest_error([portable_module(x)], [expected]) < 2e-5
+        if native_module is not None:
+            assert largest_error([native_module(x)], [expected]) < 1e-6
+
+
+def test_native_forms_for_any_size_have_no_dilated_shifted_windows():
+    layer = build(VARIANTS[DILATED]).eval().requires_grad_(False)
+    program = capture(layer, torch.randn(2, 16, 12, 10))
+    message = blocking_message(program, 'aoti', 'native')
+    assert message is not None
+    assert 'mmrednet.attention over dilated shifted windows (1)' in message
+    assert blocking_message(program, 'aoti', 'portable') is None
+    one_size = capture(layer, torch.randn(2, 16, 12, 10), dynamic=False)
+    assert blocking_message(one_size, 'aoti', 'native') is None
+
+
+def map_of(groups, channels):
+    """Return a feature map of a quarter of 480 x 640."""
+    return torch.empty(1, groups, channels, 120, 160)
+
+
+# portable form of an operator, its arguments, and the elements of its largest tensor as a share of
+# those of its value
+LARGEST = {
+    'involution': (
+        local_sums.involution,
+        lambda: (map_of(4, 16), map_of(1, 16)[:, 0], torch.empty(4 * 49, 16), None),
+        dict(kernel=7),
+        1.44,
+    ),
+    'attention': (
+        attention_sums.attention,
+        lambda: (*(map_of(2, 32) for _ in range(3)), None, None, None),
+        dict(kernel=7),
+        1.89,
+    ),
+    'attention over shifted windows': (
+        attention_sums.attention,
+        lambda: (*(map_of(2, 32) for _ in range(3)), None, None, None),
+        dict(kernel=7, border='shift'),
+        1.8,
+    ),
+}
+
+
+@pytest.mark.parametrize('name', LARGEST)
+def test_portable_forms_have_no_large_tensor(name):
+    """Unfolded, the value alone would have 49 times its elements."""
+    portable_form, make_arguments, options, expected = LARGEST[name]
+    # nothing is computed: the trace has the sizes of all tensors
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        tensors = make_arguments()
+        window = list(Window(**options))
+        graph = make_fx(lambda *inputs: portable_form(*inputs, window))(*tensors).graph
+    results = [node.meta.get('val') for node in graph.nodes if node.op == 'call_function']
+    sizes = [x.untyped_storage().nbytes() for x in results if isinstance(x, torch.Tensor)]
+    largest = max(sizes) / tensors[0].untyped_storage().nbytes()
+    assert largest == pytest.approx(expected, abs=0.006)
+    assert largest < 2
 
 
 def test_captured_programs_have_one_node_for_an_operator():

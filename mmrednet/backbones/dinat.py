@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..layers.neighborhood import pad_end
 from ..layers.safe_module import SafeModule
 from ..layers.spatial import SpatialConfig
 from ..registry import MODELS
@@ -123,8 +123,7 @@ class PatchMerging(SafeModule):
 
 def padded(x: Tensor, step: int) -> Tensor:
     """Return (B, C, H, W) with zeros at its end, so that ``step`` divides H and W."""
-    rows, columns = -x.shape[-2] % step, -x.shape[-1] % step
-    return F.pad(x, (0, columns, 0, rows)) if rows or columns else x
+    return pad_end(x, -x.shape[-2] % step, -x.shape[-1] % step)
 
 
 def _with_second(dilations: Dilations, second: Sequence[int]) -> Dilations:

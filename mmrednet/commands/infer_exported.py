@@ -1,4 +1,4 @@
-"""Draw the predictions of an exported file, ONNX or OpenVINO, on images."""
+"""Draw the predictions of an exported file, .onnx, .xml or .pt2, on images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..export.evaluation import PREDICTIONS, is_exported
+from ..export.evaluation import PREDICTIONS, add_trust_option, check_files, is_exported
 from ..export.runtime import Model, read
 
 
@@ -25,6 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--score-thr', type=float, default=0.3, help='minimum score of a detection to draw'
     )
+    add_trust_option(parser)
     return parser
 
 
@@ -42,11 +43,14 @@ def main(argv: Sequence[str], list_images: Callable[[Path], list[Path]]) -> None
     """
     parser = make_parser()
     args = parser.parse_args(argv)
-    for path in (args.model, args.model.with_suffix('.json'), args.img):
-        if not path.exists():
-            parser.error(f'{path} must be an existing file')
+    if not args.img.exists():
+        parser.error(f'img must be an existing image or folder, got {args.img}')
+    try:
+        check_files(args.model, args.trust)
+        model = Model(args.model, threads=torch.get_num_threads())
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    model = Model(args.model, threads=torch.get_num_threads())
     draw = {
         'detection': draw_boxes,
         'instances': draw_boxes,
@@ -98,7 +102,7 @@ def draw_classes(
     sample = SegDataSample()
     sample.pred_sem_seg = PREDICTIONS['segmentation'](outputs)[1]
     visualizer = SegLocalVisualizer(alpha=0.5)
-    visualizer.set_dataset_meta(**_meta(model))
+    visualizer.set_dataset_meta(**_class_meta(model, outputs['labels']))
     visualizer.add_datasample(
         out_file.name,
         pixels[..., ::-1].copy(),
@@ -106,6 +110,17 @@ def draw_classes(
         draw_gt=False,
         out_file=str(out_file),
     )
+
+
+def _class_meta(model: Model, labels: np.ndarray) -> dict[str, Any]:
+    """Return names and colours of classes; some of our own where the file has none."""
+    classes = model.description['classes']
+    palette = model.description['palette']
+    if not classes:
+        classes = [f'class {index}' for index in range(int(labels.max()) + 1)]
+    if len(palette) != len(classes):
+        palette = np.random.default_rng(0).integers(0, 256, (len(classes), 3)).tolist()
+    return dict(classes=classes, palette=palette)
 
 
 def print_classes(

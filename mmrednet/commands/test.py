@@ -1,12 +1,13 @@
 """Evaluate a checkpoint with the metric of its config, of mmdet or of mmseg.
 
-A file that was exported to ONNX or OpenVINO takes the place of a checkpoint.
+An exported file, .onnx, .xml or .pt2, takes the place of a checkpoint.
 """
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from .. import safe_loading
 from ..engine import (
@@ -21,7 +22,7 @@ from ..engine import (
     load_config,
     named_types,
 )
-from ..export.evaluation import is_exported
+from ..export.evaluation import add_trust_option, check_files, is_exported
 from ..fusion import FuseHook
 from .parser import CommandParser
 
@@ -49,9 +50,18 @@ def make_parser() -> ArgumentParser:
         action='store_true',
         help='fold batch norms into the layers before them, for faster inference',
     )
+    add_trust_option(parser)
     add_check_options(parser)
     add_launcher_options(parser)
     return parser
+
+
+def _check_exported(parser: ArgumentParser, args: Namespace) -> None:
+    """End the command if the exported file is not there, or not trusted although it has to be."""
+    try:
+        check_files(Path(args.checkpoint), args.trust)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
 
 
 @safe_loading()
@@ -63,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     exported = is_exported(args.checkpoint)
     if exported and (args.tta or args.fuse_conv_bn):
         parser.error('--tta and --fuse-conv-bn need a checkpoint, not an exported file')
+    if exported:
+        _check_exported(parser, args)
     cfg = load_config(
         args.config, options=args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
     )
@@ -82,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_images=args.check_images,
     )
     if exported:
-        cfg.model = dict(type='mmrednet.ExportedModel', path=args.checkpoint)
+        cfg.model = dict(type='mmrednet.ExportedModel', path=args.checkpoint, trust=args.trust)
         cfg.load_from = None
     runner = build_runner(cfg)
     keep_memory_on_cpu()

@@ -1,7 +1,6 @@
 """Local attention in standard operators: see tiles.py.
 
-The softmax is taken over one row of taps after another. Its maximum and its sum are corrected when
-a row has a larger logit, so that the logits of all taps are never stored together.
+The softmax is taken over one row of taps after another: see running_softmax.py.
 """
 
 from __future__ import annotations
@@ -13,48 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops import Window
+from . import shifted_sums
+from .running_softmax import LOWEST, RunningSoftmax
 from .tiles import Tiles
 
 # Columns of a tile, see local_sums.py. Each entry of a matrix takes an exponential, so that fewer
 # entries off the band are better.
 TILE = 8
-# Logit of what has no weight. Minus infinity would make NaN where a row of taps has no weight.
-LOWEST = -1e30
-
-
-class RunningSoftmax:
-    """Weighted sums of values by the softmax of logits that come in parts."""
-
-    def __init__(self) -> None:
-        self.largest: Tensor | None = None
-        self.total: Tensor | None = None
-
-    def add(self, logits: Tensor, values: Tensor, weigh: object = None) -> None:
-        """Add a part of the logits.
-
-        Args:
-            logits: Tensor (..., T, L).
-            values: Tensor (..., L, D + 1), whose last channel is ones.
-            weigh: Function from the exponentials to the matrices that multiply the values.
-                Default: None, the exponentials themselves.
-        """
-        largest = logits.amax(-1, keepdim=True)
-        if self.largest is not None:
-            largest = torch.maximum(self.largest, largest)
-        weights = (logits - largest).exp()
-        part = (weigh(weights) if callable(weigh) else weights) @ values
-        if self.largest is not None and self.total is not None:
-            part = part + self.total * (self.largest - largest).exp()
-        self.largest, self.total = largest, part
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Return the sums (..., T, D), and the logarithm (..., T, 1) of the softmax's sum."""
-        assert self.largest is not None
-        assert self.total is not None
-        sums, count = self.total[..., :-1], self.total[..., -1:]
-        # zero where nothing has a weight
-        result = torch.where(self.largest > LOWEST / 2, sums / count, 0.0)
-        return result, self.largest + count.log()
 
 
 def _key_tiles(key: Tensor, tiles: Tiles) -> Tensor:
@@ -87,6 +51,8 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmrednet.ops.local_attention`; the second result is the logarithm of the sum."""
     fields = Window.from_flat(window)
+    if fields.border == 'shift':
+        return shifted_sums.attention(query, key, value, bias, fields)
     height, width = query.shape[-2:]
     tiles = Tiles(fields, TILE, width)
     queries = tiles.outputs(query, fill=1.0, ones=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,45 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor
 
 from ..registry import MODELS
+from .formats import library_beside
 from .runtime import Model, restore
 
-ENDINGS = ('.onnx', '.xml')
+ENDINGS = ('.onnx', '.xml', '.pt2')
 
 
 def is_exported(path: str | Path) -> bool:
     """Return whether a path is that of an exported file, by its ending."""
     return Path(path).suffix in ENDINGS
+
+
+def add_trust_option(parser: ArgumentParser) -> None:
+    """Add ``--trust``, without which no file is read that executes code."""
+    parser.add_argument(
+        '--trust',
+        action='store_true',
+        help='read an exported file that executes code which is in it or beside it: .pt2, or a '
+        'file with a library .ops.so',
+    )
+
+
+def check_files(path: Path, trust: bool) -> None:
+    """Check that an exported file and its description exist, and that code in them is trusted.
+
+    Raises:
+        FileNotFoundError: The file or its description does not exist.
+        ValueError: Reading it would execute code, and ``trust`` is False.
+    """
+    for file in (path, path.with_suffix('.json')):
+        if not file.is_file():
+            raise FileNotFoundError(f'path must be an exported file with its .json, no {file}.')
+    library = library_beside(path)
+    # torch executes conditions on sizes that are written in a program; a package is machine code
+    source = path if path.suffix == '.pt2' else library
+    if source.is_file() and not trust:
+        raise ValueError(
+            f'{source} executes code when it is read. If you trust where it comes from, pass '
+            '--trust, in Python trust=True.'
+        )
 
 
 @MODELS.register_module()
@@ -31,19 +63,20 @@ class ExportedModel(BaseModel):
     that a segmenter whose pipeline resizes images gets slightly other results.
 
     Args:
-        path: Path of the file, ``.onnx`` or ``.xml``. Its description, ``.json``, lies beside it.
+        path: Path of the file, ``.onnx``, ``.xml`` or ``.pt2``. Its description, ``.json``, lies
+            beside it.
+        trust: True if code that is in the file or beside it may be executed. Default: False.
 
     Raises:
         FileNotFoundError: The file or its description does not exist.
-        ValueError: Its task has no evaluation: it must be detection, with or without masks,
-            semantic segmentation, or panoptic segmentation.
+        ValueError: The file is damaged; or it executes code, and ``trust`` is False; or its task
+            has no evaluation: it must be detection, with or without masks, semantic segmentation,
+            or panoptic segmentation.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, trust: bool = False) -> None:
         super().__init__()
-        for file in (Path(path), Path(path).with_suffix('.json')):
-            if not file.is_file():
-                raise FileNotFoundError(f'path must be an exported file with its .json, no {file}.')
+        check_files(Path(path), trust)
         self.exported = Model(path, threads=torch.get_num_threads())
         self.task: str = self.exported.description['task']
         if self.task not in PREDICTIONS:

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from ..fusion import fuse
 from ..ops._first_use import BuildError
-from .formats import FORMATS, blocking_message, missing_message
+from .formats import FORMATS, blocking_message, missing_message, run
 from .networks import description, image_channels, network_of
 from .openvino_extension import build_extension
 from .programs import capture
@@ -130,10 +130,10 @@ def compare(
     Yields:
         For each image its (H, W), the difference, the largest that may be, and its unit.
     """
-    run = FORMATS[target.format].run(target.path)
+    compute = run(target.format, target.path)
     for image in _images(target, photo):
         expected = predict(model, task, image)
-        yield image.shape[2:], *difference(task, run(image), expected)
+        yield image.shape[2:], *difference(task, compute(image), expected)
 
 
 def verify(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,8 @@ from torch.export import ExportedProgram
 from ..ops import _native
 from .onnx_file import KNOWN, write_onnx
 from .openvino_extension import ENDING, build_extension
-from .programs import DETECTION, blocking, operators, portable
-from .runtime import run_onnx, run_openvino
+from .programs import blocking, operators, portable, without_kernels
+from .runtime import RUNS
 
 FORMS = ('portable', 'native')
 Run = Callable[[np.ndarray], list[np.ndarray]]
@@ -33,9 +32,7 @@ class Format:
         packages: Packages that writing and running need.
         extra: Extra of mmrednet that installs them.
         forms: Forms of the operators that it can have, the default first.
-        allowed: Operators beside those of torch that it can have.
         write: Writes a program with these names of outputs, in this form.
-        run: Returns a function from an image to outputs.
         beside: Endings of further files of an export.
         keeps_operators: Whether the native form has all operators of ours. Default: False.
     """
@@ -44,9 +41,7 @@ class Format:
     packages: tuple[str, ...]
     extra: str
     forms: tuple[str, ...]
-    allowed: tuple[str, ...]
     write: Callable[[ExportedProgram, Path, Sequence[str], str], None]
-    run: Callable[[Path], Run]
     beside: tuple[str, ...] = ()
     keeps_operators: bool = False
 
@@ -68,23 +63,12 @@ def _write_program(program: ExportedProgram, path: Path, _: Sequence[str], form:
     torch.export.save(_in_form(program, form), path)
 
 
-def _run_program(path: Path) -> Run:
-    module = torch.export.load(path).module()
-    return lambda image: _arrays(module(torch.from_numpy(image)))
-
-
 def _write_package(program: ExportedProgram, path: Path, _: Sequence[str], form: str) -> None:
     program = _in_form(program, form)
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     # the kernels, for a process without mmrednet
     if any(name.startswith('mmrednet.') for name in operators(program)) and _native.loaded:
         shutil.copyfile(_native.loaded[-1], library_beside(path))
-
-
-def _run_package(path: Path) -> Run:
-    load: Any = torch._inductor.aoti_load_package
-    module = load(str(path))
-    return lambda image: _arrays(module(torch.from_numpy(image)))
 
 
 def _write_openvino(program: ExportedProgram, path: Path, names: Sequence[str], form: str) -> None:
@@ -101,11 +85,6 @@ def _write_openvino(program: ExportedProgram, path: Path, names: Sequence[str], 
         shutil.copyfile(library, library_beside(path))
 
 
-def _arrays(outputs: Any) -> list[np.ndarray]:
-    tensors = [outputs] if isinstance(outputs, torch.Tensor) else outputs
-    return [tensor.detach().numpy() for tensor in tensors]
-
-
 ONNX_PACKAGES = ('onnx', 'onnxscript')
 FORMATS: dict[str, Format] = {
     'onnx': Format(
@@ -113,9 +92,7 @@ FORMATS: dict[str, Format] = {
         packages=(*ONNX_PACKAGES, 'onnxruntime'),
         extra='export',
         forms=('portable',),
-        allowed=KNOWN,
         write=_write_onnx,
-        run=lambda path: run_onnx(path, torch.get_num_threads()),
         beside=('.onnx.data',),
     ),
     'exported-program': Format(
@@ -123,9 +100,7 @@ FORMATS: dict[str, Format] = {
         packages=(),
         extra='',
         forms=('native', 'portable'),
-        allowed=DETECTION,
         write=_write_program,
-        run=_run_program,
         keeps_operators=True,
     ),
     'aoti': Format(
@@ -133,9 +108,7 @@ FORMATS: dict[str, Format] = {
         packages=(),
         extra='',
         forms=('native', 'portable'),
-        allowed=DETECTION,
         write=_write_package,
-        run=_run_package,
         beside=(ENDING,),
         keeps_operators=True,
     ),
@@ -144,12 +117,15 @@ FORMATS: dict[str, Format] = {
         packages=(*ONNX_PACKAGES, 'openvino'),
         extra='openvino',
         forms=FORMS,
-        allowed=KNOWN,
         write=_write_openvino,
-        run=lambda path: run_openvino(path, torch.get_num_threads()),
         beside=('.bin', ENDING),
     ),
 }
+
+
+def run(name: str, path: Path) -> Run:
+    """Return a function from an image to the outputs of a file of this format."""
+    return RUNS[name](path, torch.get_num_threads())
 
 
 def missing_message(name: str) -> str | None:
@@ -165,10 +141,10 @@ def missing_message(name: str) -> str | None:
 
 def blocking_message(program: ExportedProgram, name: str, form: str) -> str | None:
     """Return which operators keep a program out of a format, or None."""
-    allowed = FORMATS[name].allowed
-    counts: dict[str, int] = blocking(program, allowed)
+    counts: dict[str, int] = blocking(program, KNOWN)
     if form == 'native' and FORMATS[name].keeps_operators:
         counts = {key: n for key, n in counts.items() if not key.startswith('mmrednet.')}
+        counts |= without_kernels(program)
     if not counts:
         return None
     listing = ', '.join(f'{key} ({count})' for key, count in sorted(counts.items()))

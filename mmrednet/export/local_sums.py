@@ -12,8 +12,9 @@ from ..ops import Window
 from ..ops.involution import finish
 from .tiles import Tiles
 
-# Columns of a tile. A larger tile has larger matrices with more zeros: L entries of a row, of which
-# the taps are not zero.
+# Columns of a tile. A smaller tile stores more columns in relation to its outputs, L for T of them.
+# A larger one has larger matrices with more zeros: L entries of a row, of which the taps are not
+# zero. With 16, no tensor is twice as large as the input for windows up to 15 x 15.
 TILE = 16
 
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops import Window
+from ..ops.residues import has_residues
 from ..ops.vector_mapping import NATIVE
 
 
@@ -69,8 +71,11 @@ def attention(
     window: Sequence[int],
     *,
     differences: bool = False,
-) -> Node:
+) -> Node | None:
     """See :func:`mmrednet.ops.local_attention`. The node has the first result alone."""
+    # the kernels take the small maps of all residues, which a program for any size cannot list
+    if has_residues(Window.from_flat(window)):
+        return None
     tables = [table for table in (rows, columns, bias) if table is not None]
     attributes = dict(
         window=list(window),
@@ -83,7 +88,7 @@ def attention(
 
 def difference_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, window: Sequence[int]
-) -> Node:
+) -> Node | None:
     """See :func:`mmrednet.ops.local_difference_attention`."""
     return attention(query, key, value, None, None, bias, window, differences=True)
 

@@ -83,6 +83,9 @@ def _translations(program: ExportedProgram) -> dict[Callable, Callable]:
         return {}
     from onnxscript import opset18 as op
 
+    # registers both operators
+    from . import detection_ops  # noqa: F401
+
     def nms(boxes: Any, scores: Any, threshold: float, limit: int) -> Any:
         first = op.Constant(value_ints=[0])
         groups = op.Constant(value_ints=[0, 1])

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..ops import attention, axial, depthwise, difference_attention, involution, local  # noqa: F401
+from ..ops import (  # noqa: F401
+    Window,
+    attention,
+    axial,
+    depthwise,
+    difference_attention,
+    involution,
+    local,
+)
+from ..ops.residues import has_residues
 from . import attention_sums, local_sums, vector_sums
 
 # name in torch.ops.mmrednet of every operator of inference, and its portable form
@@ -99,6 +108,19 @@ def blocking(program: ExportedProgram, allowed: tuple[str, ...] = ()) -> Counter
             if not name.startswith(('aten.', 'prim.')) and name not in allowed
         }
     )
+
+
+def without_kernels(program: ExportedProgram) -> dict[str, int]:
+    """Return how often a program calls an operator in a way that no kernel computes.
+
+    It is attention over shifted windows with a dilation, in a program for any size. Elsewhere it
+    is split into windows without one.
+    """
+    overload = torch.ops.mmrednet.attention.default
+    calls = [node for node in program.graph.nodes if node.target is overload]
+    windows = [Window.from_flat(node.args[-1]) for node in calls]
+    count = sum(has_residues(window) for window in windows)
+    return {'mmrednet.attention over dilated shifted windows': count} if count else {}
 
 
 def largest_error(outputs: Any, expected: Any) -> float:

@@ -1,4 +1,5 @@
-"""Run an exported file. It needs NumPy, OpenCV and a runtime, but neither torch nor mmrednet.
+"""Run an exported file. It needs NumPy, OpenCV and a runtime, but neither mmrednet nor, but for
+``.pt2`` files, torch.
 
 The file may be copied next to an exported model:
 
@@ -9,6 +10,8 @@ The file may be copied next to an exported model:
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +25,20 @@ class Model:
     """An exported model with its description, a JSON file of the same name.
 
     Args:
-        path: Path of a file ``.onnx``, or ``.xml`` of OpenVINO.
+        path: Path of a file ``.onnx``, ``.xml`` of OpenVINO, or ``.pt2`` of torch. Code that is in
+            a ``.pt2`` file or in the library ``.ops.so`` beside a file is executed: they need the
+            trust that a program needs.
         threads: Number of threads; 0 leaves it to the runtime. Default: 0.
+
+    Raises:
+        ValueError: The file or its description is damaged, or is none of mmrednet.
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
         path = Path(path)
-        self.description = json.loads(path.with_suffix('.json').read_text())
+        self.description = read_description(path.with_suffix('.json'))
         self.names: list[str] = self.description['outputs']
-        self.run = run_openvino(path, threads) if path.suffix == '.xml' else run_onnx(path, threads)
+        self.run = RUNS[self.description['format']](path, threads)
 
     def __call__(self, image: str | Path | np.ndarray) -> dict[str, np.ndarray]:
         """Return the outputs for an image, in its own size.
@@ -52,6 +60,23 @@ class Model:
 
             resized = cv2.resize(resized, tuple(entry['shape'][::-1]))
         return np.ascontiguousarray(resized.transpose(2, 0, 1)[None], dtype=np.float32)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Return the description of an exported file.
+
+    Raises:
+        ValueError: It is none that ``mmrednet export`` wrote.
+    """
+    try:
+        description = json.loads(path.read_text())
+        fits = description['format'] in RUNS and {'task', 'input', 'outputs'} <= set(description)
+    # a text or a list has no keys
+    except (ValueError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise ValueError(f'{path} must be a description that mmrednet export wrote.')
+    return description
 
 
 def read(image: str | Path | np.ndarray) -> np.ndarray:
@@ -172,9 +197,66 @@ def run_openvino(path: Path, threads: int) -> Any:
     return lambda image: list(compiled([image]).values())
 
 
+def run_program(path: Path, threads: int) -> Any:
+    """Return a function from an image (1, 3, H, W) to the outputs of an exported program."""
+    import torch
+
+    return _run_torch(lambda: torch.export.load(path).module(), path, threads)
+
+
+def run_package(path: Path, threads: int) -> Any:
+    """Return a function from an image (1, 3, H, W) to the outputs of a package of AOTInductor."""
+    import torch
+
+    load: Any = torch._inductor.aoti_load_package
+    library = path.with_suffix('.ops.so')
+    # mmrednet defines the operators itself
+    if library.is_file() and 'mmrednet.ops' not in sys.modules:
+        torch.ops.load_library(str(library))
+    return _run_torch(lambda: load(str(path)), path, threads)
+
+
+def _run_torch(load: Callable[[], Any], path: Path, threads: int) -> Any:
+    """Return a function from an image to the outputs of what is loaded.
+
+    Raises:
+        ValueError: The file cannot be loaded.
+    """
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        module = load()
+    # torch has errors of many types for files that are damaged or of another version
+    except Exception as error:
+        reason = (str(error).splitlines() or [''])[0]
+        raise ValueError(
+            f'{path} must be a file that mmrednet export wrote with torch {torch.__version__}: '
+            f'{type(error).__name__}: {reason:.300}'
+        ) from error
+
+    def run(image: np.ndarray) -> list[np.ndarray]:
+        with torch.inference_mode():
+            outputs = module(torch.from_numpy(image))
+        tensors = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+        return [tensor.numpy() for tensor in tensors]
+
+    return run
+
+
 def _load_frontend(folder: Path) -> None:
     """Load a library of OpenVINO that those of operators need, wherever it is installed."""
     import ctypes
 
     for file in (folder / 'libs').glob('libopenvino_onnx_frontend.so*'):
         ctypes.CDLL(str(file))
+
+
+# key of FORMATS in formats.py, as a description has it: what returns the function that runs a file
+RUNS: dict[str, Callable[[Path, int], Any]] = {
+    'onnx': run_onnx,
+    'openvino': run_openvino,
+    'exported-program': run_program,
+    'aoti': run_package,
+}

@@ -12,8 +12,8 @@ from ..ops import Gamma, Window, axial
 from ..ops.axial_definition import mix
 from ..ops.vector_mapping import Options, chunk_features, norm_relu
 from ..ops.vector_relations import PAIRWISE, reflected_rows
-from .attention_sums import RunningSoftmax
 from .local_sums import TILE, involution
+from .running_softmax import RunningSoftmax
 from .tiles import Tiles
 
 
@@ -62,6 +62,7 @@ def _pairwise(query: Tensor, key: Tensor, value: Tensor, gamma: Gamma, options: 
     tiles = Tiles(window, TILE, width)
     groups = gamma.bias2.shape[0]
     keys = reflected_rows(key, Window.from_flat(options.window), (0, height))
+    # channels are interleaved: with one more for each group, every group ends with ones
     ones = F.pad(_reflected(value, options, height), (0, 0, 0, 0, 0, groups), value=1.0)
     values = tiles.inputs(_interleaved(ones, groups))
     # (B, R + P, Ho * W', 1), with columns up to the end of the last tile
@@ -77,6 +78,7 @@ def _pairwise(query: Tensor, key: Tensor, value: Tensor, gamma: Gamma, options: 
         softmax.add(
             logits,
             tiles.tap_row(values, row, height),
+            # the exponentials are of taps alone, and become a band behind that
             lambda weights: tiles.band(tiles.spread(weights)),
         )
     result = tiles.join(softmax.result()[0])
@@ -129,6 +131,7 @@ def _patchwise(query: Tensor, key: Tensor, value: Tensor, gamma: Gamma, options:
     hidden = norm_relu(hidden, gamma.scale2, gamma.shift2)
     groups = gamma.bias2.shape[0] // inner.taps
     reflected = _interleaved(_reflected(value, options, height), groups)
+    # from here on it is involution, whose generator has been given other features
     result = involution(reflected, hidden, gamma.weight2, gamma.bias2, list(inner))
     return result.transpose(1, 2).flatten(1, 2)
 

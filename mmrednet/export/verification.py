@@ -14,7 +14,8 @@ from .programs import largest_error
 
 # largest error of numbers, as a share of the largest; of boxes, as a share of the image
 NUMBERS, BOXES = 1e-4, 1e-3
-# share of pixels with the same class; of detections with a counterpart
+# Share of pixels with the same class; of detections with a counterpart. Not all of them: where two
+# classes are equal up to rounding, or a score is at the threshold, either result is right.
 PIXELS, DETECTIONS = 0.999, 0.99
 
 
@@ -78,6 +79,7 @@ def matched(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> fl
     total = len(outputs[0]) + len(expected[0])
     if total == 0:
         return 1.0
+    # coordinates grow with the image, and so does their rounding
     scale = max(1.0, float(np.abs(np.concatenate([outputs[0], expected[0]])).max()))
     boxes = np.abs(outputs[0][:, None] - expected[0][None]).max(2) / scale
     scores = np.abs(outputs[1][:, None] - expected[1][None])

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..ops import Window, attend, local_attention, local_correlate
 from ..ops.attention import bias_of_taps
+from ..ops.tracing import is_open
 from ..ops.window import IntPair
 from .attention import TapWeights
 from .safe_module import SafeModule
@@ -17,6 +18,23 @@ from .spatial import cell_average, spatial_operator
 
 # channels of a head in all published networks
 HEAD_CHANNELS = 32
+
+
+def pad_end(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Return a feature map (B, C, H, W) with rows of zeros below it and columns on its right."""
+    # a program for any size always pads: its numbers may be zero or not
+    if is_open((rows, columns)) or rows or columns:
+        return F.pad(x, (0, columns, 0, rows))
+    return x
+
+
+def begin(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Return the first rows and columns of a feature map."""
+    if is_open((rows, columns)):
+        # a slice would let the program ask whether it is the whole map
+        row, column = (torch.arange(count, device=x.device) for count in (rows, columns))
+        return x.index_select(-2, row).index_select(-1, column)
+    return x[..., :rows, :columns]
 
 
 @spatial_operator
@@ -78,11 +96,11 @@ class NeighborhoodAttention(SafeModule):
 
     def padded(self, x: Tensor) -> Tensor:
         """Return a feature map with zeros at its end where it is smaller than a neighbourhood."""
-        needed = []
-        for axis in (1, 0):
-            least = self.window.kernel[axis] * self.window.dilation[axis]
-            needed += [0, max(0, least - x.shape[2 + axis])]
-        return F.pad(x, needed) if any(needed) else x
+        # max() would ask a symbol whether it is positive
+        positive = torch.sym_max if is_open(x.shape[2:]) else max
+        sizes = zip(self.window.kernel, self.window.dilation, x.shape[2:], strict=True)
+        rows, columns = (positive(0, kernel * step - length) for kernel, step, length in sizes)
+        return pad_end(x, rows, columns)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scaled queries, keys and values (B, N, D, H, W) of (B, C, H, W)."""
@@ -108,5 +126,5 @@ class NeighborhoodAttention(SafeModule):
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         query, key, value = self.project(self.padded(x))
         result = local_attention(query, key, value, self.window, bias=self.bias())
-        joined = result.flatten(1, 2)[..., : x.shape[2], : x.shape[3]]
+        joined = begin(result.flatten(1, 2), *x.shape[2:])
         return self.pool(self.proj(joined.movedim(1, -1)).movedim(-1, 1))

@@ -19,7 +19,7 @@ from . import _torch, _triton, local, multiply_adds
 from .checks import check_outputs, check_same, check_shape, check_tensors
 from .precision import full_precision
 from .residues import has_residues, over_residues
-from .tracing import leaf_function
+from .tracing import is_open, leaf_function
 from .transforms import transformable
 from .window import Window
 
@@ -99,7 +99,8 @@ def _shifted_attention(
     ) -> Tensor:
         return attention(query, key, value, None, None, by_place, list(window))[0]
 
-    if has_residues(window):
+    # without numbers, nobody knows how many positions each residue has
+    if has_residues(window) and not is_open(key.shape[-2:]):
         return over_residues(attend_part, (query, key, value), window)
     return attend_part(query, key, value, (), window)
 

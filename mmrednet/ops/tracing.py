@@ -2,17 +2,27 @@
 
 ``torch.fx.symbolic_trace`` runs a network on proxies, which have neither a shape nor a dtype. What
 looks at either has to be a leaf.
+
+``torch.export`` runs it on tensors whose sizes may be symbols: what branches on a size asks
+``is_open``.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import fx
 
 Function = TypeVar('Function', bound=Callable)
+
+
+def is_open(size: Sequence[int]) -> bool:
+    """Return whether a program is exported for feature maps of any size, instead of this one."""
+    is_symbolic = any(isinstance(length, torch.SymInt) for length in size)
+    return is_symbolic and torch.compiler.is_exporting()
 
 
 def leaf_function(function: Function) -> Function:
