@@ -120,10 +120,11 @@ def attention(
         window: Window with the border 'shift'.
     """
     rows, columns = window.kernel
+    height, width = query.shape[-2:]
     if bias is None:
         bias = query.new_zeros(1, window.taps**2)
     tables = bias.unflatten(1, (rows, columns, rows, columns))
-    tiles = ShiftedTiles(window, TILE, *query.shape[-2:], query.device)
+    tiles = ShiftedTiles(window, TILE, height, width, query.device)
     queries, keys = tiles.outputs(query), tiles.inputs(key)
     values = tiles.inputs(F.pad(value, (0, 0, 0, 0, 0, 1), value=1.0))
     softmax = RunningSoftmax()

@@ -97,6 +97,8 @@ def write_page(page: Path, entries: dict[str, dict[str, Any]]) -> None:
     _, found_end, after = later.partition(END)
     if not found_begin or not found_end:
         raise ValueError(f'{page} must have a line {BEGIN} and a line {END}.')
-    lines = ['', 'Files for any size:', '', *table(entries, 'any')]
-    lines += ['', 'Files for one size:', '', *table(entries, 'one'), '']
-    page.write_text(before + BEGIN + '\n'.join(['', *lines, '']) + END + after)
+    lines = ['']
+    for sizes, title in (('any', 'Files for any size:'), ('one', 'Files for one size:')):
+        if any(key.endswith(f'| {sizes}') for key in entries):
+            lines += ['', title, '', *table(entries, sizes)]
+    page.write_text(before + BEGIN + '\n'.join([*lines, '', '']) + END + after)
