@@ -220,7 +220,7 @@ def test_neighborhood_attention_takes_the_scale_of_its_queries(qkv_bias):
 def test_a_projection_that_is_looked_at_keeps_its_queries():
     layer = NeighborhoodAttention(64, kernel_size=3).eval()
     layer.qkv.register_forward_hook(lambda *_: None)
-    assert fuse(layer).scale.factor == 32**-0.5
+    assert fuse(layer).scale.constant == 32**-0.5
 
 
 def test_training_mode_is_refused():

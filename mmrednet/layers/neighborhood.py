@@ -41,20 +41,20 @@ class Scaling(nn.Module):
     """Multiply by a constant.
 
     Args:
-        factor: The constant.
+        constant: The constant.
     """
 
-    def __init__(self, factor: float) -> None:
+    def __init__(self, constant: float) -> None:
         super().__init__()
-        self.factor = factor
+        self.constant = constant
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a tensor to one of the same shape."""
-        return x * self.factor
+        return x * self.constant
 
     def extra_repr(self) -> str:
         """Return the constant, for ``print``."""
-        return f'factor={self.factor:.4g}'
+        return f'constant={self.constant:.4g}'
 
 
 @spatial_operator
@@ -133,11 +133,11 @@ class NeighborhoodAttention(SafeModule):
     def fold(self) -> None:
         """Let the projection give scaled queries, in place."""
         channels = self.proj.in_features
-        factor = getattr(self.scale, 'factor', 1.0)
+        constant = getattr(self.scale, 'constant', 1.0)
         with torch.no_grad():
             for parameter in (self.qkv.weight, self.qkv.bias):
                 if parameter is not None:
-                    parameter[:channels] *= factor
+                    parameter[:channels] *= constant
         self.scale = nn.Identity()
 
     def bias(self) -> Tensor | None:
