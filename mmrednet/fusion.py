@@ -20,7 +20,6 @@ from .layers.depth_wise import DepthWiseConv2d
 from .layers.fixed_norm import is_fixed, scale_and_shift
 from .layers.involution import Involution
 from .layers.local_relation import LocalRelation
-from .layers.neighborhood import NeighborhoodAttention, Scaling
 from .layers.plain import is_plain
 
 
@@ -31,9 +30,8 @@ def fuse(model: nn.Module) -> nn.Module:
     does the last convolution of a :class:`mmrednet.layers.LocalRelation`. An
     :class:`mmrednet.layers.Involution` takes the norm, and the ReLU behind the norm, into its
     kernel. An :class:`mmrednet.layers.AxialAttention1d` takes its norms of queries, keys and values
-    and of its result into its projection, and so does a
-    :class:`mmrednet.layers.NeighborhoodAttention` the scale of its queries. Norms, activations and
-    scales that were taken become ``nn.Identity``. A block of VAN or MSCAN becomes a
+    and of its result into its projection. Norms and activations that were taken become
+    ``nn.Identity``. A block of VAN or MSCAN becomes a
     :class:`mmrednet.backbones.van_folding.FoldedVANBlock`: its 1x1 convolutions take the norms
     before them and the scales behind them. Outputs stay the same up to rounding. Calling it again
     changes nothing.
@@ -64,7 +62,6 @@ def fuse(model: nn.Module) -> nn.Module:
         _fold_blocks(module, shared)
     for module in list(model.modules()):
         _fold_axial(module, shared)
-        _fold_neighborhood(module, shared)
         _fold_activations(module, shared)
         _fold_norms(module, shared)
     return model
@@ -79,14 +76,6 @@ def _fold_axial(module: nn.Module, shared: set[int]) -> None:
         return
     if all(map(is_fixed, norms)):
         module.fold(*map(scale_and_shift, norms))
-
-
-def _fold_neighborhood(module: nn.Module, shared: set[int]) -> None:
-    """Let the projection of neighborhood attention scale the queries."""
-    if type(module) is not NeighborhoodAttention or id(module.qkv) in shared:
-        return
-    if is_plain(module.qkv, nn.Linear) and is_plain(module.scale, Scaling):
-        module.fold()
 
 
 def _fold_blocks(module: nn.Module, shared: set[int]) -> None:

@@ -27,7 +27,7 @@ from mmrednet.backbones import (
 from mmrednet.backbones.van import VANBlock
 from mmrednet.backbones.van_folding import FoldedVANBlock
 from mmrednet.fusion import FuseHook
-from mmrednet.layers import AttentionStem, Involution, LocalRelation, NeighborhoodAttention
+from mmrednet.layers import AttentionStem, Involution, LocalRelation
 
 CHANNELS = 16
 BN = dict(type='BN')
@@ -203,24 +203,6 @@ def test_an_involution_takes_one_norm():
     model[1] = settle(nn.BatchNorm2d(CHANNELS))
     expected = model(x)
     torch.testing.assert_close(fuse(model)(x), expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize('qkv_bias', [False, True])
-def test_neighborhood_attention_takes_the_scale_of_its_queries(qkv_bias):
-    layer = NeighborhoodAttention(64, kernel_size=3, qkv_bias=qkv_bias).double().eval()
-    x = torch.randn(2, 64, 5, 7, dtype=torch.float64)
-    expected = layer(x)
-    # the second call changes nothing
-    folded = fuse(fuse(copy.deepcopy(layer)))
-    assert type(folded.scale) is nn.Identity
-    torch.testing.assert_close(folded(x), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(folded.attention(x).weight, layer.attention(x).weight)
-
-
-def test_a_projection_that_is_looked_at_keeps_its_queries():
-    layer = NeighborhoodAttention(64, kernel_size=3).eval()
-    layer.qkv.register_forward_hook(lambda *_: None)
-    assert fuse(layer).scale.constant == 32**-0.5
 
 
 def test_training_mode_is_refused():

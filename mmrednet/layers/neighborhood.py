@@ -37,26 +37,6 @@ def begin(x: Tensor, rows: int, columns: int) -> Tensor:
     return x[..., :rows, :columns]
 
 
-class Scaling(nn.Module):
-    """Multiply by a constant.
-
-    Args:
-        constant: The constant.
-    """
-
-    def __init__(self, constant: float) -> None:
-        super().__init__()
-        self.constant = constant
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map a tensor to one of the same shape."""
-        return x * self.constant
-
-    def extra_repr(self) -> str:
-        """Return the constant, for ``print``."""
-        return f'constant={self.constant:.4g}'
-
-
 @spatial_operator
 class NeighborhoodAttention(SafeModule):
     r"""Let every position attend to its k x k nearest neighbours.
@@ -102,9 +82,7 @@ class NeighborhoodAttention(SafeModule):
             num_heads = max(1, channels // HEAD_CHANNELS)
         if num_heads < 1 or channels % num_heads:
             raise ValueError(f'num_heads must divide channels, got {channels=}, {num_heads=}.')
-        self.num_heads = num_heads
-        # of queries; an identity in a folded network
-        self.scale: nn.Module = Scaling((channels // num_heads) ** -0.5)
+        self.num_heads, self.scale = num_heads, (channels // num_heads) ** -0.5
         # attention at every position; the pool strides
         self.window = Window(kernel_size, 1, dilation, border='shift')
         self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
@@ -128,17 +106,7 @@ class NeighborhoodAttention(SafeModule):
         """Return scaled queries, keys and values (B, N, D, H, W) of (B, C, H, W)."""
         qkv = self.qkv(x.movedim(1, -1)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.permute(3, 0, 4, 5, 1, 2).unbind(0)
-        return self.scale(query), key, value
-
-    def fold(self) -> None:
-        """Let the projection give scaled queries, in place."""
-        channels = self.proj.in_features
-        constant = getattr(self.scale, 'constant', 1.0)
-        with torch.no_grad():
-            for parameter in (self.qkv.weight, self.qkv.bias):
-                if parameter is not None:
-                    parameter[:channels] *= constant
-        self.scale = nn.Identity()
+        return query * self.scale, key, value
 
     def bias(self) -> Tensor | None:
         """Return the bias (N, relative positions), or None."""
