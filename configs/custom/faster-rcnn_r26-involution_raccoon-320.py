@@ -20,31 +20,15 @@ train_pipeline = [
     dict(type='PhotoMetricDistortion'),
     dict(type='PackDetInputs'),
 ]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=size, keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].update(scale=size)
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 optim_wrapper = dict(type='CpuAmpOptimWrapper')
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(
-        type='CosineAnnealingLR',
-        by_epoch=False,
-        begin=0,
-        end=iterations,
-        T_max=iterations,
-        eta_min=0,
-    ),
-]
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].update(end=iterations, T_max=iterations)
 train_cfg = dict(max_iters=iterations, val_interval=iterations)
 default_hooks = dict(checkpoint=dict(interval=iterations))
 custom_hooks = [dict(type='EMAHook', ema_type='MomentumAnnealingEMA', momentum=0.002, gamma=10)]

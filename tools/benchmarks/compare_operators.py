@@ -98,11 +98,16 @@ def parse_args():
     return args
 
 
+def config_path(args, name, seed):
+    """Return the path of the config of a training."""
+    return args.work_dir / f'{"-".join(name.replace(",", "").split())}_seed-{seed}.py'
+
+
 def derive(args, name, seed):
     """Write a config that differs from the given one in operator, length and seed, and return its
     path.
     """
-    path = args.work_dir / f'{"-".join(name.replace(",", "").split())}_seed-{seed}.py'
+    path = config_path(args, name, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     iterations = args.iterations
     path.write_text(f"""_base_ = {str(Path(args.config).resolve())!r}
@@ -147,6 +152,7 @@ def train(path, work_dir, threads):
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f'{log} says why training failed')
+    print(f'{path.stem} is trained', file=sys.stderr, flush=True)
     latest = max(work_dir.glob('*/vis_data/scalars.json'), key=lambda item: item.stat().st_mtime)
     return [json.loads(line) for line in latest.read_text().splitlines()], usage.ru_maxrss * 1024
 
@@ -180,7 +186,7 @@ def summary(args, name, runs):
         losses += [entry['loss'] for entry in steps]
         peaks.append(peak)
     finite = bool(np.isfinite(losses).all())
-    parameters, multiply_adds = size(derive(args, name, args.seeds[0]), args.shape)
+    parameters, multiply_adds = size(config_path(args, name, args.seeds[0]), args.shape)
     return Entry(
         name, results, parameters, multiply_adds, float(np.median(seconds)), max(peaks), finite
     )

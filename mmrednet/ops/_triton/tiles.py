@@ -133,7 +133,7 @@ def neighbour_of_window(
 
 
 @triton.jit
-def first_viewer(position, size, KERNEL: tl.constexpr):
+def first_viewer(position, KERNEL: tl.constexpr):
     """Return the first output whose shifted window has an input position, along one axis."""
     # the windows of all outputs up to half a kernel from the border start at the border
     return tl.where(position < KERNEL, 0, position - KERNEL // 2)
@@ -148,7 +148,7 @@ def last_viewer(position, size, KERNEL: tl.constexpr):
 @triton.jit
 def viewer_count(position, size, KERNEL: tl.constexpr):
     """Return how many outputs, along one axis, see one of these input positions at most."""
-    return tl.max(last_viewer(position, size, KERNEL) - first_viewer(position, size, KERNEL)) + 1
+    return tl.max(last_viewer(position, size, KERNEL) - first_viewer(position, KERNEL)) + 1
 
 
 @triton.jit
@@ -156,8 +156,8 @@ def shifted_viewer(row, column, a, b, height, width, WINDOW: tl.constexpr):
     """Return the a-th row and the b-th column of outputs whose shifted windows have input
     positions, the taps that they see them by, and the mask of those that exist.
     """
-    y = first_viewer(row, height, WINDOW[0]) + a
-    x = first_viewer(column, width, WINDOW[1]) + b
+    y = first_viewer(row, WINDOW[0]) + a
+    x = first_viewer(column, WINDOW[1]) + b
     last_row = last_viewer(row, height, WINDOW[0])
     last_column = last_viewer(column, width, WINDOW[1])
     valid = (y <= last_row) & (x <= last_column)
