@@ -118,7 +118,8 @@ param_scheduler = [
         type='CosineAnnealingLR', by_epoch=False, begin=0, end={iterations}, T_max={iterations},
         eta_min=0)]
 train_cfg = dict(max_iters={iterations}, val_interval={iterations})
-default_hooks = dict(logger=dict(interval=50), checkpoint=dict(interval={iterations}))
+default_hooks = dict(
+    logger=dict(interval={min(50, iterations)}), checkpoint=dict(interval={iterations}))
 randomness = dict(seed={seed})
 """)
     return path
