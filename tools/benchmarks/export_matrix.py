@@ -7,6 +7,7 @@ Results are kept in a file, so that the table may be made one family at a time:
 """
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -160,7 +161,8 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
             result = measure_network(case, path, args)
         # a network that cannot be exported is a row of the table
         except Exception as failure:
-            reason = ' '.join(str(failure).split())
+            # torch colours its messages for terminals
+            reason = ' '.join(re.sub(r'\x1b\[\d*m', '', str(failure)).split())
             return dict(failure=f'{type(failure).__name__}: {reason:.200}')
         result['mib'] = size_of(path)
         if case.format == 'onnx':
