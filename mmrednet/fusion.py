@@ -1,4 +1,6 @@
-"""Fold norms and scales into the layers beside them, an explicit step before deployment."""
+"""Fold norms, scales and activations into the layers beside them, an explicit step before
+deployment.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,10 @@ from .backbones.van_folding import FoldedVANBlock, parts_to_fold
 from .layers.axial import AxialAttention1d
 from .layers.depth_wise import DepthWiseConv2d
 from .layers.fixed_norm import is_fixed, scale_and_shift
+from .layers.fused import FusedConv2d, FusedLinear
 from .layers.involution import Involution
 from .layers.local_relation import LocalRelation
-from .layers.plain import is_plain
+from .layers.plain import is_plain, plain_pointwise
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -33,17 +36,20 @@ def fuse(model: nn.Module) -> nn.Module:
     and of its result into its projection. Norms and activations that were taken become
     ``nn.Identity``. A block of VAN or MSCAN becomes a
     :class:`mmrednet.backbones.van_folding.FoldedVANBlock`: its 1x1 convolutions take the norms
-    before them and the scales behind them. Outputs stay the same up to rounding. Calling it again
-    changes nothing.
+    before them and the scales behind them.
 
-    A layer, a norm or an activation with hooks, a parametrization or a wrapper is left as it is.
-    So is one that several modules share.
+    A linear layer becomes a :class:`mmrednet.layers.FusedLinear`, and a 1x1 convolution a
+    :class:`mmrednet.layers.FusedConv2d`. They apply a ReLU or GELU behind them as well.
+
+    Outputs stay the same up to rounding. Calling it again changes nothing. A layer, a norm or an
+    activation with hooks, a parametrization or a wrapper is left as it is. So is one that several
+    modules share.
 
     Args:
         model: Any model of the OpenMMLab stack or of torch. A layer and the norm behind it must be
-            children of one module, registered one directly after the other. A ReLU must follow in
-            a Sequential, or in a module that lists the names of layer, norm and activation in an
-            attribute ``consecutive``.
+            children of one module, registered one directly after the other. An activation must
+            follow in a Sequential, in mmcv's ConvModule, or in a module that lists the names of
+            layer, norm and activation in an attribute ``consecutive``.
 
     Returns:
         The same model.
@@ -64,6 +70,9 @@ def fuse(model: nn.Module) -> nn.Module:
         _fold_axial(module, shared)
         _fold_activations(module, shared)
         _fold_norms(module, shared)
+    kept = shared | _read_by_parents(model)
+    for module in list(model.modules()):
+        _fuse_layers(module, kept)
     return model
 
 
@@ -90,7 +99,8 @@ def _fold_blocks(module: nn.Module, shared: set[int]) -> None:
 
 def _fold_activations(module: nn.Module, shared: set[int]) -> None:
     """Let involutions take the norm and the ReLU behind them."""
-    for layer_name, norm_name, act_name in _triples(module):
+    names = _consecutive(module)
+    for layer_name, norm_name, act_name in zip(names, names[1:], names[2:], strict=False):
         layer, norm, act = (module._modules[name] for name in (layer_name, norm_name, act_name))
         if not isinstance(layer, Involution) or not is_plain(act, nn.ReLU):
             continue
@@ -100,14 +110,61 @@ def _fold_activations(module: nn.Module, shared: set[int]) -> None:
             module._modules[act_name] = nn.Identity()
 
 
-def _triples(module: nn.Module) -> list[tuple[str, ...]]:
-    """Return the names of three children that are certainly applied one after another."""
+def _consecutive(module: nn.Module) -> list[str]:
+    """Return the names of children that are certainly applied one after another."""
     if type(module) in (nn.Sequential, Sequential):
-        names = list(module._modules)
-    else:
-        # the order of registration does not tell where a block adds its input
-        names = list(getattr(module, 'consecutive', ()))
-    return list(zip(names, names[1:], names[2:], strict=False))
+        return list(module._modules)
+    if type(module) is ConvModule and module.order == ('conv', 'norm', 'act'):
+        names = ['conv', getattr(module, 'norm_name', None), 'activate']
+        return [name for name in names if name in module._modules]
+    # the order of registration does not tell where a block adds its input
+    return list(getattr(module, 'consecutive', ()))
+
+
+def _read_by_parents(model: nn.Module) -> set[int]:
+    """Return the ids of the modules that a module reads instead of calling them."""
+    return {
+        id(child)
+        for module in model.modules()
+        for name in getattr(module, 'read_children', ())
+        for child in getattr(module, name).modules()
+    }
+
+
+def _fuse_layers(module: nn.Module, kept: set[int]) -> None:
+    """Replace linear layers and 1x1 convolutions, and let them take the activation behind them."""
+    activations = _activations(module, kept)
+    children: list[tuple[str, Any]] = list(module._modules.items())
+    for name, child in children:
+        if id(child) in kept:
+            continue
+        act_name, activation = activations.get(name, (None, 'none'))
+        if is_plain(child, nn.Linear):
+            module._modules[name] = FusedLinear.of(child, activation)
+        elif is_plain(child, nn.Conv2d) and plain_pointwise(child) is not None:
+            module._modules[name] = FusedConv2d.of(child, activation)
+        else:
+            continue
+        if act_name is not None:
+            module._modules[act_name] = nn.Identity()
+
+
+def _activations(module: nn.Module, kept: set[int]) -> dict[str, tuple[str, str]]:
+    """Return name and function of the activation directly behind each child that has one."""
+    # what was folded left identities behind
+    names = [
+        name for name in _consecutive(module) if not is_plain(module._modules[name], nn.Identity)
+    ]
+    activations = {}
+    for layer_name, act_name in pairwise(names):
+        act = getattr(module, act_name)
+        if id(act) in kept:
+            continue
+        if is_plain(act, nn.ReLU):
+            activations[layer_name] = (act_name, 'relu')
+        elif is_plain(act, nn.GELU) and act.approximate == 'none':
+            activations[layer_name] = (act_name, 'gelu')
+    return activations
 
 
 def _fold_norms(module: nn.Module, shared: set[int]) -> None:

@@ -30,6 +30,8 @@ class AxialBlock(CheckpointedBlock):
     """
 
     expansion = 2
+    # layer, norm and activation of which mmrednet.fuse may make one
+    consecutive = ('conv_down', 'bn1', 'relu1')
 
     def __init__(
         self,
@@ -54,6 +56,8 @@ class AxialBlock(CheckpointedBlock):
         self.conv_up = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn2 = build_norm_layer(norm_cfg, out_channels)[1]
         self.relu = nn.ReLU(inplace=True)
+        # a module of its own, because mmrednet.fuse replaces it where the convolution applies it
+        self.relu1 = nn.ReLU(inplace=True)
         self.downsample = None
         if stride > 1 or in_channels != out_channels:
             self.downsample = Sequential(
@@ -63,7 +67,7 @@ class AxialBlock(CheckpointedBlock):
 
     def reduce(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to the input (B, width, H, W) of the attention."""
-        return self.relu(self.bn1(self.conv_down(x)))
+        return self.relu1(self.bn1(self.conv_down(x)))
 
     def attention(self, x: Tensor) -> tuple[AxisWeights, AxisWeights]:
         """Return the weights along the height, and those along the width that follow."""

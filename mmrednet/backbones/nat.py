@@ -81,6 +81,9 @@ class ConvDownsampler(SafeModule):
 class FeedForward(SafeModule):
     """Linear layer to ``hidden`` channels, GELU and a linear layer back, at every position."""
 
+    # layer and activation of which mmrednet.fuse may make one
+    consecutive = ('fc1', 'act')
+
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(channels, hidden)

@@ -39,8 +39,8 @@ class Bottleneck(CheckpointedBlock):
         with_cp: True if the backward pass computes the block again, to save memory.
     """
 
-    # layer, norm and activation that mmrednet.fuse may make one
-    consecutive = ('conv2', 'bn2', 'relu2')
+    # layers, norms and activations of which mmrednet.fuse may make one
+    consecutive = ('conv1', 'bn1', 'relu1', 'conv2', 'bn2', 'relu2')
 
     def __init__(
         self,
@@ -79,8 +79,8 @@ class Bottleneck(CheckpointedBlock):
         self.conv3 = build_conv_layer(conv_cfg, width, out_channels, 1, bias=False)
         self.bn3 = build_norm_layer(norm_cfg, out_channels)[1]
         self.relu = nn.ReLU(inplace=True)
-        # a module of its own, because mmrednet.fuse replaces it where the operator applies it
-        self.relu2 = nn.ReLU(inplace=True)
+        # modules of their own, because mmrednet.fuse replaces them where the layers apply them
+        self.relu1, self.relu2 = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
         # None instead of an identity, as in mmdet
         self.downsample = None
         if stride > 1 or in_channels != out_channels:
@@ -114,7 +114,7 @@ class Bottleneck(CheckpointedBlock):
 
     def compute(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
-        out = self._plug(self.relu(self.bn1(self.conv1(x))), 'after_conv1')
+        out = self._plug(self.relu1(self.bn1(self.conv1(x))), 'after_conv1')
         out = self._plug(self.relu2(self.bn2(self.conv2(out))), 'after_conv2')
         out = self._plug(self.bn3(self.conv3(out)), 'after_conv3')
         identity = x if self.downsample is None else self.downsample(x)

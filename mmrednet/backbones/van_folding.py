@@ -28,6 +28,9 @@ class FoldedVANBlock(BaseModule):
         block: Block with :func:`parts_to_fold`, whose modules become those of the folded one.
     """
 
+    # layer and activation of which mmrednet.fuse may make one
+    consecutive = ('proj_1', 'activation')
+
     def __init__(self, block: VANBlock) -> None:
         super().__init__()
         attention, scale = block.attn, block.layer_scale_1.detach()

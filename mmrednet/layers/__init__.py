@@ -7,6 +7,7 @@ require('mmrednet.layers', 'mmengine', 'mmcv')
 from .axial import AxialAttention, AxialAttention1d
 from .conv_adapter import OperatorConv, SpatialConv
 from .deformable import DCN, DCNv2
+from .fused import FusedConv2d, FusedLinear
 from .gates import CBAM, SE
 from .hamburger import Hamburger
 from .involution import Involution
@@ -26,6 +27,8 @@ __all__ = [
     'AxialAttention',
     'AxialAttention1d',
     'DCNv2',
+    'FusedConv2d',
+    'FusedLinear',
     'Hamburger',
     'Involution',
     'LargeKernelAttention',

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from ..ops import depthwise_conv2d
-from ..ops.tracing import leaf_module
+from ..ops import depthwise_conv2d, onednn
+from ..ops.tracing import is_captured, leaf_module
 from .plain import is_plain
 
 
@@ -39,8 +39,13 @@ def activated(activation: nn.Module, convolution: nn.Module, x: Tensor) -> Tenso
     pass, unless one of the modules has to be called.
     """
     is_gelu = is_plain(activation, nn.GELU) and getattr(activation, 'approximate', '') == 'none'
-    if not is_gelu or not is_plain(convolution, DepthWiseConv2d) or _takes_torch(convolution, x):
+    if not is_gelu or not is_plain(convolution, DepthWiseConv2d):
         return activation(convolution(x))
+    if is_captured(x) or not _is_supported(convolution, x):
+        return activation(convolution(x))
+    if _is_faster_in_torch(convolution, x):
+        layer: Any = convolution
+        return onednn.depthwise_conv2d(x, layer.weight, layer.bias, layer.padding, 'gelu')
     return _convolve(convolution, x, gelu=True)
 
 
@@ -48,7 +53,7 @@ def in_fast_layout(image: Tensor) -> Tensor:
     """Return an image in the layout in which a CPU computes depth-wise and 1x1 convolutions
     fastest, channels-last. What a network makes of it keeps the layout.
     """
-    if _is_captured(image) or image.dim() != 4 or image.device.type != 'cpu':
+    if is_captured(image) or image.dim() != 4 or image.device.type != 'cpu':
         return image
     return image.contiguous(memory_format=torch.channels_last)
 
@@ -58,20 +63,16 @@ def in_inference_layout(image: Tensor) -> Tensor:
     return image if torch.is_grad_enabled() else in_fast_layout(image)
 
 
-def _is_captured(x: Tensor) -> bool:
-    """Return whether a program is being traced, which should record what the layers say."""
-    is_proxy = isinstance(x, fx.Proxy)
-    return is_proxy or torch.jit.is_tracing() or torch.compiler.is_compiling()
-
-
 def _takes_torch(convolution: nn.Module, x: Tensor) -> bool:
     """Return whether torch's convolution computes a layer, as on other devices than the CPU."""
-    if _is_captured(x):
-        return True
-    is_supported = x.dim() == 4 and convolution.padding_mode == 'zeros'
-    if not is_supported or x.device.type != 'cpu':
+    if is_captured(x) or not _is_supported(convolution, x):
         return True
     return _is_faster_in_torch(convolution, x)
+
+
+def _is_supported(convolution: nn.Module, x: Tensor) -> bool:
+    is_supported = x.dim() == 4 and convolution.padding_mode == 'zeros'
+    return is_supported and x.device.type == 'cpu'
 
 
 def _is_faster_in_torch(convolution: nn.Module, x: Tensor) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.onednn import pointwise_conv2d
 from .plain import is_plain
 
 
@@ -14,7 +17,8 @@ def pointwise(conv: nn.Module, x: Tensor) -> Tensor:
     A module that is not plain is called, with maps as sequences (B, C, H * W).
     """
     if is_plain(conv, nn.Conv1d):
-        return F.conv2d(x, conv.weight.unsqueeze(3), conv.bias)  # type: ignore[operator, arg-type]
+        layer: Any = conv
+        return pointwise_conv2d(x, layer.weight.unsqueeze(3), layer.bias)
     return conv(x.flatten(2)).unflatten(2, x.shape[2:])
 
 

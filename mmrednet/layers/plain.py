@@ -10,6 +10,8 @@ from mmengine.model.utils import _BatchNormXd
 from torch import nn
 from torch.nn.modules import module as module_hooks
 
+from .fused import FusedConv2d
+
 # attributes that replace a computation when they are set on an instance
 PATCHES = ('forward', '_conv_forward')
 
@@ -72,6 +74,8 @@ def plain_pointwise(module: Any) -> nn.Conv2d | None:
         if module.with_norm or module.with_activation or module.with_explicit_padding:
             return None
         module = module.conv
+    if is_plain(module, FusedConv2d):
+        return module if module.activation == 'none' else None
     if not is_plain(module, nn.Conv2d):
         return None
     is_pointwise = module.kernel_size == module.stride == (1, 1) and module.groups == 1

@@ -39,6 +39,8 @@ class VectorAttention(SafeModule):
     patchwise: ClassVar[bool]
     # channels behind queries and keys, of which the difference is taken
     position_channels: ClassVar[int]
+    # gamma, whose weights the operator reads: mmrednet.fuse leaves its layers as they are
+    read_children: ClassVar[tuple[str, ...]] = ('conv_w',)
 
     def __init__(
         self,

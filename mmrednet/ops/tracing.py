@@ -25,6 +25,16 @@ def is_open(size: Sequence[int]) -> bool:
     return is_symbolic and torch.compiler.is_exporting()
 
 
+def is_captured(x: Any) -> bool:
+    """Return whether a program is being traced, which should record what the layers say.
+
+    Args:
+        x: Input of a layer.
+    """
+    is_proxy = isinstance(x, fx.Proxy)
+    return is_proxy or torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
 def leaf_function(function: Function) -> Function:
     """Let ``torch.fx`` record calls of a function without looking into it."""
 
