@@ -98,6 +98,18 @@ def test_autocast(name):
         assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('name', OPERATORS)
+def test_torch_sees_the_layout_of_one_image(name, stride):
+    """Views may give a batch of one a stride by which torch takes a map for contiguous."""
+    layer = drawn(build_spatial(OPERATORS[name], CHANNELS, stride=stride)).eval()
+    x = feature_map(6, 5, batch=1).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        y = layer.to(memory_format=torch.channels_last)(x)
+    if name not in CONTIGUOUS:
+        assert nn.AvgPool2d(2)(y).is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize('name', OPERATORS)
 def test_an_empty_batch(name):
     layer = drawn(build_spatial(OPERATORS[name], CHANNELS, stride=2))

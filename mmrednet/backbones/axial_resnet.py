@@ -81,7 +81,7 @@ class AxialBlock(CheckpointedBlock):
         out = self.relu(self.pool(self.width_block(self.height_block(out))))
         out = self.bn2(self.conv_up(out))
         identity = x if self.downsample is None else self.downsample(x)
-        return self.relu(out + identity)
+        return self.relu(out.add_(identity))
 
 
 @MODELS.register_module()

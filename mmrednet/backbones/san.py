@@ -49,7 +49,7 @@ class SANBlock(CheckpointedBlock):
     def compute(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to the same shape."""
         out = self.sam(self.relu(self.bn1(x)))
-        return x + self.conv(self.relu(self.bn2(out)))
+        return self.conv(self.relu(self.bn2(out))).add_(x)
 
 
 @MODELS.register_module()

@@ -14,6 +14,7 @@ from ..ops.tracing import leaf_module
 from .attention import AxisWeights
 from .batch_statistics import Moments, synchronised, update_running
 from .flat_layers import batch_norm, pointwise
+from .groups import join_groups
 from .plain import BATCH_NORMS, is_plain
 from .safe_module import SafeModule
 from .spatial import cell_average, spatial_operator
@@ -115,7 +116,7 @@ class AxialAttention1d(SafeModule):
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         mixed = self.attend(self.lines(x))
         # channels of the norm are (head, channel, term), as published
-        parts = batch_norm(self.bn_output, self.to_lines(mixed).flatten(1, 2))
+        parts = batch_norm(self.bn_output, join_groups(self.to_lines(mixed)))
         if self.position_scale is not None or not self.value_position:
             return parts
         return parts.unflatten(1, (-1, 2)).sum(2)

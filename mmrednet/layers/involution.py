@@ -11,6 +11,7 @@ from torch import Tensor
 from ..ops import Window, local_aggregate, local_involution
 from ..ops.involution import finish
 from .attention import TapWeights
+from .groups import join_groups
 from .plain import plain_pointwise
 from .safe_module import SafeModule
 from .spatial import cell_average, spatial_operator
@@ -113,4 +114,4 @@ class Involution(SafeModule):
             out = local_aggregate(value, self.generate(hidden), self.window)
             if self.scale is not None and self.shift is not None:
                 out = finish(out, self.scale, self.shift, self.relu)
-        return out.flatten(1, 2)
+        return join_groups(out)

@@ -16,7 +16,9 @@ from ..ops import (
     local_difference_attention,
 )
 from ..ops.difference_attention import difference_logits
+from ..ops.onednn import pointwise_conv2d
 from .attention import TapWeights
+from .groups import join_groups
 from .plain import plain_pointwise
 from .position import GeometryPrior
 from .safe_module import SafeModule
@@ -119,7 +121,7 @@ class LocalRelation(SafeModule):
         if query.bias is None or key.bias is None:
             return None
         weight = torch.cat([query.weight, key.weight])
-        both = F.conv2d(x, weight, torch.cat([query.bias, key.bias]))
+        both = pointwise_conv2d(x, weight, torch.cat([query.bias, key.bias]))
         return both[:, : self.groups], both[:, self.groups :]
 
     def attention(self, x: Tensor) -> TapWeights:
@@ -141,5 +143,5 @@ class LocalRelation(SafeModule):
         query, key = self.projections(x)
         value = F.pad(x, (0, 0, 0, 0, 0, self.missing)) if self.missing else x
         value = value.unflatten(1, (self.groups, self.group_channels))
-        result = self.aggregate(query, key, value).flatten(1, 2)
+        result = join_groups(self.aggregate(query, key, value))
         return self.project(result[:, : x.shape[1]])

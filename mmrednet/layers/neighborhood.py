@@ -13,6 +13,7 @@ from ..ops.attention import bias_of_taps
 from ..ops.tracing import is_open
 from ..ops.window import IntPair
 from .attention import TapWeights
+from .groups import join_groups
 from .safe_module import SafeModule
 from .spatial import cell_average, spatial_operator
 
@@ -126,5 +127,5 @@ class NeighborhoodAttention(SafeModule):
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         query, key, value = self.project(self.padded(x))
         result = local_attention(query, key, value, self.window, bias=self.bias())
-        joined = begin(result.flatten(1, 2), *x.shape[2:])
+        joined = begin(join_groups(result), *x.shape[2:])
         return self.pool(self.proj(joined.movedim(1, -1)).movedim(-1, 1))

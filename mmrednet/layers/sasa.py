@@ -13,6 +13,7 @@ from ..ops import Window, attend, local_aggregate, local_attention, local_correl
 from ..ops.tracing import leaf_module
 from ..registry import MODELS
 from .attention import TapWeights
+from .groups import join_groups
 from .plain import is_plain, plain_pointwise
 from .position import RelativeEmbedding, absolute_embedding
 from .safe_module import SafeModule
@@ -118,7 +119,7 @@ class StandAloneSelfAttention(SafeModule):
         """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         query, key = self.project(x)
         value = self.value(x).unflatten(1, query.shape[1:3])
-        return self.pool(self.attend(query, key, value).flatten(1, 2))
+        return self.pool(join_groups(self.attend(query, key, value)))
 
 
 @MODELS.register_module()
@@ -210,6 +211,6 @@ class AttentionStem(SafeModule):
     @leaf_module
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / k), ceil(W / k))."""
-        out = self.aggregate(x, self.weights(x)).flatten(1, 2)
+        out = join_groups(self.aggregate(x, self.weights(x)))
         # the last row and column belong to the additional outputs of an even window
         return self.pool(self.norm(out[..., : x.shape[-2], : x.shape[-1]]))
