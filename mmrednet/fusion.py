@@ -23,7 +23,7 @@ from .layers.fixed_norm import is_fixed, scale_and_shift
 from .layers.fused import FusedConv2d, FusedLinear
 from .layers.involution import Involution
 from .layers.local_relation import LocalRelation
-from .layers.plain import is_plain, plain_pointwise
+from .layers.plain import has_pointwise_kernel, is_plain
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -141,7 +141,7 @@ def _fuse_layers(module: nn.Module, kept: set[int]) -> None:
         act_name, activation = activations.get(name, (None, 'none'))
         if is_plain(child, nn.Linear):
             module._modules[name] = FusedLinear.of(child, activation)
-        elif is_plain(child, nn.Conv2d) and plain_pointwise(child) is not None:
+        elif is_plain(child, nn.Conv2d) and has_pointwise_kernel(child):
             module._modules[name] = FusedConv2d.of(child, activation)
         else:
             continue

@@ -295,8 +295,13 @@ class TestChildren:
             WEIGHT_NORMS[norm](child)
             # a vector of a power iteration moves, a factor of the weight learns
             state = normed.state_dict()
-            # a unit vector of one number stays
-            before = {key: value.clone() for key, value in state.items() if value.numel() > 1}
+            # a unit vector of one number stays, in each row of a weight
+            vectors = ('original1', 'weight_v')
+            before = {
+                key: value.clone()
+                for key, value in state.items()
+                if value.numel() > 1 and not (key.endswith(vectors) and value[0].numel() == 1)
+            }
             optimizer = torch.optim.SGD(normed.parameters(), 0.1)
             for _ in range(2):
                 optimizer.zero_grad()

@@ -60,11 +60,12 @@ def test_linear_layers(dtype, activation, bias):
     assert list(fused.state_dict()) == list(layer.state_dict())
 
 
+@pytest.mark.parametrize('stride', [1, 2, (1, 3)])
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('activation', FUNCTIONS)
 @pytest.mark.parametrize('dtype', DTYPES)
-def test_convolutions(dtype, activation, memory_format):
-    layer = nn.Conv2d(19, 13, 1).to(dtype=dtype, memory_format=memory_format)
+def test_convolutions(dtype, activation, memory_format, stride):
+    layer = nn.Conv2d(19, 13, 1, stride).to(dtype=dtype, memory_format=memory_format)
     x = torch.randn(2, 19, 5, 7, dtype=dtype).contiguous(memory_format=memory_format)
     expected = FUNCTIONS[activation](layer(x).float()).to(dtype)
     fused = FusedConv2d.of(layer, activation)
@@ -75,6 +76,29 @@ def test_convolutions(dtype, activation, memory_format):
     is_fast = dtype == torch.float32 and memory_format == torch.channels_last
     if dtype != torch.bfloat16:
         assert names_of(fused, x) == ({'mkldnn::_linear_pointwise'} if is_fast else set())
+
+
+def test_a_part_of_the_channels():
+    layer = nn.Conv2d(19, 13, 1)
+    x = torch.randn(1, 24, 5, 7).contiguous(memory_format=torch.channels_last)[:, :19]
+    fused = FusedConv2d.of(layer, 'none')
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), layer(x), atol=1e-5, rtol=1e-5)
+    assert names_of(fused, x) == {'mkldnn::_linear_pointwise'}
+
+
+def test_threads_do_not_change_a_convolution():
+    """Torch computes convolutions of few elements in another way where it has one thread."""
+    fused = FusedConv2d.of(nn.Conv2d(64, 32, 1), 'relu')
+    x = torch.randn(1, 64, 14, 14).contiguous(memory_format=torch.channels_last)
+    threads = torch.get_num_threads()
+    results = []
+    with torch.no_grad():
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(fused(x))
+    torch.set_num_threads(threads)
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize('kernel', [(3, 3), (1, 7)])

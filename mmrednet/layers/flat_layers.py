@@ -27,6 +27,9 @@ def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
 
     A module that is not plain is called, with maps as sequences (B, C, H * W).
     """
+    if is_plain(norm, nn.Identity):
+        # a sequence and back would be views that hide the layout of one image, see join_groups
+        return x
     if not is_plain(norm, nn.BatchNorm1d):
         return norm(x.flatten(2)).unflatten(2, x.shape[2:])
     assert isinstance(norm, nn.BatchNorm1d)

@@ -40,7 +40,7 @@ class FusedLinear(nn.Linear):
 
 
 class FusedConv2d(nn.Conv2d):
-    """A 1x1 convolution and the activation behind it: ``act(W x_i + b)`` at every position i.
+    """A 1x1 convolution and the activation behind it: ``act(W x_i + b)`` at every output i.
 
     Its ``activation`` is a key of :data:`mmrednet.ops.onednn.ACTIVATIONS`.
     """
@@ -50,14 +50,16 @@ class FusedConv2d(nn.Conv2d):
     @classmethod
     def of(cls, layer: nn.Conv2d, activation: str) -> Self:
         """Return the fused layer with the parameters of a layer."""
-        fused = cls(layer.in_channels, layer.out_channels, 1, device='meta')
+        channels = (layer.in_channels, layer.out_channels)
+        fused = cls(*channels, 1, layer.stride, device='meta')  # type: ignore[arg-type]
         _adopt(fused, layer, activation)
         return fused
 
     @leaf_module
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
-        return onednn.pointwise_conv2d(x, self.weight, self.bias, self.activation)
+        """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        layer: Any = (self.weight, self.bias, self.activation, self.stride)
+        return onednn.pointwise_conv2d(x, *layer)
 
     def extra_repr(self) -> str:
         """Return the sizes and the activation."""

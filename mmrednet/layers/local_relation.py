@@ -122,7 +122,9 @@ class LocalRelation(SafeModule):
             return None
         weight = torch.cat([query.weight, key.weight])
         both = pointwise_conv2d(x, weight, torch.cat([query.bias, key.bias]))
-        return both[:, : self.groups], both[:, self.groups :]
+        # the gradients of two slices would each fill a whole map
+        query_map, key_map = both.split(self.groups, 1)
+        return query_map, key_map
 
     def attention(self, x: Tensor) -> TapWeights:
         """Return the weights that are applied to (B, C, H, W), before the last convolution."""

@@ -74,9 +74,13 @@ def plain_pointwise(module: Any) -> nn.Conv2d | None:
         if module.with_norm or module.with_activation or module.with_explicit_padding:
             return None
         module = module.conv
-    if is_plain(module, FusedConv2d):
-        return module if module.activation == 'none' else None
-    if not is_plain(module, nn.Conv2d):
+    if not is_plain(module, nn.Conv2d, FusedConv2d) or not has_pointwise_kernel(module):
         return None
-    is_pointwise = module.kernel_size == module.stride == (1, 1) and module.groups == 1
-    return module if is_pointwise and module.padding == (0, 0) else None
+    is_convolution = getattr(module, 'activation', 'none') == 'none'
+    return module if is_convolution and module.stride == (1, 1) else None
+
+
+def has_pointwise_kernel(convolution: nn.Conv2d) -> bool:
+    """Return whether an output of a convolution depends on one position of its input."""
+    is_pointwise = convolution.kernel_size == (1, 1) and convolution.groups == 1
+    return is_pointwise and convolution.padding == (0, 0)

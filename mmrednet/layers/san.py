@@ -303,7 +303,8 @@ class SANPairwise(VectorAttention):
         dtype = torch.promote_types(x.dtype, torch.float32)
         rows, columns = (_coordinates(size, x.device, dtype) for size in x.shape[-2:])
         rows, columns = torch.meshgrid(rows, columns, indexing='ij')
-        return torch.stack([columns, rows])[None].to(x.dtype)
+        # channels-last, so that they do not decide the layout of the queries and keys before them
+        return torch.stack([columns, rows], -1)[None].to(x.dtype).movedim(-1, 1)
 
     def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return queries (B, R + 2, Ho, Wo) and keys (B, R + 2, H, W), with positions p behind."""

@@ -47,27 +47,34 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = 'no
 
 
 def pointwise_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = 'none'
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str = 'none',
+    stride: Sequence[int] = (1, 1),
 ) -> Tensor:
-    """Return ``act(F.conv2d(x, weight, bias))`` for a kernel of 1x1.
+    """Return ``act(F.conv2d(x, weight, bias, stride))`` for a kernel of 1x1.
 
-    On a channels-last map it is a linear layer of the positions, without a copy.
+    On a channels-last map it is a linear layer of the positions.
 
     Args:
         x: Feature map (B, C, H, W).
         weight: Kernel (D, C, 1, 1).
         bias: Summand (D,), or None.
         activation: Key of :data:`ACTIVATIONS`. Default: none.
+        stride: Distance between neighbouring outputs, vertical and horizontal. Default: 1.
 
     Returns:
-        (B, D, H, W), in the layout of ``x``.
+        (B, D, Ho, Wo), in the layout of ``x``.
     """
     # the strides of a view would become conditions of a program
-    if not is_captured(x) and x.dim() == 4:
-        pixels, matrix = x.movedim(1, -1), weight.flatten(1)
+    if not is_captured(x) and x.dim() == 4 and _has_channels_last(x):
+        positions = x[..., :: stride[0], :: stride[1]].movedim(1, -1)
+        # a part of the channels or of the positions is copied, which a convolution would do too
+        pixels, matrix = positions.contiguous(), weight.flatten(1)
         if _fits(pixels, matrix) and can_compute(pixels, weight, bias):
             return linear(pixels, matrix, bias, activation).movedim(-1, 1)
-    return ACTIVATIONS[activation](F.conv2d(x, weight, bias))
+    return ACTIVATIONS[activation](F.conv2d(x, weight, bias, stride))
 
 
 def depthwise_conv2d(
@@ -120,6 +127,12 @@ def can_compute(x: Tensor, *parameters: Tensor | None) -> bool:
         and x.numel() > 0
         and not is_transformed(tensors)
     )
+
+
+def _has_channels_last(x: Tensor) -> bool:
+    """Return whether the channels of a position of a feature map lie together."""
+    strides = x.stride()
+    return strides[1] == 1 and strides[3] >= x.shape[1]
 
 
 def _fits(x: Tensor, matrix: Tensor) -> bool:
