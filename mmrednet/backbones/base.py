@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
 
 from ..checkpoints.formats import legacy_renames, rename
+from ..layers.depth_wise import in_inference_layout
 from ..layers.safe_module import SafeModule
 from .pretrained_init import SafelyPretrained
 from .recomputation import recomputed
@@ -153,7 +154,7 @@ class PyramidBackbone(SafelyPretrained):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map the image (B, 3, H, W) to the feature maps of the stages in ``out_indices``."""
-        features = self.forward_stem(x)
+        features = self.forward_stem(in_inference_layout(x))
         outputs = []
         for index, names in enumerate(self.stage_names):
             for name in names:

@@ -9,7 +9,6 @@ from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
-from ..layers.depth_wise import in_inference_layout
 from ..layers.spatial import SpatialConfig, build_spatial
 from ..registry import MODELS
 from .resnet import SpatialResNet
@@ -61,4 +60,4 @@ class RedNet(SpatialResNet):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, base_channels, H / 4, W / 4)."""
-        return self.maxpool(self.stem(in_inference_layout(x)))
+        return self.maxpool(self.stem(x))

@@ -10,7 +10,6 @@ from mmcv.cnn import build_norm_layer
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
-from ..layers.depth_wise import in_inference_layout
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
 from .base import CheckpointedBlock, PyramidBackbone
@@ -140,4 +139,4 @@ class SAN(PyramidBackbone):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, base_channels, H, W)."""
-        return self.relu(self.bn_in(self.conv_in(in_inference_layout(x))))
+        return self.relu(self.bn_in(self.conv_in(x)))

@@ -59,6 +59,6 @@ class SASAResNet(SpatialResNet):
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, base_channels, H / 4, W / 4)."""
         if self.stem_type == 'conv':
-            return super().forward_stem(in_inference_layout(x))
+            return super().forward_stem(x)
         # this stem returns contiguous maps, whatever the layout of the image
         return in_inference_layout(self.stem(x))

@@ -1,8 +1,8 @@
 """Time backbones against stock mmdet ResNet-50 in the same process, as ratios from one run.
 
-Contestants take turns within a round. Inference is timed with norms folded by mmrednet.fuse, also
-those of mmdet's and mmseg's networks. E is the ratio of times divided by the ratio of multiply-adds: 1.0 means
-that every saved operation is saved time.
+Contestants take turns within a round. Inference is timed with norms and activations folded by
+mmrednet.fuse, in mmdet's and mmseg's networks too. E is the ratio of times divided by the ratio of
+multiply-adds: 1.0 means that every saved operation is saved time.
 """
 
 import argparse
