@@ -41,7 +41,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = 'no
     Returns:
         Tensor (..., D).
     """
-    if _fits(x, weight) and can_compute(x, weight, bias):
+    if not is_captured(x) and _fits(x, weight) and can_compute(x, weight, bias):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], 'none')
     return ACTIVATIONS[activation](F.linear(x, weight, bias))
 
@@ -68,12 +68,12 @@ def pointwise_conv2d(
         (B, D, Ho, Wo), in the layout of ``x``.
     """
     # the strides of a view would become conditions of a program
-    if not is_captured(x) and x.dim() == 4 and _has_channels_last(x):
+    is_fast = not is_captured(x) and _has_channels_last(x, weight.shape[1])
+    if is_fast and can_compute(x, weight, bias):
         positions = x[..., :: stride[0], :: stride[1]].movedim(1, -1)
         # a part of the channels or of the positions is copied, which a convolution would do too
         pixels, matrix = positions.contiguous(), weight.flatten(1)
-        if _fits(pixels, matrix) and can_compute(pixels, weight, bias):
-            return linear(pixels, matrix, bias, activation).movedim(-1, 1)
+        return linear(pixels, matrix, bias, activation).movedim(-1, 1)
     return ACTIVATIONS[activation](F.conv2d(x, weight, bias, stride))
 
 
@@ -97,7 +97,8 @@ def depthwise_conv2d(
         (B, C, Ho, Wo), channels-last.
     """
     groups = len(weight)
-    if x.shape[1] == groups and can_compute(x.movedim(1, -1), weight, bias):
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    if is_channels_last and x.shape[1] == groups and can_compute(x, weight, bias):
         sizes = ([1, 1], [1, 1], groups)
         return torch.ops.mkldnn._convolution_pointwise(
             x, weight, bias, list(padding), *sizes, activation, [], 'none'
@@ -109,7 +110,7 @@ def can_compute(x: Tensor, *parameters: Tensor | None) -> bool:
     """Return whether oneDNN's functions, which have no gradients, can compute a layer.
 
     Args:
-        x: Input, with channels in its last dimension.
+        x: Input.
         parameters: Weight and bias of the layer, or None.
     """
     if is_captured(x) or torch.is_autocast_enabled('cpu') or not _is_supported(x.dtype):
@@ -120,24 +121,21 @@ def can_compute(x: Tensor, *parameters: Tensor | None) -> bool:
     # a tensor of another class may have functions of its own
     are_plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
     are_alike = all(tensor.is_cpu and tensor.dtype == x.dtype for tensor in tensors)
-    return (
-        are_plain
-        and are_alike
-        and x.is_contiguous()
-        and x.numel() > 0
-        and not is_transformed(tensors)
-    )
+    return are_plain and are_alike and x.numel() > 0 and not is_transformed(tensors)
 
 
-def _has_channels_last(x: Tensor) -> bool:
-    """Return whether the channels of a position of a feature map lie together."""
+def _has_channels_last(x: Tensor, channels: int) -> bool:
+    """Return whether the channels of a position lie together, and are as many as stated."""
+    if x.dim() != 4 or x.shape[1] != channels:
+        return False
     strides = x.stride()
-    return strides[1] == 1 and strides[3] >= x.shape[1]
+    return strides[1] == 1 and strides[3] >= channels
 
 
 def _fits(x: Tensor, matrix: Tensor) -> bool:
     # oneDNN's errors do not name the sizes
-    return not is_captured(x) and x.dim() > 1 and x.shape[-1] == matrix.shape[1]
+    is_matrix = x.dim() > 1 and x.shape[-1] == matrix.shape[1]
+    return is_matrix and x.is_contiguous()
 
 
 def _is_supported(dtype: torch.dtype) -> bool:
