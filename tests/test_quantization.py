@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from benchmarks import time_exports
 
 from mmrednet.commands import export as command
 from mmrednet.export.exporting import ExportError, Target
@@ -91,3 +92,34 @@ def test_photographs_are_found_in_folders_of_folders(layers, tmp_path, capsys):
     with pytest.raises(SystemExit):
         command.main(['none.py', 'none.pth', '--to', 'onnx', '--int8', str(tmp_path / 'train')])
     assert f'must be an image or a folder of images, got {tmp_path}' in capsys.readouterr().err
+
+
+def test_files_are_timed_in_alternation(layers, monkeypatch, capsys):
+    path, photo = layers
+    runs = []
+    clock = iter(range(100))
+
+    class Recorded(time_exports.Model):
+        def __init__(self, file, threads):
+            super().__init__(file, threads)
+            assert threads == 1
+            # the first file takes one second, the second two
+            delay = len(runs)
+            runs.append('open')
+            compute = self.run
+
+            def run(image):
+                assert compute(image)[0].shape == image.shape
+                runs.append(delay)
+                return next(clock) if delay else None
+
+            self.run = run
+
+    monkeypatch.setattr(time_exports, 'Model', Recorded)
+    monkeypatch.setattr(time_exports.time, 'process_time', lambda: next(clock))
+    time_exports.main([str(path), str(path), str(photo), '--rounds', '2'])
+    assert runs == ['open', 'open', *[0, 1] * (time_exports.WARMUP + 2)]
+    assert capsys.readouterr().out == 'layers.onnx: 1000.00 ms\nlayers.onnx: 2000.00 ms\n'
+    with pytest.raises(SystemExit):
+        time_exports.main([str(path), str(photo), '--rounds', '0'])
+    assert '--rounds must be positive, got 0' in capsys.readouterr().err

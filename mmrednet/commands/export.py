@@ -122,7 +122,7 @@ def load_model(args: Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def photographs(path: Path) -> list[Path]:
-    """Return the images of a folder and of the folders in it, or the path itself if it is a file."""
+    """Return the images of a folder and of those in it, or the path itself if it is a file."""
     if path.is_file():
         return [path]
     return sorted(file for file in path.rglob('*') if file.suffix.lower() in IMAGE_ENDINGS)
