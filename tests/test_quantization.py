@@ -94,6 +94,15 @@ def test_photographs_are_found_in_folders_of_folders(layers, tmp_path, capsys):
     assert f'must be an image or a folder of images, got {tmp_path}' in capsys.readouterr().err
 
 
+def test_other_exports_do_not_count_as_the_size_of_a_file(tmp_path):
+    path = tmp_path / 'model.onnx'
+    for ending in ('.onnx', '.onnx.data', '.json', '.int8.onnx', '.aoti.pt2', '.aoti.ops.so'):
+        (tmp_path / f'model{ending}').write_bytes(bytes(2**20))
+    assert command._size(path, 'onnx') == '2.0 MiB'
+    assert command._size(tmp_path / 'model.int8.onnx', 'onnx') == '1.0 MiB'
+    assert command._size(tmp_path / 'model.aoti.pt2', 'aoti') == '2.0 MiB'
+
+
 def test_files_are_timed_in_alternation(layers, monkeypatch, capsys):
     path, photo = layers
     runs = []

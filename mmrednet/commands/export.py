@@ -141,7 +141,7 @@ def write_integers(
         quantize(target.path, photos, path, float_layers)
     except ValueError as error:
         raise ExportError(f'no file with 8-bit integers: {error}') from error
-    print(f'{path}: 8-bit integers, {_size(path)}')
+    print(f'{path}: 8-bit integers, {_size(path, target.format)}')
     photo = np.ascontiguousarray(Model(path).prepare(read(photos[0]))[0].transpose(1, 2, 0))
     for shape, error, _, unit in compare(model, task, target._replace(path=path), photo):
         print(f'for an image of {shape[0]} x {shape[1]}: {error:.2g} {unit}')
@@ -158,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         form = check_target(target)
         model, cfg, meta = load_model(args)
         task = export(model, cfg, meta, target)
-        print(f'{target.path}: {task}, {target.format}, {form} form, {_size(target.path)}')
+        size = _size(target.path, target.format)
+        print(f'{target.path}: {task}, {target.format}, {form} form, {size}')
         if not args.no_verify:
             photo = None if args.verify is None else resize(read(args.verify), resizing(cfg))
             for shape, error, unit in verify(model, task, target, photo):
@@ -170,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _size(path: Path) -> str:
-    files = [file for file in path.parent.glob(f'{path.stem}.*') if file.suffix != '.json']
-    return f'{sum(file.stat().st_size for file in files) / 2**20:.1f} MiB'
+def _size(path: Path, name: str) -> str:
+    """Return the size of a file of this format with those beside it, as text."""
+    files = [path, *(path.with_suffix(ending) for ending in FORMATS[name].beside)]
+    return f'{sum(file.stat().st_size for file in files if file.is_file()) / 2**20:.1f} MiB'
