@@ -139,8 +139,8 @@ def write_integers(
     path = target.path.with_suffix(f'.int8{target.path.suffix}')
     try:
         quantize(target.path, photos, path, float_layers)
-    except ValueError as error:
-        raise ExportError(f'no file with 8-bit integers: {error}') from error
+    except ValueError as reason:
+        raise ExportError(f'no file with 8-bit integers: {reason}') from reason
     print(f'{path}: 8-bit integers, {_size(path, target.format)}')
     photo = np.ascontiguousarray(Model(path).prepare(read(photos[0]))[0].transpose(1, 2, 0))
     for shape, error, _, unit in compare(model, task, target._replace(path=path), photo):
