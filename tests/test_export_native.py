@@ -110,6 +110,12 @@ def test_mmrednet_takes_the_operators_over():
     run(TAKE_OVER_DETECTION, _native.loaded[-1])
 
 
+PROGRAM = """
+library, program, image, outputs = sys.argv[1:]
+torch.ops.load_library(library)
+with torch.inference_mode():
+    torch.save(torch.export.load(program).module()(torch.load(image)), outputs)
+"""
 # operators of detectors stay the library's until mmrednet.export is imported
 TAKE_OVER_DETECTION = """
 torch.ops.load_library(sys.argv[1])
@@ -118,7 +124,7 @@ import mmrednet.ops
 boxes, scores = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2.5]]), torch.tensor([0.3, 0.7])
 for _ in range(2):
     assert torch.ops.mmrednet.nms(boxes, scores, 0.5, 2).tolist() == [1]
-    import mmrednet.export.detection_ops
+    import mmrednet.export
 with torch.device('meta'):
     pooled = torch.ops.mmrednet.roi_align(
         torch.zeros(1, 3, 5, 5), torch.zeros(2, 4), 7, 1.0, 0, True
@@ -168,6 +174,40 @@ def test_a_package_runs_without_mmrednet(tmp_path):
         assert largest_error([output], [reference]) < 1e-5, name
     # and where mmrednet is imported
     assert largest_error(run_file('aoti', package)(image.numpy()), expected) < 1e-5
+
+
+class Pooled(torch.nn.Module):
+    """Involution, and the features of the boxes that suppression leaves."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = build_spatial(EXAMPLES['Involution'], 16)
+
+    def forward(self, x):
+        x = self.layer(x)
+        corners, sizes = x[0, :4].flatten(1).t().abs().split(2, 1)
+        boxes = torch.cat([corners, corners + sizes], 1) * 5
+        index = torch.ops.mmrednet.nms(boxes, x[0, 4].flatten(), 0.5, 50)
+        boxes = boxes.index_select(0, index)
+        return boxes, torch.ops.mmrednet.roi_align(x, boxes, 3, 1.0, 0, True)
+
+
+@built
+def test_a_program_runs_with_the_library_alone(tmp_path):
+    torch.manual_seed(0)
+    network = Pooled().eval()
+    program = tmp_path / 'pooled.pt2'
+    FORMATS['exported-program'].write(
+        capture(network, torch.zeros(1, 16, 24, 24)), program, ['boxes', 'features'], 'native'
+    )
+    image = torch.randn(1, 16, 17, 23)
+    torch.save(image, tmp_path / 'image.pth')
+    outputs = tmp_path / 'outputs.pth'
+    run(PROGRAM, _native.loaded[-1], program, tmp_path / 'image.pth', outputs)
+    with torch.no_grad():
+        expected = network(image)
+    assert 10 < len(expected[0]) <= 50
+    assert largest_error(torch.load(outputs), expected) < 1e-6
 
 
 def narrow_detector():
