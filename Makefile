@@ -55,7 +55,8 @@ bench: ext
 
 # the kernels' tests under the address and undefined-behaviour sanitizers, in a copy; one allocates too much for them, and
 # what torch compiles is not the kernels
-SANITIZED = tests/test_native*.py tests/test_ops.py tests/test_fused.py tests/test_depthwise.py tests/test_vector_attention.py
+SANITIZED = tests/test_native*.py tests/test_ops.py tests/test_fused.py tests/test_depthwise.py tests/test_vector_attention.py \
+    tests/test_detection_ops.py
 
 sanitize: env
 	@rm -rf build/sanitize && mkdir -p build/sanitize && cp -r setup.py pyproject.toml mmrednet tests build/sanitize

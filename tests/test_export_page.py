@@ -1,7 +1,12 @@
-"""The table of docs/export.md from results."""
+"""The table of docs/export.md from results, and the files that its tutorial names."""
+
+import re
+import subprocess
+import sys
 
 import pytest
 from benchmarks.export_page import BEGIN, END, Results, write_page
+from snippets import ROOT
 
 ENTRIES = {
     'VAN | onnx | portable | any': dict(error=7.6e-7, mib=0.34, nodes=104),
@@ -49,3 +54,14 @@ def test_results_of_earlier_runs_are_kept(tmp_path):
     for key, result in ENTRIES.items():
         Results(path).add(key, result)
     assert Results(path).entries == ENTRIES
+
+
+def test_the_tutorial_names_an_image_of_the_demo(tmp_path):
+    page = (ROOT / 'docs' / 'export.md').read_text()
+    images = re.findall(r"'\.\./data/shapes/(val/.*?)'", page)
+    assert images
+    script = ROOT / 'tools' / 'synthetic' / 'generate.py'
+    options = ['--out-dir', tmp_path / 'shapes', '--train', '1', '--val', '2']
+    subprocess.run([sys.executable, script, *options], check=True, capture_output=True)
+    for image in images:
+        assert (tmp_path / 'shapes' / image).is_file()

@@ -30,7 +30,7 @@ from ..export.formats import FORMATS, FORMS
 from ..export.networks import resizing
 from ..export.quantization import quantize
 from ..export.runtime import Model, read, resize
-from .infer import list_images
+from .infer import IMAGE_ENDINGS
 from .parser import CommandParser
 
 
@@ -59,6 +59,14 @@ def make_parser() -> ArgumentParser:
         metavar='PHOTOS',
         help='also write a file with 8-bit integers (ONNX alone); images, or a folder of them, '
         'like those that the model will see tell the ranges of its activations',
+    )
+    parser.add_argument(
+        '--int8-float',
+        nargs='+',
+        default=[],
+        metavar='LAYER',
+        help='layers that stay in float32 in that file, by names such as backbone.stem.0.conv or '
+        "patterns such as '*.fc_reg'",
     )
     parser.add_argument(
         '--build-ops',
@@ -91,7 +99,9 @@ def target_of(parser: ArgumentParser, args: Namespace) -> Target:
         parser.error(f'--shape must be two positive numbers, got {args.shape}')
     if args.int8 and args.to != 'onnx':
         parser.error(f'--int8 needs --to onnx, got --to {args.to}')
-    if args.int8 and not args.int8.exists():
+    if args.int8_float and not args.int8:
+        parser.error('--int8-float needs --int8')
+    if args.int8 and not photographs(args.int8):
         parser.error(f'--int8 must be an image or a folder of images, got {args.int8}')
     return Target(args.to, args.form, path, tuple(args.shape) if args.shape else None)
 
@@ -111,11 +121,27 @@ def load_model(args: Namespace) -> tuple[Any, Any, dict[str, Any]]:
     return model, cfg, meta
 
 
-def write_integers(model: Any, task: str, target: Target, photos: Sequence[Path]) -> None:
-    """Write the file with 8-bit integers beside the exported one, and print what it changes."""
+def photographs(path: Path) -> list[Path]:
+    """Return the images of a folder and of those in it, or the path itself if it is a file."""
+    if path.is_file():
+        return [path]
+    return sorted(file for file in path.rglob('*') if file.suffix.lower() in IMAGE_ENDINGS)
+
+
+def write_integers(
+    model: Any, task: str, target: Target, photos: Sequence[Path], float_layers: Sequence[str]
+) -> None:
+    """Write the file with 8-bit integers beside the exported one, and print what it changes.
+
+    Raises:
+        ExportError: There are no photographs, or a pattern fits no layer.
+    """
     path = target.path.with_suffix(f'.int8{target.path.suffix}')
-    quantize(target.path, photos, path)
-    print(f'{path}: 8-bit integers, {_size(path)}')
+    try:
+        quantize(target.path, photos, path, float_layers)
+    except ValueError as reason:
+        raise ExportError(f'no file with 8-bit integers: {reason}') from reason
+    print(f'{path}: 8-bit integers, {_size(path, target.format)}')
     photo = np.ascontiguousarray(Model(path).prepare(read(photos[0]))[0].transpose(1, 2, 0))
     for shape, error, _, unit in compare(model, task, target._replace(path=path), photo):
         print(f'for an image of {shape[0]} x {shape[1]}: {error:.2g} {unit}')
@@ -132,18 +158,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         form = check_target(target)
         model, cfg, meta = load_model(args)
         task = export(model, cfg, meta, target)
-        print(f'{target.path}: {task}, {target.format}, {form} form, {_size(target.path)}')
+        size = _size(target.path, target.format)
+        print(f'{target.path}: {task}, {target.format}, {form} form, {size}')
         if not args.no_verify:
             photo = None if args.verify is None else resize(read(args.verify), resizing(cfg))
             for shape, error, unit in verify(model, task, target, photo):
                 print(f'checked with an image of {shape[0]} x {shape[1]}: {error:.2g} {unit}')
         if args.int8:
-            write_integers(model, task, target, list_images(args.int8))
+            write_integers(model, task, target, photographs(args.int8), args.int8_float)
     except ExportError as error:
         parser.exit(1, f'mmrednet export: {error}\n')
     return 0
 
 
-def _size(path: Path) -> str:
-    files = [file for file in path.parent.glob(f'{path.stem}.*') if file.suffix != '.json']
-    return f'{sum(file.stat().st_size for file in files) / 2**20:.1f} MiB'
+def _size(path: Path, name: str) -> str:
+    """Return the size of a file of this format with those beside it, as text."""
+    files = [path, *(path.with_suffix(ending) for ending in FORMATS[name].beside)]
+    return f'{sum(file.stat().st_size for file in files if file.is_file()) / 2**20:.1f} MiB'

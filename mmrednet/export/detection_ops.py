@@ -1,4 +1,8 @@
-"""Two operators of detectors that torch lacks, by mmcv: each is one node of ONNX."""
+"""Two operators of detectors that torch lacks: each is one node of ONNX.
+
+The compiled library has both for float32 on a CPU, and defines them for processes without mmrednet.
+Without it mmcv's operators serve.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import custom_op
+
+from ..ops import _native
+
+if _native.loaded:
+    # they are defined here, with functions for tensors without data
+    torch.ops.mmrednet_native.release_detection_schemas()
 
 
 @custom_op('mmrednet::nms', mutates_args=())

@@ -66,8 +66,11 @@ def _write_program(program: ExportedProgram, path: Path, _: Sequence[str], form:
 def _write_package(program: ExportedProgram, path: Path, _: Sequence[str], form: str) -> None:
     program = _in_form(program, form)
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-    # the kernels, for a process without mmrednet
-    if any(name.startswith('mmrednet.') for name in operators(program)) and _native.loaded:
+    if not any(name.startswith('mmrednet.') for name in operators(program)):
+        return
+    # the kernels, for a process without mmrednet: compiled now if nothing has used them yet
+    _native.ensure(torch.empty(0))
+    if _native.loaded:
         shutil.copyfile(_native.loaded[-1], library_beside(path))
 
 

@@ -20,7 +20,12 @@ from ..ops import (  # noqa: F401
     local,
 )
 from ..ops.residues import has_residues
-from . import attention_sums, local_sums, vector_sums
+from . import (  # noqa: F401
+    attention_sums,
+    detection_ops,
+    local_sums,
+    vector_sums,
+)
 
 # name in torch.ops.mmrednet of every operator of inference, and its portable form
 PORTABLE: dict[str, Callable] = {

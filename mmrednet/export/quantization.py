@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ QUANTIZED = ('Conv', 'Gemm')
 MAX_PHOTOS = 100
 
 
-def quantize(path: Path, photos: Sequence[Path], out: Path) -> None:
+def quantize(
+    path: Path, photos: Sequence[Path], out: Path, float_layers: Sequence[str] = ()
+) -> None:
     """Write an ONNX file with integer weights and activations, and its description.
 
     Weights are int8 with a scale for each output channel, activations uint8 with one scale for a
@@ -29,9 +32,11 @@ def quantize(path: Path, photos: Sequence[Path], out: Path) -> None:
         path: File that ``mmrednet export`` wrote, with its ``.json`` beside it.
         photos: Photographs like those that the model will see. The first ``MAX_PHOTOS`` are used.
         out: File to write.
+        float_layers: Names of layers that stay in float32, or patterns of names as for files, such
+            as ``'*.fc_reg'``. Default: (), none.
 
     Raises:
-        ValueError: There are no photographs.
+        ValueError: There are no photographs, or a pattern fits no layer.
     """
     if not photos:
         raise ValueError('photos must be at least one image, got none.')
@@ -52,8 +57,34 @@ def quantize(path: Path, photos: Sequence[Path], out: Path) -> None:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            nodes_to_exclude=nodes_of(prepared, float_layers),
         )
     shutil.copyfile(path.with_suffix('.json'), out.with_suffix('.json'))
+
+
+def nodes_of(path: Path, patterns: Sequence[str]) -> list[str]:
+    """Return the names of the nodes whose layers fit one of the patterns.
+
+    Raises:
+        ValueError: A pattern fits no convolution and no linear layer.
+    """
+    import onnx
+
+    nodes = {}
+    for node in onnx.load(path).graph.node:
+        # weights have the names that they have in the model's state dict
+        if node.op_type in QUANTIZED:
+            nodes[node.input[1].removesuffix('.weight')] = node.name
+    names = []
+    for pattern in patterns:
+        matches = [name for layer, name in nodes.items() if fnmatchcase(layer, pattern)]
+        if not matches:
+            raise ValueError(
+                f'float_layers must fit layers such as {", ".join(list(nodes)[:3])}, got '
+                f'{pattern!r}.'
+            )
+        names.extend(matches)
+    return names
 
 
 class Photos:

@@ -7,6 +7,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include <initializer_list>
 #include <optional>
 #include <string>
 
@@ -14,9 +15,9 @@
 
 namespace {
 
-// The operators of inference, as Python infers their schemas from the functions in mmrednet/ops.
-// A test compares both.
-const char* const kSchemas[] = {
+// The operators of inference, as Python infers their schemas from the functions in mmrednet/ops and
+// in mmrednet/export/detection_ops.py. A test compares both.
+const std::initializer_list<const char*> kSchemas = {
     "aggregate(Tensor value, Tensor weight, SymInt[] window) -> Tensor",
     "correlate(Tensor query, Tensor key, SymInt[] window) -> Tensor",
     "involution(Tensor value, Tensor hidden, Tensor weight, Tensor? bias, SymInt[] window)"
@@ -36,6 +37,11 @@ const char* const kSchemas[] = {
     "depthwise(Tensor x, Tensor weight, Tensor? bias, SymInt[] padding, SymInt[] dilation,"
     " bool gelu) -> Tensor",
 };
+const std::initializer_list<const char*> kDetectionSchemas = {
+    "nms(Tensor boxes, Tensor scores, float threshold, SymInt limit) -> Tensor",
+    "roi_align(Tensor features, Tensor boxes, SymInt size, float scale, SymInt samples,"
+    " bool aligned) -> Tensor",
+};
 
 bool is_defined(const std::string& schema) {
   const std::string name = "mmrednet::" + schema.substr(0, schema.find('('));
@@ -45,8 +51,9 @@ bool is_defined(const std::string& schema) {
 // The operators that Python has not defined: all of them, unless Python loads this library late.
 class Schemas {
  public:
-  Schemas() : library_(torch::Library::FRAGMENT, "mmrednet", std::nullopt, __FILE__, __LINE__) {
-    for (const char* schema : kSchemas)
+  explicit Schemas(std::initializer_list<const char*> schemas)
+      : library_(torch::Library::FRAGMENT, "mmrednet", std::nullopt, __FILE__, __LINE__) {
+    for (const char* schema : schemas)
       if (!is_defined(schema)) library_.def(schema);
   }
 
@@ -57,7 +64,8 @@ class Schemas {
   torch::Library library_;
 };
 
-Schemas schemas;
+Schemas schemas(kSchemas);
+Schemas detection_schemas(kDetectionSchemas);
 
 }  // namespace
 
@@ -82,10 +90,13 @@ TORCH_LIBRARY_IMPL(mmrednet, CPU, m) {
   m.impl("vector_moments_backward", &mmrednet::vector_moments_backward);
   m.impl("depthwise", &mmrednet::depthwise);
   m.impl("depthwise_backward", &mmrednet::depthwise_backward);
+  m.impl("nms", &mmrednet::nms);
+  m.impl("roi_align", &mmrednet::roi_align);
 }
 
 TORCH_LIBRARY(mmrednet_native, m) {
   m.def("capability() -> str", [] { return std::string(mmrednet::kernel_table().name); });
   m.def("threads() -> int", &mmrednet::num_threads);
   m.def("release_schemas() -> ()", [] { schemas.release(); });
+  m.def("release_detection_schemas() -> ()", [] { detection_schemas.release(); });
 }

@@ -99,4 +99,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> depthwise_backward(
     const std::optional<at::Tensor>& bias, at::IntArrayRef padding, at::IntArrayRef dilation,
     bool gelu);
 
+// Operators of detectors, see mmrednet/export/detection_ops.py. They take float32 alone.
+at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores, double threshold, int64_t limit);
+at::Tensor roi_align(const at::Tensor& features, const at::Tensor& boxes, int64_t size,
+                     double scale, int64_t samples, bool aligned);
+
 }  // namespace mmrednet
