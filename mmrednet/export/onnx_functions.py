@@ -154,7 +154,7 @@ def _remainder(x: Tensor, divisor: Any) -> Any:
     """Return the remainder by a number, as a tensor where it is a symbolic size, of which torch's
     translation makes an integer.
     """
-    if not isinstance(divisor, torch.SymInt):
+    if isinstance(divisor, (int, float)):
         return NotImplemented
     return x.remainder(torch.full((), divisor, dtype=x.dtype, device=x.device))
 
