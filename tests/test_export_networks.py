@@ -1,6 +1,7 @@
 """Networks as ONNX files, run by ONNX Runtime at sizes that were not those of the trace."""
 
 import contextlib
+import copy
 import io
 import json
 
@@ -8,14 +9,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from benchmarks.narrow import CONFIGS, MODELS, build_model
 from mmdet.structures import DetDataSample
-from mmengine.registry import MODELS
 from mmseg.models.utils import Upsample
 
 from mmrednet import fuse
 from mmrednet.backbones import MSCAN, RedNet
 from mmrednet.commands import export as command
-from mmrednet.engine import load_config
 from mmrednet.export import capture, largest_error
 from mmrednet.export.evaluation import ExportedModel
 from mmrednet.export.exporting import ExportError, Target, verify
@@ -77,25 +77,9 @@ def test_backbones(index, tmp_path):
         assert largest_error(session.run(None, {'image': image.numpy()}), expected) < 1e-4
 
 
-def build(config, options):
-    torch.manual_seed(0)
-    cfg = load_config(config, options=options)
-    with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
-        model = registry.build(cfg.model)
-    model.init_weights()
-    # scores that differ from each other, as those of a trained model
-    for name, parameter in model.named_parameters():
-        if any(part in name for part in ('fc_cls.w', 'rpn_cls.w', 'conv_seg.w')):
-            torch.nn.init.normal_(parameter, std=0.3)
-        if any(part in name for part in ('fc_reg.w', 'rpn_reg.w')):
-            torch.nn.init.normal_(parameter, std=0.05)
-    model.eval()
-    return model, cfg
-
-
 @pytest.mark.parametrize('config', [DETECTOR, SEGMENTER])
 def test_networks_predict_what_models_predict(config):
-    model, _ = build(config, {})
+    model, _ = build_model(config, {})
     network, task = network_of(model)
     for shape in ((128, 160), (117, 203)):
         image = sample_image(shape)
@@ -108,6 +92,17 @@ def test_networks_predict_what_models_predict(config):
         else:
             assert len(np.unique(expected[0])) > 1
             assert (outputs[0] == expected[0]).mean() > 0.999
+
+
+def test_random_detectors_have_no_equal_scores():
+    """Else the order of suppression, and with it the detections, would depend on rounding."""
+    config, options = MODELS['Faster R-CNN']
+    model, _ = build_model(CONFIGS / config, options)
+    network, task = network_of(fuse(copy.deepcopy(model)))
+    image = sample_image((96, 128), seed=12)
+    with torch.no_grad():
+        outputs = [output.numpy() for output in network(torch.from_numpy(image))]
+    assert matched(outputs, predict(model, task, image)) == 1
 
 
 def test_upsampling_of_fpn_heads_takes_any_size():
@@ -127,7 +122,7 @@ def save(model, path):
 def detector(tmp_path_factory):
     """A detector, its exported file, and what the command printed."""
     folder = tmp_path_factory.mktemp('detector')
-    model, _ = build(DETECTOR, dict.fromkeys(option.split('=')[0] for option in SMALLER))
+    model, _ = build_model(DETECTOR, dict.fromkeys(option.split('=')[0] for option in SMALLER))
     photo = sample_image((128, 160))[0].transpose(1, 2, 0)
     assert cv2.imwrite(str(folder / 'photo.png'), photo)
     out = folder / 'detector.onnx'
@@ -198,7 +193,7 @@ def test_wrong_photographs(arguments, message, capsys):
 
 def test_a_file_that_differs_is_removed(tmp_path):
     path = tmp_path / 'segmenter.onnx'
-    model, cfg = build(SEGMENTER, {})
+    model, cfg = build_model(SEGMENTER, {})
     arguments = [SEGMENTER, save(model, tmp_path / 'weights.pth'), '--to', 'onnx']
     assert command.main([*arguments, '--out', str(path), '--shape', '64', '96']) == 0
     with torch.no_grad():

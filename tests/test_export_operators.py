@@ -170,6 +170,14 @@ def test_captured_programs_have_one_node_for_an_operator():
     assert names['aten.conv2d'] == 1
 
 
+def test_deformable_convolutions_are_named_before_an_export():
+    program = capture(build_spatial(dict(type='DCN'), 16).eval(), torch.randn(2, 16, 12, 10))
+    assert 'of these operators: mmrednet.deform_conv2d (1)' in blocking_message(
+        program, 'onnx', 'portable'
+    )
+    assert blocking_message(program, 'exported-program', 'native') is None
+
+
 def test_a_network_in_training_mode():
     with pytest.raises(ValueError, match='eval mode'):
         capture(torch.nn.Conv2d(3, 3, 1), torch.randn(1, 3, 8, 8))

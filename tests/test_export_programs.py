@@ -12,7 +12,7 @@ from mmseg.structures import SegDataSample
 from mmrednet.commands import export, infer
 from mmrednet.commands import test as evaluate
 from mmrednet.engine import load_config
-from mmrednet.export import runtime
+from mmrednet.export import capture, runtime
 from mmrednet.export.evaluation import ExportedModel
 from mmrednet.export.formats import FORMATS
 from mmrednet.export.verification import predict, sample_image
@@ -97,3 +97,12 @@ def test_damaged_descriptions(text, tmp_path):
 
 def test_every_format_can_be_run():
     assert set(runtime.RUNS) == set(FORMATS)
+
+
+def test_a_program_for_any_size_is_saved_without_its_example(tmp_path):
+    program = capture(torch.nn.Conv2d(3, 3, 1).eval(), torch.zeros(2, 3, 8, 8))
+    path = tmp_path / 'convolution.pt2'
+    FORMATS['exported-program'].write(program, path, ['features'], 'native')
+    # the example alone would have 16 MB
+    assert path.stat().st_size < 1e5
+    assert program.example_inputs is not None

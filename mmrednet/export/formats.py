@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -60,7 +61,10 @@ def _in_form(program: ExportedProgram, form: str) -> ExportedProgram:
 
 
 def _write_program(program: ExportedProgram, path: Path, _: Sequence[str], form: str) -> None:
-    torch.export.save(_in_form(program, form), path)
+    program = copy.copy(_in_form(program, form))
+    # an image of 16 MB in a program for any size, which nothing reads in a file
+    program.example_inputs = None
+    torch.export.save(program, path)
 
 
 def _write_package(program: ExportedProgram, path: Path, _: Sequence[str], form: str) -> None:

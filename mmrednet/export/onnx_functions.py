@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from .native_nodes import NODES, Node
+from .pooling import adaptive_average
 from .programs import PORTABLE
 
 DOMAIN = 'mmrednet'
 # Operators that torch translates itself, since they are one or two of its own. A function takes
 # seconds for each configuration, of which an MSCAN has more than ten.
 INLINE = ('depthwise',)
+# any number but 0 and 1, which torch would make part of the function
+REGIONS = 5
 
 
 class Example(NamedTuple):
@@ -53,7 +56,10 @@ class Functions:
 
     def with_calls(self, program: ExportedProgram) -> ExportedProgram:
         """Return the program with a call of a function in place of each operator of ours."""
-        table = {}
+        table = {
+            torch.ops.aten.adaptive_avg_pool2d.default: adaptive_average,
+            torch.ops.aten.remainder.Scalar: _remainder,
+        }
         for name, portable in PORTABLE.items():
             overload = getattr(torch.ops.mmrednet, name).default
             table[overload] = portable if name in INLINE else self._caller(name, portable)
@@ -144,13 +150,31 @@ def _capture(portable: Callable, arguments: list[Any]) -> ExportedProgram:
         return torch.export.export(call, tensors, dynamic_shapes=(shapes,), strict=False)
 
 
+def _remainder(x: Tensor, divisor: Any) -> Any:
+    """Return the remainder by a number, as a tensor where it is a symbolic size, of which torch's
+    translation makes an integer.
+    """
+    if isinstance(divisor, (int, float)):
+        return NotImplemented
+    return x.remainder(torch.full((), divisor, dtype=x.dtype, device=x.device))
+
+
 def _example(argument: Any) -> Any:
     """Return a tensor as an :class:`Example`, anything else as it is."""
     if not isinstance(argument, Tensor):
         return argument
     axes = tuple(axis for axis, size in enumerate(argument.shape) if not isinstance(size, int))
-    sizes = tuple(size if isinstance(size, int) else int(size.node.hint) for size in argument.shape)
+    sizes = tuple(_example_size(size) for size in argument.shape)
     return Example(sizes, axes, argument.dtype)
+
+
+def _example_size(size: Any) -> int:
+    """Return a size as it is in the example of the network."""
+    if isinstance(size, int):
+        return size
+    hint = size.node.hint
+    # the number of regions of an image depends on its pixels, which an example does not have
+    return REGIONS if hint is None else int(hint)
 
 
 def _signature(argument: Any) -> Any:

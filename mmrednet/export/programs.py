@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from ..ops import (  # noqa: F401
     Window,
@@ -92,7 +94,11 @@ def portable(program: ExportedProgram) -> ExportedProgram:
 def operators(program: ExportedProgram) -> Counter[str]:
     """Return how often a program calls each operator, as in 'aten.conv2d' or 'mmrednet.nms'."""
     names: Counter[str] = Counter()
-    for node in program.graph.nodes:
+    # a part with its own autocast is a graph inside the graph
+    graphs = [
+        part.graph for part in program.graph_module.modules() if isinstance(part, GraphModule)
+    ]
+    for node in chain.from_iterable(graph.nodes for graph in graphs):
         if node.op == 'call_function' and isinstance(node.target, torch._ops.OpOverload):
             names[f'{node.target.namespace}.{node.target._schema.name.split("::")[1]}'] += 1
     return names

@@ -10,6 +10,7 @@ import argparse
 import re
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +23,15 @@ import torch
 
 from mmrednet import fuse
 from mmrednet.export import capture, largest_error
-from mmrednet.export.exporting import Target, compare, export
-from mmrednet.export.formats import FORMATS, FORMS, library_beside, missing_message, run
+from mmrednet.export.exporting import ExportError, Target, compare, export
+from mmrednet.export.formats import (
+    FORMATS,
+    FORMS,
+    blocking_message,
+    library_beside,
+    missing_message,
+    run,
+)
 from mmrednet.export.networks import BackboneNetwork
 from mmrednet.export.onnx_file import count_nodes
 from tools.benchmarks import backbones, narrow
@@ -107,6 +115,8 @@ def measure_backbone(case: Case, path: Path, args: argparse.Namespace) -> dict[s
     network = build(case.network)
     image = torch.zeros(2 if case.is_dynamic else 1, 3, *args.shape)
     program = capture(network, image, dynamic=case.is_dynamic)
+    if message := blocking_message(program, case.format, case.form):
+        raise ExportError(message)
     FORMATS[case.format].write(program, path, network.output_names, case.form)
     compute = run(case.format, path)
     worst = 0.0
@@ -162,8 +172,8 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         # a network that cannot be exported is a row of the table
         except Exception as failure:
             # torch colours its messages for terminals
-            reason = ' '.join(re.sub(r'\x1b\[\d*m', '', str(failure)).split())
-            return dict(failure=f'{type(failure).__name__}: {reason:.200}')
+            reason = re.sub(r'\x1b\[\d*m', '', f'{type(failure).__name__}: {failure}')
+            return dict(failure=textwrap.shorten(reason, 220, placeholder=' ...'))
         result['mib'] = size_of(path)
         if case.format == 'onnx':
             result['nodes'] = count_nodes(path)
