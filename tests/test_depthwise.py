@@ -10,7 +10,7 @@ from torch.library import opcheck
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmrednet.layers.depth_wise import DepthWiseConv2d, activated, in_turn
+from mmrednet.layers.depth_wise import DepthWiseConv2d, activated
 from mmrednet.ops import _native, depthwise, depthwise_conv2d
 
 LAYOUTS = {'contiguous': torch.contiguous_format, 'channels-last': torch.channels_last}
@@ -373,28 +373,3 @@ class TestLayer:
             lambda x: activated(nn.GELU(), layer, x), backend='aot_eager', fullgraph=True
         )
         torch.testing.assert_close(compiled(x), F.gelu(nn.Conv2d.forward(layer, x)))
-
-
-def test_strips_in_turn_keep_their_input_alone():
-    row, column = DepthWiseConv2d(8, (1, 5)), DepthWiseConv2d(8, (5, 1))
-    x = torch.randn(2, 8, 9, 7, requires_grad=True)
-    inputs = [x, *row.parameters(), *column.parameters()]
-    expected = column(row(x))
-    stored = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: stored.append(tensor.data_ptr()) or tensor, lambda tensor: tensor
-    ):
-        y = in_turn(row, column, x)
-    assert not set(stored) - {tensor.data_ptr() for tensor in inputs}
-    torch.testing.assert_close(y, expected)
-    grads = torch.autograd.grad(y.sin().sum(), inputs)
-    for grad, value in zip(grads, torch.autograd.grad(expected.sin().sum(), inputs), strict=True):
-        torch.testing.assert_close(grad, value)
-
-
-def test_strips_with_hooks_are_called_once():
-    row, column = DepthWiseConv2d(8, (1, 5)), DepthWiseConv2d(8, (5, 1))
-    calls = []
-    row.register_forward_hook(lambda *_: calls.append(1))
-    in_turn(row, column, torch.randn(2, 8, 9, 7, requires_grad=True)).sum().backward()
-    assert len(calls) == 1

@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..ops import depthwise_conv2d, onednn
 from ..ops.tracing import is_captured, leaf_module
-from ..ops.transforms import is_transformed
 from .plain import is_plain
 
 
@@ -49,20 +47,6 @@ def activated(activation: nn.Module, convolution: nn.Module, x: Tensor) -> Tenso
         layer: Any = convolution
         return onednn.depthwise_conv2d(x, layer.weight, layer.bias, layer.padding, 'gelu')
     return _convolve(convolution, x, gelu=True)
-
-
-def in_turn(first: nn.Module, second: nn.Module, x: Tensor) -> Tensor:
-    """Return ``second(first(x))`` for two depth-wise convolutions.
-
-    What the first one returns is not kept for the backward pass, which computes it again: a strip
-    takes little time, and its map as much memory as any other.
-    """
-    is_recorded = torch.is_grad_enabled() and x.requires_grad
-    are_plain = all(is_plain(convolution, DepthWiseConv2d) for convolution in (first, second))
-    if not is_recorded or not are_plain or is_captured(x) or is_transformed([x]):
-        return second(first(x))
-    options: dict[str, Any] = dict(use_reentrant=False, preserve_rng_state=False)
-    return checkpoint(lambda features: second(first(features)), x, **options)
 
 
 def in_fast_layout(image: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from .attention import Gate
-from .depth_wise import DepthWiseConv2d, in_turn
+from .depth_wise import DepthWiseConv2d
 from .safe_module import SafeModule
 from .spatial import cell_average, spatial_operator
 
@@ -154,5 +154,5 @@ class MultiScaleConvAttention(ConvolutionalAttention):
         features = total = self.conv0(x)
         for index in range(self.strips):
             row, column = getattr(self, f'conv{index}_1'), getattr(self, f'conv{index}_2')
-            total = total + in_turn(row, column, features)
+            total = total + column(row(features))
         return getattr(self, f'conv{self.strips}')(total)
