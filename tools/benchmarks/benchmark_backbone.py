@@ -138,8 +138,9 @@ def time_backbones(args, report, work):
 def measure_memory(args, report):
     """Measure the memory of a training step, each in a process of its own."""
     first = args.backbones[0]
+    what = 'Peak memory of a training step above the network, freed memory given back'
     for precision in args.precision:
-        report.write(title(args, precision, 'Peak memory of a training step above the network'))
+        report.write(title(args, precision, what))
         peaks, rows = {}, []
         for name in args.backbones:
             peaks[name] = in_own_process(

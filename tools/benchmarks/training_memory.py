@@ -1,12 +1,14 @@
 """Print the memory of a backbone's first training step: its peak above what the process held, in
 bytes.
 
-A process of its own measures a network, so that nothing of another one is used again.
+A process of its own measures a network, so that nothing of another one is used again. It gives
+freed memory back to the system: what it would keep is not needed.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
 
-from mmrednet import keep_memory
+from benchmarks.backbones import build, make_image, prepare, step
 
 STATUS = Path('/proc/self/status')
 RESET_PEAK = Path('/proc/self/clear_refs')
@@ -44,7 +46,8 @@ def in_own_process(
     """
     command = [sys.executable, __file__, name, '--shape', *map(str, shape), '--batch', str(batch)]
     command += ['--layout', layout, '--precision', precision]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {key: value for key, value in os.environ.items() if key != 'GLIBC_TUNABLES'}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if result.returncode:
         raise RuntimeError(f'{name}: the training step failed:\n{result.stderr[-2000:]}')
     return int(result.stdout.split()[-1])
@@ -59,10 +62,6 @@ def main() -> None:
     parser.add_argument('--layout', default='channels-last')
     parser.add_argument('--precision', default='float32')
     args = parser.parse_args()
-    keep_memory()
-    # after the allocator has been told
-    from benchmarks.backbones import build, make_image, prepare, step
-
     options = dict(layout=args.layout, precision=args.precision)
     model = prepare(build(args.name), train=True, folded=False, **options)
     image = make_image(args.batch, 3, args.shape, **options)
