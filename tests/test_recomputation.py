@@ -8,7 +8,7 @@ from torch.nn.utils import parametrizations
 from mmrednet import backbones
 from mmrednet.backbones import AxialResNet, LRNet, RedNet, SASAResNet, SpatialResNet
 from mmrednet.backbones.nat import Variant
-from mmrednet.backbones.recomputation import recomputed
+from mmrednet.backbones.recomputation import keeping_input, recomputed
 
 RESNET = dict(base_channels=32, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
 ARCH = dict(embed_dims=(8, 16, 16, 16), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))
@@ -140,3 +140,27 @@ def test_an_error_in_the_second_computation_leaves_the_buffers():
         output.sum().backward()
     handle.remove()
     assert all(buffer is buffers[name] for name, buffer in block.named_buffers())
+
+
+def test_an_activation_before_a_linear_layer_keeps_its_input_alone():
+    act, linear, stored = nn.GELU(), nn.Linear(8, 4), []
+    x = torch.randn(3, 8, requires_grad=True)
+    inputs = [x, *linear.parameters()]
+    expected = torch.autograd.grad(linear(act(x)).sin().sum(), inputs)
+    own = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: stored.append(tensor.untyped_storage().data_ptr()) or tensor,
+        lambda tensor: tensor,
+    ):
+        y = keeping_input(act, linear, x)
+    assert not set(stored) - own
+    for grad, value in zip(torch.autograd.grad(y.sin().sum(), inputs), expected, strict=True):
+        torch.testing.assert_close(grad, value)
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_layers_that_are_looked_at_are_called_once(index):
+    layers, calls = [nn.GELU(), nn.Linear(8, 4)], []
+    layers[index].register_forward_hook(lambda *_: calls.append(1))
+    keeping_input(*layers, torch.randn(3, 8, requires_grad=True)).sum().backward()
+    assert calls == [1]

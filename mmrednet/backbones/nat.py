@@ -13,6 +13,7 @@ from ..layers.safe_module import SafeModule
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
 from .base import CheckpointedBlock, PyramidBackbone, in_layout_of
+from .recomputation import keeping_input
 
 Dilations = Sequence[Sequence[int]]
 
@@ -92,7 +93,8 @@ class FeedForward(SafeModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to the same shape."""
-        return self.fc2(self.act(self.fc1(x.movedim(1, -1)))).movedim(-1, 1)
+        hidden = self.fc1(x.movedim(1, -1))
+        return keeping_input(self.act, self.fc2, hidden).movedim(-1, 1)
 
 
 class NATBlock(CheckpointedBlock):

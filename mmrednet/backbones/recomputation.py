@@ -9,6 +9,10 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from ..layers.plain import is_plain
+from ..ops.tracing import is_captured
+from ..ops.transforms import is_transformed
+
 # for each buffer its module, its name and a copy of it
 Buffers = list[tuple[nn.Module, str, Tensor]]
 
@@ -34,6 +38,23 @@ def recomputed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tenso
         return nullcontext(), _Replaced(buffers)
 
     return torch.utils.checkpoint.checkpoint(function, x, use_reentrant=False, context_fn=contexts)
+
+
+def keeping_input(first: nn.Module, second: nn.Module, x: Tensor) -> Tensor:
+    """Return ``second(first(x))``, and keep x alone for the backward pass.
+
+    That pass computes ``first`` again. It is meant for an activation in front of a linear layer,
+    which takes little time, while its result takes as much memory as x.
+    """
+    is_recorded = torch.is_grad_enabled() and x.requires_grad
+    # a hook would see two calls
+    are_plain = is_plain(first, nn.GELU, nn.ReLU) and is_plain(second, nn.Linear)
+    if not is_recorded or not are_plain or is_captured(x) or is_transformed([x]):
+        return second(first(x))
+    # torch stops it when it has what the gradients need, which is before the linear layer
+    return torch.utils.checkpoint.checkpoint(
+        lambda features: second(first(features)), x, use_reentrant=False, preserve_rng_state=False
+    )
 
 
 def _copies(module: nn.Module) -> Buffers:
