@@ -78,9 +78,10 @@ def test_without_an_operator_it_is_the_stock_resnet(scope, arguments):
     theirs, ours = stock(scope, **arguments), SpatialResNet(50, **arguments)
     state = {key.replace('gn', 'bn'): value for key, value in theirs.state_dict().items()}
     ours.load_state_dict(state, strict=True)
-    theirs.eval()
-    ours.eval()
-    image = torch.ones(1, 3, 64, 64)
+    # networks of mmdet return nothing from eval()
+    theirs.double().eval()
+    ours.double().eval()
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         for left, right in zip(ours(image), theirs(image), strict=True):
             torch.testing.assert_close(left, right)
