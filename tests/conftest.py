@@ -44,6 +44,15 @@ def _seed():
 
 
 @pytest.fixture
+def one_thread():
+    """Let torch compute on one thread, for one test."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def registered_flop_handles(monkeypatch):
     """Let mmengine count by all handles of the package, for one test."""
     from mmengine.analysis import complexity_analysis

@@ -25,6 +25,7 @@ from mmrednet.export.verification import matched, predict, sample_image
 
 pytest.importorskip('onnxscript')
 onnxruntime = pytest.importorskip('onnxruntime')
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 DETECTOR = 'configs/shapes/faster-rcnn_rednet26_inv-fpn-rpn_shapes.py'
 SEGMENTER = 'configs/streets/segnext_mscan-narrow_streets.py'
@@ -35,15 +36,6 @@ SMALLER = [
     'model.rpn_head.spatial_cfg=None',
 ]
 SIZES = [(1, 75, 101), (3, 64, 83), (2, 96, 160)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def backbones():

@@ -13,17 +13,9 @@ from mmrednet.layers import build_spatial
 
 pytest.importorskip('onnxscript')
 onnxruntime = pytest.importorskip('onnxruntime')
+pytestmark = pytest.mark.usefixtures('one_thread')
 # rows and columns of bins of UPerNet and PSPNet, some that differ, and all rows
 BINS = [1, 2, 3, 6, (2, 5), (None, 4)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def session_of(network, path, example, **options):

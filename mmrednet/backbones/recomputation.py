@@ -43,12 +43,12 @@ def recomputed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tenso
 def keeping_input(first: nn.Module, second: nn.Module, x: Tensor) -> Tensor:
     """Return ``second(first(x))``, and keep x alone for the backward pass.
 
-    That pass computes ``first`` again. It is meant for an activation in front of a linear layer,
-    which takes little time, while its result takes as much memory as x.
+    That pass computes ``first`` again where it is GELU in front of a linear layer: it takes little
+    time, and its result takes as much memory as x.
     """
     is_recorded = torch.is_grad_enabled() and x.requires_grad
     # a hook would see two calls
-    are_plain = is_plain(first, nn.GELU, nn.ReLU) and is_plain(second, nn.Linear)
+    are_plain = is_plain(first, nn.GELU) and is_plain(second, nn.Linear)
     if not is_recorded or not are_plain or is_captured(x) or is_transformed([x]):
         return second(first(x))
     # torch stops it when it has what the gradients need, which is before the linear layer
