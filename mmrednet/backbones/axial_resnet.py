@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..layers.attention import AxisWeights
 from ..layers.axial import AxialAttention1d
+from ..layers.recomputed_maps import recomputed_map
 from ..layers.spatial import cell_average
 from ..registry import MODELS
 from .base import CheckpointedBlock, PyramidBackbone
@@ -67,7 +68,7 @@ class AxialBlock(CheckpointedBlock):
 
     def reduce(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to the input (B, width, H, W) of the attention."""
-        return self.relu1(self.bn1(self.conv_down(x)))
+        return recomputed_map(self.conv_down(x), self.bn1, self.relu1)
 
     def attention(self, x: Tensor) -> tuple[AxisWeights, AxisWeights]:
         """Return the weights along the height, and those along the width that follow."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
 
 from ..checkpoints.formats import legacy_renames, rename
 from ..layers.depth_wise import in_inference_layout
+from ..layers.recomputed_maps import RecomputedMaps
 from ..layers.safe_module import SafeModule
+from ..ops.tracing import is_captured
 from .pretrained_init import SafelyPretrained
 from .recomputation import recomputed
 
@@ -88,6 +91,8 @@ class PyramidBackbone(SafelyPretrained):
             gradient, and norms in eval mode. With -1 the stem is trained too.
         norm_eval: True if batch norms use their running statistics in training.
         with_cp: True if the backward pass computes blocks again, to save memory.
+        recompute_norms: True if the backward pass computes batch norms, and the activations behind
+            them, again.
         init_cfg: Initialisation, see mmengine's BaseModule. The checkpoint of a ``Pretrained`` may
             be a published file as it is. Its arguments are those of
             :func:`mmrednet.backbones.load_pretrained`.
@@ -108,6 +113,7 @@ class PyramidBackbone(SafelyPretrained):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        recompute_norms: bool = True,
         init_cfg: dict | list[dict] | None = None,
         pretrained: str | None = None,
     ) -> None:
@@ -115,7 +121,7 @@ class PyramidBackbone(SafelyPretrained):
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        self.with_cp = with_cp
+        self.with_cp, self.recompute_norms = with_cp, recompute_norms
         self.stage_names: list[tuple[str, ...]] = []
         self.register_load_state_dict_pre_hook(_unwrap_keys)
         self.register_load_state_dict_pre_hook(_rename_keys)
@@ -154,14 +160,20 @@ class PyramidBackbone(SafelyPretrained):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map the image (B, 3, H, W) to the feature maps of the stages in ``out_indices``."""
-        features = self.forward_stem(in_inference_layout(x))
+        features = self._applied(self.forward_stem, in_inference_layout(x))
         outputs = []
         for index, names in enumerate(self.stage_names):
             for name in names:
-                features = getattr(self, name)(features)
+                features = self._applied(getattr(self, name), features)
             if index in self.out_indices:
                 outputs.append(features)
         return in_layout_of(x, outputs)
+
+    def _applied(self, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if not self.recompute_norms or is_captured(x) or not torch.is_grad_enabled():
+            return module(x)
+        with RecomputedMaps():
+            return module(x)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, keep frozen stages and, with ``norm_eval``, batch norms in eval mode, and

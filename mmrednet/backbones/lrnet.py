@@ -9,6 +9,7 @@ from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
+from ..layers.recomputed_maps import recomputed_conv_module, recomputed_map
 from ..layers.spatial import SpatialConfig, build_spatial
 from ..registry import MODELS
 from .resnet import SpatialResNet
@@ -58,4 +59,6 @@ class LRNet(SpatialResNet):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, base_channels, H / 4, W / 4)."""
-        return self.maxpool(self.stem(x))
+        reduce, relation, norm, relu = self.stem
+        x = relation(recomputed_conv_module(x, reduce))
+        return self.maxpool(recomputed_map(x, norm, relu))

@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
+from ..layers.recomputed_maps import recomputed_map
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
 from .base import CheckpointedBlock, PyramidBackbone, pretrained_cfg
@@ -114,8 +115,9 @@ class Bottleneck(CheckpointedBlock):
 
     def compute(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
-        out = self._plug(self.relu1(self.bn1(self.conv1(x))), 'after_conv1')
-        out = self._plug(self.relu2(self.bn2(self.conv2(out))), 'after_conv2')
+        out = recomputed_map(self.conv1(x), self.bn1, self.relu1)
+        out = self.conv2(self._plug(out, 'after_conv1'))
+        out = self._plug(recomputed_map(out, self.bn2, self.relu2), 'after_conv2')
         out = self._plug(self.bn3(self.conv3(out)), 'after_conv3')
         identity = x if self.downsample is None else self.downsample(x)
         if self.plugin_names['after_conv3']:

@@ -10,6 +10,7 @@ from mmcv.cnn import build_norm_layer
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
+from ..layers.recomputed_maps import recomputed_map
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
 from .base import CheckpointedBlock, PyramidBackbone
@@ -47,8 +48,8 @@ class SANBlock(CheckpointedBlock):
 
     def compute(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to the same shape."""
-        out = self.sam(self.relu(self.bn1(x)))
-        return self.conv(self.relu(self.bn2(out))).add_(x)
+        out = self.sam(recomputed_map(x, self.bn1, self.relu))
+        return self.conv(recomputed_map(out, self.bn2, self.relu)).add_(x)
 
 
 @MODELS.register_module()
@@ -139,4 +140,4 @@ class SAN(PyramidBackbone):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, base_channels, H, W)."""
-        return self.relu(self.bn_in(self.conv_in(x)))
+        return recomputed_map(self.conv_in(x), self.bn_in, self.relu)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers.depth_wise import DepthWiseConv2d, activated, in_fast_layout
+from ..layers.recomputed_maps import recomputed_map
 from ..layers.safe_module import SafeModule
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
 from ..registry import MODELS
@@ -74,7 +75,8 @@ class GatedAttention(SafeModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to the same shape."""
-        return x + self.proj_2(self.spatial_gating_unit(self.activation(self.proj_1(x))))
+        features = recomputed_map(self.proj_1(x), self.activation)
+        return x + self.proj_2(self.spatial_gating_unit(features))
 
 
 class ConvFeedForward(SafeModule):
@@ -135,8 +137,8 @@ class VANBlock(CheckpointedBlock):
 
     def compute(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to the same shape."""
-        x = x + self.scale(self.layer_scale_1, x) * self.attn(self.norm1(x))
-        return x + self.scale(self.layer_scale_2, x) * self.mlp(self.norm2(x))
+        x = x + self.scale(self.layer_scale_1, x) * self.attn(recomputed_map(x, self.norm1))
+        return x + self.scale(self.layer_scale_2, x) * self.mlp(recomputed_map(x, self.norm2))
 
     def scale(self, layer_scale: Tensor, x: Tensor) -> Tensor:
         """Return the factors (B, channels, 1, 1) of a branch, zero for images that skip it."""

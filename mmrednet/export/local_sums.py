@@ -16,6 +16,9 @@ from .tiles import Tiles
 # A larger one has larger matrices with more zeros: L entries of a row, of which the taps are not
 # zero. With 16, no tensor is twice as large as the input for windows up to 15 x 15.
 TILE = 16
+# Columns of a tile whose matrices are generated. With 9, the row of a band of 7 taps has 16
+# entries, which a processor multiplies at once.
+GENERATED_TILE = 9
 
 
 def aggregate(value: Tensor, weight: Tensor, window: Sequence[int]) -> Tensor:
@@ -57,7 +60,7 @@ def involution(
     """
     fields = Window.from_flat(window)
     height, width = hidden.shape[-2:]
-    tiles = Tiles(fields, TILE, width)
+    tiles = Tiles(fields, GENERATED_TILE, width)
     inputs = tiles.inputs(value)
     # a channel of ones multiplies the bias
     features = tiles.outputs(hidden.unsqueeze(1), fill=1.0, ones=True).flatten(2, 4)

@@ -16,6 +16,7 @@ from .batch_statistics import Moments, synchronised, update_running
 from .flat_layers import batch_norm, pointwise
 from .groups import join_groups
 from .plain import BATCH_NORMS, is_plain
+from .recomputed_maps import recomputed_map
 from .safe_module import SafeModule
 from .spatial import cell_average, spatial_operator
 
@@ -123,7 +124,8 @@ class AxialAttention1d(SafeModule):
 
     def lines(self, x: Tensor) -> Tensor:
         """Return queries, keys and values (B, N, 2 D, J, L) of the lines of (B, C, H, W)."""
-        qkv = batch_norm(self.bn_qkv, pointwise(self.qkv_transform, x))
+        projected = pointwise(self.qkv_transform, x)
+        qkv = recomputed_map(projected, self.bn_qkv, apply=batch_norm)
         return self.to_lines(qkv.unflatten(1, (self.num_heads, 2 * self.depth)))
 
     def fold(self, qkv: Affine, output: Affine) -> None:

@@ -48,8 +48,8 @@ def parse_args():
         '--backbones',
         nargs='+',
         choices=list(BACKBONES),
-        default=list(FAMILIES),
-        help='backbones to time; the others are compared with the first',
+        help='backbones to time; the others are compared with the first; by default all families, '
+        'and with --peers ResNet-50 and RedNet-50',
     )
     parser.add_argument('--shape', type=int, nargs=2, default=(480, 640), metavar=('H', 'W'))
     parser.add_argument('--batch', type=int, default=1)
@@ -76,10 +76,11 @@ def parse_args():
     table.add_argument(
         '--peers',
         action='store_true',
-        help='ResNet-50 and RedNet-50 also under torch.compile, ONNX Runtime and OpenVINO',
+        help='also under torch.compile, AOTInductor, ONNX Runtime and OpenVINO',
     )
     parser.add_argument('--markdown', type=Path, metavar='FILE', help='append the tables to a file')
     args = parser.parse_args()
+    args.backbones = args.backbones or list(PEERS if args.peers else FAMILIES)
     if args.plain and args.train:
         parser.error('--plain is for inference: networks in training keep their norms')
     if args.peers and 'autocast' in args.precision:
@@ -188,13 +189,13 @@ def check_threads(args, report):
 
 
 def time_peers(args, report):
-    """Time ResNet-50 and RedNet-50 under everything that is installed."""
+    """Time backbones under everything that is installed."""
     for way in peers.PACKAGES:
         if lacking := peers.missing(way):
             report.write(f'{way} is left out, since {" and ".join(lacking)} cannot be imported.\n')
     for precision in args.precision:
         runs = {}
-        for name in PEERS:
+        for name in args.backbones:
             options = dict(layout='channels-last', precision='float32')
             model = prepare(build(name), train=False, folded=True, **options)
             image = make_image(args.batch, 3, args.shape, **options)
@@ -203,14 +204,14 @@ def time_peers(args, report):
                 if share > peers.TOLERANCES[precision]:
                     sys.exit(f'{name} under {way} differs from eager torch by {share:.1e}')
             runs.update({(name, way): run for way, run in ways.items()})
-        seconds = medians(runs, args.rounds, args.budget)
+        seconds = medians(runs, args.rounds, args.budget, untimed=1)
         report.write(title(args, precision, 'Ways to run, folded'))
         ways = list(dict.fromkeys(way for _, way in runs))
-        best = {name: min(seconds[name, way] for way in ways) for name in PEERS}
+        best = {name: min(seconds[name, way] for way in ways) for name in args.backbones}
         rows = []
-        for name in PEERS:
+        for name in args.backbones:
             own = [f'{1e3 * seconds[name, way]:.1f}' for way in ways]
-            rows.append([name, *own, f'{best[name] / best[PEERS[0]]:.2f}'])
+            rows.append([name, *own, f'{best[name] / best[args.backbones[0]]:.2f}'])
         report.table(['backbone', *(f'{way}, ms' for way in ways), 'best / best'], rows)
 
 

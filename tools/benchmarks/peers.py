@@ -1,4 +1,5 @@
-"""What a user would run instead of eager torch: torch.compile, ONNX Runtime and OpenVINO.
+"""What a user would run instead of eager torch: torch.compile, AOTInductor, ONNX Runtime and
+OpenVINO.
 
 None of them is needed. Those that are not installed are passed over.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from mmrednet.export import capture, onnx_file
 from mmrednet.export.networks import BackboneNetwork
@@ -24,6 +26,7 @@ from .backbones import step
 # packages that a way needs, besides torch
 PACKAGES = {
     'torch.compile': (),
+    'AOTInductor': (),
     'ONNX Runtime': ('onnx', 'onnxscript', 'onnxruntime'),
     'OpenVINO': ('onnx', 'onnxscript', 'openvino'),
     'OpenVINO, native': ('onnx', 'onnxscript', 'openvino'),
@@ -39,13 +42,30 @@ def missing(way: str) -> list[str]:
     return [package for package in PACKAGES[way] if find_spec(package) is None]
 
 
-def write_onnx(model: nn.Module, image: Tensor, path: Path, *, native: bool = False) -> None:
-    """Export a backbone in float32 for images of one shape, with operators in one of two forms."""
+def exported(model: nn.Module, image: Tensor) -> tuple[ExportedProgram, list[str]]:
+    """Return a backbone as a program for images of one shape, and the names of its outputs."""
     with torch.inference_mode():
         count = len(model(image))
     network = BackboneNetwork(copy.deepcopy(model), count).eval()
-    program = capture(network, image, dynamic=False)
-    onnx_file.write_onnx(program, path, network.output_names, native=native)
+    return capture(network, image, dynamic=False), network.output_names
+
+
+def write_onnx(model: nn.Module, image: Tensor, path: Path, *, native: bool = False) -> None:
+    """Export a backbone in float32 for images of one shape, with operators in one of two forms."""
+    program, names = exported(model, image)
+    onnx_file.write_onnx(program, path, names, native=native)
+
+
+def aoti(model: nn.Module, image: Tensor, path: Path) -> Callable[[], Any]:
+    """Return the forward pass of a package of AOTInductor."""
+    torch._inductor.aoti_compile_and_package(exported(model, image)[0], package_path=str(path))
+    package = torch._inductor.aoti_load_package(str(path))
+
+    def infer() -> Any:
+        with torch.inference_mode():
+            return package(image)
+
+    return infer
 
 
 def onnx_runtime(path: Path, image: Tensor) -> Callable[[], Any]:
@@ -96,6 +116,7 @@ def ways(model: nn.Module, image: Tensor, precision: str) -> dict[str, Callable[
     result['torch.compile'] = step(torch.compile(copy.deepcopy(cast)), cast_image, **options)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'model.onnx'
+        result['AOTInductor'] = aoti(cast, cast_image, path.with_name('model.aoti.pt2'))
         plain_image = image.contiguous()
         plain_model = model.to(memory_format=torch.contiguous_format)
         if not missing('ONNX Runtime') or not missing('OpenVINO'):

@@ -19,6 +19,8 @@ def measure_rounds(
     rounds: int,
     budget: float | None = None,
     clock: Callable[[], float] | None = None,
+    *,
+    untimed: int = 0,
 ) -> dict[Name, list[float]]:
     """Call each contestant once per round, so that other load on the machine falls on all of them.
 
@@ -28,6 +30,8 @@ def measure_rounds(
         budget: Seconds after which no further round begins. One round counts in any case. Default:
             no limit.
         clock: Function that returns seconds. Default: None, the wall clock.
+        untimed: Number of calls in a turn before the one that is timed. Threads of another runtime
+            may wait busily for a moment after its turn. Default: 0.
 
     Returns:
         The seconds of each contestant in each round that counts.
@@ -43,6 +47,8 @@ def measure_rounds(
     begin = time.perf_counter()
     for turn in range(rounds + WARM_UP):
         for name, function in contestants.items():
+            for _ in range(untimed):
+                function()
             start = clock()
             function()
             if turn >= WARM_UP:
