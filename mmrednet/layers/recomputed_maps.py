@@ -142,9 +142,11 @@ class RecomputedMaps:
         return entry if version is None or x._version == version else None
 
     def _pack(self, x: Tensor) -> Any:
-        entry = self._entry(x)
+        # tensors of other classes may have no memory of their own
+        entry = self._entry(x) if type(x) is Tensor else None
         if entry is None:
-            return x, x._version
+            # a graph that held its own output would never be freed
+            return x.detach(), x._version
         entry.reads += 1
         entry.left += 1
         return entry, x.shape, x.stride(), x.storage_offset()
