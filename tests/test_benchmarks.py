@@ -113,6 +113,14 @@ def test_contestants_take_turns_within_a_budget(monkeypatch, rounds, budget, cou
     assert times == dict(slow=[3, 4, 3][:counted], fast=[1] * counted)
 
 
+def test_calls_before_the_timed_one(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(timing, 'time', clock)
+    contestants = dict(only=clock.contestant(1, 2, 3, 4, 5, 6, 7, 8))
+    # two rounds are cold
+    assert timing.measure_rounds(contestants, 2, untimed=1) == dict(only=[6, 8])
+
+
 def test_a_contest_has_rounds():
     with pytest.raises(ValueError, match='rounds must be at least 1, got 0'):
         timing.medians({}, 0)

@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 from mmrednet import fuse
 from mmrednet.export import capture, largest_error
+from mmrednet.export.formats import blocking_message
 from mmrednet.export.onnx_file import write_onnx
-from mmrednet.export.pooling import adaptive_average
+from mmrednet.export.pooling import adaptive_average, blocking_pools, without_rounding_up
 from mmrednet.layers import build_spatial
 
 pytest.importorskip('onnxscript')
@@ -86,3 +87,48 @@ def test_positions_in_maps_of_any_width(tmp_path):
     image = torch.rand(5, 1, 7, 9)
     (columns,) = session.run(None, {'image': image.numpy()})
     assert columns.tolist() == network(image)[0].tolist()
+
+
+POOLS = {
+    'max': nn.MaxPool2d(2, ceil_mode=True),
+    'overlapping': nn.MaxPool2d((3, 5), (2, 3), (1, 2), ceil_mode=True),
+    'average': nn.AvgPool2d((2, 3), ceil_mode=True),
+    'without padding': nn.AvgPool2d(3, 2, ceil_mode=True, count_include_pad=False),
+    'rounded down': nn.MaxPool2d(2),
+}
+
+
+@pytest.mark.parametrize('name', POOLS)
+def test_pooling_that_rounds_no_size_up(name):
+    network = nn.Sequential(POOLS[name], nn.Conv2d(3, 2, 1), POOLS[name]).double().eval()
+    program = capture(network, torch.zeros(2, 3, 9, 9, dtype=torch.float64))
+    rounded = without_rounding_up(program)
+    assert blocking_pools(program) == 0
+    pools = [node for node in rounded.graph.nodes if 'pool2d' in str(node.target)]
+    # the last argument would be ceil_mode
+    assert pools
+    assert not any(True in node.args for node in pools)
+    for size in ((9, 12), (10, 11), (13, 17)):
+        x = torch.randn(2, 3, *size, dtype=torch.float64)
+        with torch.no_grad():
+            torch.testing.assert_close(rounded.module()(x), network(x))
+
+
+@pytest.mark.parametrize(
+    'pool',
+    [
+        nn.MaxPool2d(2, 3, ceil_mode=True),
+        nn.MaxPool2d(3, 2, dilation=2, ceil_mode=True),
+        nn.AvgPool2d(3, 1, 1, ceil_mode=True),
+        nn.AvgPool2d(2, ceil_mode=True, divisor_override=3),
+    ],
+    ids=str,
+)
+def test_pooling_that_a_package_cannot_have(pool):
+    image = torch.zeros(2, 3, 9, 9)
+    program = capture(nn.Sequential(nn.Conv2d(3, 3, 1), pool).eval(), image)
+    message = 'pooling with ceil_mode for images of any size (1)'
+    assert message in blocking_message(program, 'aoti', 'native')
+    assert blocking_message(program, 'onnx', 'portable') is None
+    one = capture(nn.Sequential(nn.Conv2d(3, 3, 1), pool).eval(), image, dynamic=False)
+    assert blocking_message(one, 'aoti', 'native') is None

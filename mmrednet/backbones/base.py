@@ -92,7 +92,7 @@ class PyramidBackbone(SafelyPretrained):
         norm_eval: True if batch norms use their running statistics in training.
         with_cp: True if the backward pass computes blocks again, to save memory.
         recompute_norms: True if the backward pass computes batch norms, and the activations behind
-            them, again.
+            them, again instead of keeping the results. Gradients are the same.
         init_cfg: Initialisation, see mmengine's BaseModule. The checkpoint of a ``Pretrained`` may
             be a published file as it is. Its arguments are those of
             :func:`mmrednet.backbones.load_pretrained`.
@@ -172,6 +172,7 @@ class PyramidBackbone(SafelyPretrained):
     def _applied(self, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if not self.recompute_norms or is_captured(x) or not torch.is_grad_enabled():
             return module(x)
+        # for each module by itself, since maps stay in memory until the context ends
         with RecomputedMaps():
             return module(x)
 

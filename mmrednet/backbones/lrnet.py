@@ -15,6 +15,22 @@ from ..registry import MODELS
 from .resnet import SpatialResNet
 
 
+class LocalRelationStem(Sequential):
+    """1x1 convolution with a norm and a ReLU, local relation, norm and ReLU.
+
+    At full resolution the output of the convolution is the largest map of the network, and takes
+    little time to compute. The backward pass computes it again instead of keeping it.
+    """
+
+    # the children are applied one after another, as mmrednet.fuse needs to know
+    consecutive = ('0', '1', '2', '3')
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, channels, ceil(H / stride), ceil(W / stride))."""
+        reduce, relation, norm, relu = self
+        return recomputed_map(relation(recomputed_conv_module(x, reduce)), norm, relu)
+
+
 @MODELS.register_module()
 class LRNet(SpatialResNet):
     """ResNet with local relation layers in the stem and in every bottleneck.
@@ -43,7 +59,7 @@ class LRNet(SpatialResNet):
     def make_stem(self, channels: int) -> None:
         """Build the stem: 1x1 convolution, 7x7 local relation of stride 2, pooling of stride 2."""
         # the local relation layer takes the place of ResNet's 7x7 convolution
-        self.stem = Sequential(
+        self.stem = LocalRelationStem(
             ConvModule(
                 self.in_channels, channels, 1, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg
             ),
@@ -59,6 +75,4 @@ class LRNet(SpatialResNet):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, base_channels, H / 4, W / 4)."""
-        reduce, relation, norm, relu = self.stem
-        x = relation(recomputed_conv_module(x, reduce))
-        return self.maxpool(recomputed_map(x, norm, relu))
+        return self.maxpool(self.stem(x))

@@ -19,6 +19,7 @@ from ..layers.depth_wise import DepthWiseConv2d, activated, in_fast_layout
 from ..layers.recomputed_maps import recomputed_map
 from ..layers.safe_module import SafeModule
 from ..layers.spatial import SpatialConfig, build_spatial, per_stage
+from ..ops.tracing import is_open
 from ..registry import MODELS
 from .base import CheckpointedBlock, PyramidBackbone
 
@@ -34,7 +35,9 @@ class ChannelNorm(nn.LayerNorm):
         """Normalise every position by the mean and the variance of its channels."""
         pixels = x.movedim(1, -1)
         normalized = F.layer_norm(pixels, self.normalized_shape, self.weight, self.bias, self.eps)
-        return normalized.movedim(-1, 1)
+        result = normalized.movedim(-1, 1)
+        # AOTInductor cannot compare the strides of a view whose sizes are unknown
+        return result.contiguous() if is_open(x.shape) else result
 
 
 class PatchEmbedding(SafeModule):

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from ..ops import _native
 from .onnx_file import KNOWN, write_onnx
 from .openvino_extension import ENDING, build_extension
+from .pooling import blocking_pools, without_rounding_up
 from .programs import blocking, operators, portable, without_kernels
 from .runtime import RUNS
 
@@ -68,7 +69,7 @@ def _write_program(program: ExportedProgram, path: Path, _: Sequence[str], form:
 
 
 def _write_package(program: ExportedProgram, path: Path, _: Sequence[str], form: str) -> None:
-    program = _in_form(program, form)
+    program = without_rounding_up(_in_form(program, form))
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     if not any(name.startswith('mmrednet.') for name in operators(program)):
         return
@@ -152,6 +153,8 @@ def blocking_message(program: ExportedProgram, name: str, form: str) -> str | No
     if form == 'native' and FORMATS[name].keeps_operators:
         counts = {key: n for key, n in counts.items() if not key.startswith('mmrednet.')}
         counts |= without_kernels(program)
+    if name == 'aoti' and (pools := blocking_pools(program)):
+        counts['pooling with ceil_mode for images of any size'] = pools
     if not counts:
         return None
     listing = ', '.join(f'{key} ({count})' for key, count in sorted(counts.items()))

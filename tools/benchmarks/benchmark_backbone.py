@@ -204,6 +204,8 @@ def time_peers(args, report):
                 if share > peers.TOLERANCES[precision]:
                     sys.exit(f'{name} under {way} differs from eager torch by {share:.1e}')
             runs.update({(name, way): run for way, run in ways.items()})
+            # compilers take minutes
+            print(f'{name} in {precision}: compiled and checked', file=sys.stderr, flush=True)
         seconds = medians(runs, args.rounds, args.budget, untimed=1)
         report.write(title(args, precision, 'Ways to run, folded'))
         ways = list(dict.fromkeys(way for _, way in runs))
