@@ -243,3 +243,8 @@ def test_maps_without_memory(x):
         recomputed_map(x.requires_grad_(), norm).sin().sum().backward()
         assert not context.maps
     assert x.grad.shape == x.shape
+
+
+def test_norms_are_computed_again_where_it_saves_a_quarter():
+    defaults = {name for name in BACKBONES if BACKBONES[name]().recompute_norms}
+    assert defaults == {'LRNet', 'SAN', 'AxialResNet'}

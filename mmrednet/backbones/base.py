@@ -92,7 +92,8 @@ class PyramidBackbone(SafelyPretrained):
         norm_eval: True if batch norms use their running statistics in training.
         with_cp: True if the backward pass computes blocks again, to save memory.
         recompute_norms: True if the backward pass computes batch norms, and the activations behind
-            them, again instead of keeping the results. Gradients are the same.
+            them, again instead of keeping the results. Gradients are the same. It takes a little
+            time for less memory.
         init_cfg: Initialisation, see mmengine's BaseModule. The checkpoint of a ``Pretrained`` may
             be a published file as it is. Its arguments are those of
             :func:`mmrednet.backbones.load_pretrained`.
@@ -113,7 +114,7 @@ class PyramidBackbone(SafelyPretrained):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
-        recompute_norms: bool = True,
+        recompute_norms: bool = False,
         init_cfg: dict | list[dict] | None = None,
         pretrained: str | None = None,
     ) -> None:

@@ -42,6 +42,8 @@ class LRNet(SpatialResNet):
         depth: Number of layers: 26 (two blocks in every stage), 50 or 101.
         spatial_cfg: Config of the operator of the stages.
         operator_channels: Number of channels of the operators of the first stage.
+        recompute_norms: True if the backward pass computes batch norms again, see
+            :class:`PyramidBackbone`. Here it saves a third of the memory.
     """
 
     block_counts = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -52,9 +54,11 @@ class LRNet(SpatialResNet):
         spatial_cfg: SpatialConfig | Sequence[SpatialConfig] = dict(type='LocalRelation'),
         *,
         operator_channels: int | None = 100,
+        recompute_norms: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(depth, spatial_cfg, operator_channels=operator_channels, **kwargs)
+        kwargs.update(operator_channels=operator_channels, recompute_norms=recompute_norms)
+        super().__init__(depth, spatial_cfg, **kwargs)
 
     def make_stem(self, channels: int) -> None:
         """Build the stem: 1x1 convolution, 7x7 local relation of stride 2, pooling of stride 2."""

