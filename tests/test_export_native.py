@@ -43,7 +43,7 @@ FAMILIES = (
     'LargeKernelAttention',
     'MultiScaleConvAttention',
 )
-OUTPUTS = (*FAMILIES, 'halved twice')
+OUTPUTS = (*FAMILIES, 'halved twice', 'bins')
 # half of the time of a package is that of the compiler for what calls the kernels
 WRAPPER_O0 = {'aot_inductor.compile_wrapper_opt_level': 'O0'}
 # the demo's detector with one stage and two levels, and involution in the stem alone
@@ -156,10 +156,11 @@ class Families(torch.nn.Module):
         super().__init__()
         self.layers = torch.nn.ModuleList(build_spatial(EXAMPLES[name], 16) for name in FAMILIES)
         self.halve = torch.nn.MaxPool2d(2, ceil_mode=True)
+        self.bins = torch.nn.AdaptiveAvgPool2d((2, 3))
 
     def forward(self, x):
         # rounded up in another way than the size of the example
-        return *(layer(x) for layer in self.layers), self.halve(self.halve(x)) + 1
+        return *(layer(x) for layer in self.layers), self.halve(self.halve(x)) + 1, self.bins(x)
 
 
 @built

@@ -9,7 +9,7 @@ from mmrednet import fuse
 from mmrednet.export import capture, largest_error
 from mmrednet.export.formats import blocking_message
 from mmrednet.export.onnx_file import write_onnx
-from mmrednet.export.pooling import adaptive_average, blocking_pools, without_rounding_up
+from mmrednet.export.pooling import adaptive_average, blocking_pools, pools_of_any_size
 from mmrednet.layers import build_spatial
 
 pytest.importorskip('onnxscript')
@@ -95,6 +95,7 @@ POOLS = {
     'average': nn.AvgPool2d((2, 3), ceil_mode=True),
     'without padding': nn.AvgPool2d(3, 2, ceil_mode=True, count_include_pad=False),
     'rounded down': nn.MaxPool2d(2),
+    'adaptive': nn.AdaptiveAvgPool2d((2, 3)),
 }
 
 
@@ -102,11 +103,11 @@ POOLS = {
 def test_pooling_that_rounds_no_size_up(name):
     network = nn.Sequential(POOLS[name], nn.Conv2d(3, 2, 1), POOLS[name]).double().eval()
     program = capture(network, torch.zeros(2, 3, 9, 9, dtype=torch.float64))
-    rounded = without_rounding_up(program)
+    rounded = pools_of_any_size(program)
     assert blocking_pools(program) == 0
     pools = [node for node in rounded.graph.nodes if 'pool2d' in str(node.target)]
+    assert bool(pools) == (name != 'adaptive')
     # the last argument would be ceil_mode
-    assert pools
     assert not any(True in node.args for node in pools)
     for size in ((9, 12), (10, 11), (13, 17)):
         x = torch.randn(2, 3, *size, dtype=torch.float64)

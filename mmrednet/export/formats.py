@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from ..ops import _native
 from .onnx_file import KNOWN, write_onnx
 from .openvino_extension import ENDING, build_extension
-from .pooling import blocking_pools, without_rounding_up
+from .pooling import blocking_pools, pools_of_any_size
 from .programs import blocking, operators, portable, without_kernels
 from .runtime import RUNS
 
@@ -69,7 +69,7 @@ def _write_program(program: ExportedProgram, path: Path, _: Sequence[str], form:
 
 
 def _write_package(program: ExportedProgram, path: Path, _: Sequence[str], form: str) -> None:
-    program = without_rounding_up(_in_form(program, form))
+    program = pools_of_any_size(_in_form(program, form))
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     if not any(name.startswith('mmrednet.') for name in operators(program)):
         return

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 # operators that may round sizes up
 POOLS = (torch.ops.aten.max_pool2d.default, torch.ops.aten.avg_pool2d.default)
+ADAPTIVE = torch.ops.aten.adaptive_avg_pool2d.default
 
 
 def adaptive_average(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -58,20 +59,20 @@ def bin_averages(bins: int, length: int, like: Tensor) -> Tensor:
     return members / members.sum(1, keepdim=True)
 
 
-def without_rounding_up(program: ExportedProgram) -> ExportedProgram:
-    """Return a program whose pooling rounds no size up, if it is for images of any size."""
-    if not _rounding_nodes(program):
+def pools_of_any_size(program: ExportedProgram) -> ExportedProgram:
+    """Return a program whose pooling does not need the size of the map, if it is for any size."""
+    adaptive = [node for node in program.graph.nodes if node.target is ADAPTIVE]
+    if not program.range_constraints or not (adaptive or _rounding_nodes(program)):
         return program
-    rounded = program.run_decompositions(
-        {overload: partial(_pool_padded, overload) for overload in POOLS}
-    )
+    table: dict[Any, Any] = {overload: partial(_pool_padded, overload) for overload in POOLS}
+    pooled = program.run_decompositions(table | {ADAPTIVE: adaptive_average})
     # what must hold for the original program is all that must hold
-    rounded._guards_code = program._guards_code
-    return rounded
+    pooled._guards_code = program._guards_code
+    return pooled
 
 
 def blocking_pools(program: ExportedProgram) -> int:
-    """Return how many poolings :func:`without_rounding_up` leaves as they are."""
+    """Return how many poolings :func:`pools_of_any_size` leaves as they are."""
     nodes = _rounding_nodes(program)
     return sum(not _can_be_padded(_arguments(node.target, *node.args)) for node in nodes)
 
