@@ -19,7 +19,7 @@ class LocalRelationStem(Sequential):
     """1x1 convolution with a norm and a ReLU, local relation, norm and ReLU.
 
     At full resolution the output of the convolution is the largest map of the network, and takes
-    little time to compute. The backward pass computes it again instead of keeping it.
+    little time to compute. With ``recompute_norms`` the backward pass computes it again.
     """
 
     # the children are applied one after another, as mmrednet.fuse needs to know

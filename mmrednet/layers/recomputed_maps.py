@@ -212,7 +212,9 @@ def recomputed_conv_module(x: Tensor, module: nn.Module) -> Tensor:
         return module(x)
     block: Any = module
     is_usual = block.order == ('conv', 'norm', 'act') and block.with_norm and block.with_activation
-    if not is_usual or block.with_explicit_padding or block.efficient_conv_bn_eval_forward:
+    # older versions of mmcv do not have it
+    is_joined = getattr(block, 'efficient_conv_bn_eval_forward', None) is not None
+    if not is_usual or block.with_explicit_padding or is_joined:
         return module(x)
     return recomputed_map(recomputed_map(x, block.conv), block.norm, block.activate)
 
