@@ -17,7 +17,7 @@ from .tiles import Tiles
 # zero. With 16, no tensor is twice as large as the input for windows up to 15 x 15.
 TILE = 16
 # Columns of a tile whose matrices are generated. With 9, the row of a band of 7 taps has 16
-# entries, which a processor multiplies at once.
+# entries, which a processor multiplies at once, and no tensor is twice as large as the input.
 GENERATED_TILE = 9
 
 

@@ -21,8 +21,10 @@ Function = TypeVar('Function', bound=Callable)
 
 def is_open(size: Sequence[int]) -> bool:
     """Return whether a program is exported for feature maps of any size, instead of this one."""
-    is_symbolic = any(isinstance(length, torch.SymInt) for length in size)
-    return is_symbolic and torch.compiler.is_exporting()
+    # torch.fx records sizes that cannot be looked at
+    if not torch.compiler.is_exporting():
+        return False
+    return any(isinstance(length, torch.SymInt) for length in size)
 
 
 def is_captured(x: Any) -> bool:
