@@ -57,8 +57,13 @@ class LRNet(SpatialResNet):
         recompute_norms: bool = True,
         **kwargs: Any,
     ) -> None:
-        kwargs.update(operator_channels=operator_channels, recompute_norms=recompute_norms)
-        super().__init__(depth, spatial_cfg, **kwargs)
+        super().__init__(
+            depth,
+            spatial_cfg,
+            operator_channels=operator_channels,
+            recompute_norms=recompute_norms,
+            **kwargs,
+        )
 
     def make_stem(self, channels: int) -> None:
         """Build the stem: 1x1 convolution, 7x7 local relation of stride 2, pooling of stride 2."""

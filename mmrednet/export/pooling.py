@@ -3,8 +3,8 @@
 Adaptive average pooling is the product of two matrices: torch's decomposition reads the entries of
 each bin by an index.
 
-Pooling that rounds sizes up pools a padded map and rounds down. AOTInductor looks whether the size
-of the example is rounded at all, and writes beyond its buffers for others.
+Pooling with ceil_mode becomes pooling of a padded map without it. AOTInductor decides by the size
+of the example whether ceil_mode matters, and its buffers may be too small for other sizes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.nn import functional as F
+
+from .programs import decomposed
 
 # operators that may round sizes up
 POOLS = (torch.ops.aten.max_pool2d.default, torch.ops.aten.avg_pool2d.default)
@@ -65,10 +67,7 @@ def pools_of_any_size(program: ExportedProgram) -> ExportedProgram:
     if not program.range_constraints or not (adaptive or _rounding_nodes(program)):
         return program
     table: dict[Any, Any] = {overload: partial(_pool_padded, overload) for overload in POOLS}
-    pooled = program.run_decompositions(table | {ADAPTIVE: adaptive_average})
-    # what must hold for the original program is all that must hold
-    pooled._guards_code = program._guards_code
-    return pooled
+    return decomposed(program, table | {ADAPTIVE: adaptive_average})
 
 
 def blocking_pools(program: ExportedProgram) -> int:

@@ -84,11 +84,21 @@ def portable(program: ExportedProgram) -> ExportedProgram:
     table = {}
     for name, function in PORTABLE.items():
         table[getattr(torch.ops.mmrednet, name).default] = function
-    standard = program.run_decompositions(table)
+    return decomposed(program, table)
+
+
+def decomposed(program: ExportedProgram, table: dict[Any, Callable]) -> ExportedProgram:
+    """Return a program with other functions in place of some operators, and with the same guards.
+
+    Args:
+        program: The program.
+        table: Functions by operator.
+    """
+    result = program.run_decompositions(table)
     # What torch asks of strides while it decomposes becomes guards, such as several tiles in a row.
     # The operators are the same for one: the guards of the original program are all that must hold.
-    standard._guards_code = program._guards_code
-    return standard
+    result._guards_code = program._guards_code
+    return result
 
 
 def operators(program: ExportedProgram) -> Counter[str]:

@@ -41,7 +41,7 @@ REPEATS: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
 
 
 class _Map:
-    """A map that can be computed again. It exists while the backward pass has to read it.
+    """A map that can be computed again. It takes memory only while the backward pass reads it.
 
     Args:
         source: What it is computed from, a tensor or another such map.
